@@ -1,0 +1,1 @@
+"""Replicated state for Python programs that already have a Redis."""

@@ -1,0 +1,53 @@
+"""Numbers that both cores, the wire and the disk share.  Defined once: a class of its own on each core would not compare equal."""
+
+from __future__ import annotations
+
+from typing import Final
+
+LIMIT: Final = 1 << 63
+"""Every decoded integer lies in [0, LIMIT)."""
+
+# Kinds of log entries.  The rules know only NOOP and CONFIGURATION.
+NOOP: Final = 0
+TRANSITION: Final = 1
+SESSION_TRANSITION: Final = 2
+SESSION_OPEN: Final = 3
+CONFIGURATION: Final = 4
+
+# Kinds of messages between replicas (Ongaro 2014, figures 3.1, 5.3 and §9.6).
+PRE_VOTE: Final = 1
+PRE_VOTE_RESPONSE: Final = 2
+VOTE: Final = 3
+VOTE_RESPONSE: Final = 4
+APPEND: Final = 5
+APPEND_RESPONSE: Final = 6
+SNAPSHOT: Final = 7
+LAST_MESSAGE_KIND: Final = 7
+
+# Kinds of other items in a frame: a process asks a group.
+REQUEST: Final = 32
+REPLY: Final = 33
+
+# Outcomes in a REPLY.
+OK: Final = 0
+FAILED: Final = 1
+REFUSED_NOT_LEADER: Final = 2
+REFUSED_OVERLOADED: Final = 3
+SESSION_EXPIRED: Final = 4
+REFUSED_TOO_LARGE: Final = 5
+REFUSED_UNAVAILABLE: Final = 6
+UNKNOWN: Final = 7
+MALFORMED: Final = 8
+ALREADY: Final = 9
+
+# Roles.
+FOLLOWER: Final = 0
+PRE_CANDIDATE: Final = 1
+CANDIDATE: Final = 2
+LEADER: Final = 3
+ROLE_NAMES: Final = ("follower", "pre-candidate", "candidate", "leader")
+
+# States of a Progress (etcd's names).
+PROBE: Final = 0
+REPLICATE: Final = 1
+INSTALL: Final = 2
