@@ -1,0 +1,189 @@
+"""The frame: what one process sends another in one piece, and how it is authenticated.
+
+A frame is a fixed header, the two ids, any number of items and a MAC::
+
+    "RP"  version  key id  cluster uuid  storage uuid  boot  nonce  sequence    struct HEADER
+    from  to                                                                    a length byte and msgpack, each
+    group  kind  length  body                                                   struct ITEM, once an item
+    MAC                                                                         16 bytes, keyed BLAKE2b, over all before
+
+The MAC is verified before anything but the fixed header is parsed.  Frames are the same on both cores: this module is
+not compiled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import msgpack
+
+from raftplug.constants import LIMIT
+from raftplug.errors import InvalidArgument, MalformedMessage
+
+Id = int | str
+
+_HEADER = struct.Struct("<2sBB16s16sQQQ")
+_ITEM = struct.Struct("<QBI")
+_MAGIC = b"RP"
+_VERSION = 1
+_MAC_BYTES = 16
+NO_CLUSTER = bytes(16)
+_NO_MAC = bytes(_MAC_BYTES)
+_ID_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
+
+
+def check_id(value: object, what: str = "id") -> Id:
+    """Return `value` if it can name a node: an int in [0, 2^63), or 1 to 64 of the characters A-Z a-z 0-9 . _ -
+
+    Raises:
+        InvalidArgument: it cannot.
+    """
+    if type(value) is int and 0 <= value < LIMIT:
+        return value
+    if isinstance(value, str) and 1 <= len(value) <= 64 and _ID_CHARACTERS.issuperset(value):
+        return value
+    raise InvalidArgument(f"{what} {value!r} cannot be: use 1 to 64 letters, digits, '.', '_' or '-', or a whole number")
+
+
+def group_number(name: str) -> int:
+    """The number that stands for the group `name` on the wire: 63 bits of its BLAKE2b digest."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") & (LIMIT - 1)
+
+
+def cluster_uuid(group: str, peers: Sequence[Id]) -> bytes:
+    """The identity of the cluster that `peers` found: a pure function, so that independent bootstraps agree (DESIGN 7).
+
+    Args:
+        group: the name of the group it is founded with.
+        peers: the ids of its first voters, in any order.
+
+    Returns: 16 bytes.
+    """
+    members = sorted(peers, key=lambda peer: (isinstance(peer, str), peer))
+    return hashlib.blake2b(msgpack.packb([group, members]), digest_size=16, person=b"raftplug cluster").digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One message in a frame: for a group (see `group_number`), of a kind of `constants`."""
+
+    group: int
+    kind: int
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A frame that was received: its header, checked, and its items."""
+
+    cluster: bytes
+    storage: bytes
+    boot: int
+    nonce: int
+    sequence: int
+    source: Id
+    target: Id
+    items: list[Item]
+
+
+@dataclass(slots=True)
+class Sender:
+    """Who sends: the constant part of every frame's header.  `sequence` counts the frames of this boot.
+
+    Args:
+        source: the sender's id.
+        cluster: uuid of its cluster, 16 bytes; zeros where it belongs to none yet.
+        storage: uuid of its data directory, 16 bytes; zeros for a client.
+        boot: how often the directory was opened.
+        nonce: random, 63 bits, new at every start.
+        key_id: which of the keys signs, 1 to 255; 0 is no key.
+        key: that key, 16 to 64 bytes.
+    """
+
+    source: Id
+    cluster: bytes
+    storage: bytes
+    boot: int
+    nonce: int
+    key_id: int = 0
+    key: bytes = b""
+    sequence: int = field(default=0)
+
+    def encode(self, target: Id, items: Sequence[tuple[int, int, bytes]]) -> bytes:
+        """The next frame to `target`, of (group, kind, body) items."""
+        self.sequence += 1
+        header = _HEADER.pack(
+            _MAGIC, _VERSION, self.key_id, self.cluster, self.storage, self.boot, self.nonce, self.sequence
+        )
+        parts = [header, _pack_id(self.source), _pack_id(target)]
+        for group, kind, body in items:
+            parts.append(_ITEM.pack(group, kind, len(body)))
+            parts.append(body)
+        data = b"".join(parts)
+        return data + (_mac(self.key, data) if self.key_id else _NO_MAC)
+
+
+def decode_frame(data: bytes, keys: Mapping[int, bytes] | None = None) -> Frame:
+    """Check and parse a received frame.
+
+    Args:
+        data: the bytes.
+        keys: the accepted keys by their id; empty or None accepts only frames without a key.
+
+    Raises:
+        MalformedMessage: it is not a frame, or is not signed by a key we hold.
+    """
+    if len(data) < _HEADER.size + _MAC_BYTES:
+        raise MalformedMessage("a frame that is too short")
+    magic, version, key_id, cluster, storage, boot, nonce, sequence = _HEADER.unpack_from(data)
+    if magic != _MAGIC or version != _VERSION:
+        raise MalformedMessage("not a frame of this version")
+    end = len(data) - _MAC_BYTES
+    key = (keys or {0: b""}).get(key_id)
+    if key is None:
+        raise MalformedMessage(f"a frame that is signed with key {key_id}, which this node does not accept")
+    if not hmac.compare_digest(data[end:], _mac(key, data[:end]) if key_id else _NO_MAC):
+        raise MalformedMessage("a frame whose MAC is wrong")
+    if boot >= LIMIT or nonce >= LIMIT or sequence >= LIMIT:
+        raise MalformedMessage("a frame with a number out of range")
+    source, at = _unpack_id(data, _HEADER.size, end)
+    target, at = _unpack_id(data, at, end)
+    items = []
+    while at < end:
+        if at + _ITEM.size > end:
+            raise MalformedMessage("a frame that ends within an item")
+        group, kind, length = _ITEM.unpack_from(data, at)
+        at += _ITEM.size
+        if at + length > end or group >= LIMIT:
+            raise MalformedMessage("a frame whose item is out of bounds")
+        items.append(Item(group, kind, data[at : at + length]))
+        at += length
+    return Frame(cluster, storage, boot, nonce, sequence, source, target, items)
+
+
+def _mac(key: bytes, data: bytes) -> bytes:
+    return hashlib.blake2b(data, key=key, digest_size=_MAC_BYTES).digest()
+
+
+def _pack_id(value: Id) -> bytes:
+    packed: bytes = msgpack.packb(value)
+    return bytes((len(packed),)) + packed
+
+
+def _unpack_id(data: bytes, at: int, end: int) -> tuple[Id, int]:
+    if at >= end or at + 1 + data[at] > end:
+        raise MalformedMessage("a frame that ends within an id")
+    stop = at + 1 + data[at]
+    try:
+        value = msgpack.unpackb(data[at + 1 : stop])
+    except ValueError:
+        raise MalformedMessage("a frame with an unreadable id") from None
+    if type(value) is int and 0 <= value < LIMIT:
+        return value, stop
+    if isinstance(value, str) and value:
+        return value, stop
+    raise MalformedMessage("a frame with an id that cannot be")
