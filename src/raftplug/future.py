@@ -1,0 +1,226 @@
+"""A future that costs a node almost nothing until somebody waits for it.
+
+`concurrent.futures.Future` makes a condition with a lock for every transition, though most are never waited for one by
+one.  This one makes a lock only inside `result` and `exception`, when the answer is not there yet.
+
+Why a callback can neither be lost nor run twice.  The setter first stores the outcome, then looks at the waiting list;
+a waiter first appends itself to the list, then looks at the outcome.  Whichever of the two is later sees what the other
+stored, so at least one of them drains the list; each entry is taken out by `list.pop`, which gives it to exactly one of
+them.  The list itself is made under one module-wide lock, since two waiters may both find none.  The GIL gives
+the order of the stores; a free-threaded interpreter does not promise it, so there the setter goes through the same
+lock (`_FENCE`), which does.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Callable, Generator
+from typing import Any, Final
+
+from raftplug.errors import InvariantViolated
+
+_logger = logging.getLogger("raftplug")
+_registering = threading.Lock()
+_LockType = type(_registering)
+_FENCE: Final[bool] = not getattr(sys, "_is_gil_enabled", lambda: True)()
+
+
+class _Pending:
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "<pending>"
+
+
+_PENDING: Final = _Pending()
+
+
+class _Callback:
+    """A registered callable.  It compares by identity, so that removing it runs nobody's `__eq__`."""
+
+    __slots__ = ("call",)
+
+    def __init__(self, call: Callable[[Future], object]) -> None:
+        self.call = call
+
+
+class Future:
+    """The outcome of a transition or a read that is under way.
+
+    It has the interface of `concurrent.futures.Future` and can be awaited in any running asyncio loop, by any number of
+    tasks.  It cannot be cancelled: what was proposed may be executed whatever the caller wishes.
+    `concurrent.futures.wait` and `as_completed` look inside the standard class and do not take it; `asyncio.gather`,
+    `asyncio.wait_for` and `add_done_callback` do.
+
+    Attributes:
+        transition_id: the id of the transition, once it is known; else None.
+    """
+
+    __slots__ = ("__weakref__", "_error", "_value", "_waiting", "transition_id")
+
+    def __init__(self) -> None:
+        self._value: Any = _PENDING  # Stored last, so that who sees a value also sees the error.
+        self._error: BaseException | None = None
+        self._waiting: list[Any] | None = None
+        self.transition_id: Any = None
+
+    # -- whoever waits ---------------------------------------------------------------------------------------------
+
+    def done(self) -> bool:
+        """True once there is a result or an error."""
+        return self._value is not _PENDING
+
+    def running(self) -> bool:
+        """True until it is done."""
+        return self._value is _PENDING
+
+    def cancelled(self) -> bool:
+        """Always False."""
+        return False
+
+    def cancel(self) -> bool:
+        """Always False: nothing is cancelled."""
+        return False
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Wait for the outcome and return it, or raise it.
+
+        Args:
+            timeout: seconds; None waits without limit.
+
+        Raises:
+            TimeoutError: it is not done in time; it goes on all the same.
+            RaftplugError: what it ended with.
+        """
+        if self._value is _PENDING:
+            self._wait(timeout)
+        if self._error is not None:
+            try:
+                raise self._error
+            finally:
+                del self  # The error keeps this frame by its traceback: do not make it a cycle.
+        return self._value
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait for the outcome and return its error, or None.  `timeout` and TimeoutError as for `result`."""
+        if self._value is _PENDING:
+            self._wait(timeout)
+        return self._error
+
+    def add_done_callback(self, fn: Callable[[Future], object]) -> None:
+        """Call `fn(self)` once it is done: at once here, or later in the thread that sets it.
+
+        What `fn` raises is logged and goes no further.  Callbacks run in the order in which they were added.
+        """
+        if self._value is _PENDING:
+            self._register(_Callback(fn))
+        else:
+            self._call(fn)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        if self._value is _PENDING:
+            import asyncio  # Here, since who awaits has it loaded already and nobody else needs it.
+
+            loop = asyncio.get_running_loop()
+            waiter = loop.create_future()
+
+            def release() -> None:
+                if not waiter.done():  # A task that was cancelled meanwhile has cancelled it.
+                    waiter.set_result(None)
+
+            def wake(_: Future) -> None:
+                try:
+                    loop.call_soon_threadsafe(release)
+                except RuntimeError:
+                    pass  # The loop is closed: nobody waits any more.
+
+            entry = _Callback(wake)
+            self._register(entry)
+            try:
+                yield from waiter
+            finally:
+                self._forget(entry)
+        return self.result()
+
+    # -- whoever sets ----------------------------------------------------------------------------------------------
+
+    def set_result(self, value: Any) -> None:
+        """End with `value`.  One thread sets, once.
+
+        Raises:
+            InvariantViolated: it is done already.
+        """
+        if self._value is not _PENDING:
+            raise InvariantViolated("a future was set twice")
+        self._value = value
+        if self._waiting is not None or _FENCE:
+            self._drain()
+
+    def set_exception(self, error: BaseException) -> None:
+        """End with `error`.  One thread sets, once.
+
+        Raises:
+            InvariantViolated: it is done already.
+        """
+        if self._value is not _PENDING:
+            raise InvariantViolated("a future was set twice")
+        self._error = error
+        self._value = None
+        if self._waiting is not None or _FENCE:
+            self._drain()
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _wait(self, timeout: float | None) -> None:
+        lock = threading.Lock()
+        lock.acquire()
+        self._register(lock)
+        limit = -1.0 if timeout is None else min(max(timeout, 0.0), threading.TIMEOUT_MAX)
+        try:
+            if not lock.acquire(timeout=limit) and self._value is _PENDING:
+                raise TimeoutError("no answer yet: the future goes on, wait for it again")
+        finally:
+            self._forget(lock)
+
+    def _register(self, entry: Any) -> None:
+        with _registering:
+            if self._waiting is None:
+                self._waiting = []
+            self._waiting.append(entry)
+        if self._value is not _PENDING:
+            self._drain()
+
+    def _forget(self, entry: Any) -> None:
+        try:
+            self._waiting.remove(entry)  # type: ignore[union-attr]  # Only who registered forgets.
+        except ValueError:
+            pass  # It was called.
+
+    def _drain(self) -> None:
+        if _FENCE:
+            with _registering:
+                waiting = self._waiting
+        else:
+            waiting = self._waiting
+        while waiting:
+            try:
+                entry = waiting.pop(0)
+            except IndexError:
+                return  # The other side took the last one.
+            if type(entry) is _LockType:
+                entry.release()
+            else:
+                self._call(entry.call)
+
+    def _call(self, fn: Callable[[Future], object]) -> None:
+        try:
+            fn(self)
+        except Exception:
+            _logger.exception("a callback of a future raised; the future's outcome stands")
+
+    def __repr__(self) -> str:
+        if self._value is _PENDING:
+            return "<Future pending>"
+        return f"<Future error={self._error!r}>" if self._error is not None else f"<Future result={self._value!r}>"
