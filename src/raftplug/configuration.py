@@ -1,0 +1,102 @@
+"""Who votes: a configuration is a pure value, and so are the quorums of it.
+
+A configuration has one set of voters, or two while it changes (joint consensus, Ongaro 2014 §4.3): what is decided must
+then be decided by a quorum of each.  Learners receive everything and decide nothing.
+"""
+
+from __future__ import annotations
+
+from raftplug import _cy as cython
+from raftplug.errors import InvalidArgument
+
+
+@cython.cclass
+class Configuration:
+    """The members of a group.
+
+    Args:
+        voters: ids of the voters; sorted, so that equal configurations have equal bytes.
+        outgoing: the voters of the configuration that a joint one leaves; empty when it is not joint.
+        learners: ids of members that do not vote.
+
+    Raises:
+        InvalidArgument: an id stands twice, or is voter and learner.
+    """
+
+    voters: tuple = cython.declare(tuple, visibility="readonly")
+    outgoing: tuple = cython.declare(tuple, visibility="readonly")
+    learners: tuple = cython.declare(tuple, visibility="readonly")
+
+    def __init__(self, voters: object, outgoing: object = (), learners: object = ()) -> None:
+        self.voters = _ids(voters)
+        self.outgoing = _ids(outgoing)
+        self.learners = _ids(learners)
+        if set(self.learners) & (set(self.voters) | set(self.outgoing)):
+            raise InvalidArgument("configuration: a member is voter and learner at once")
+
+    def plain(self) -> list:
+        """Plain data for the log, the snapshot and the disk; `from_plain` is its inverse."""
+        return [list(self.voters), list(self.outgoing), list(self.learners)]
+
+    @staticmethod
+    def from_plain(data: object) -> Configuration:
+        """The configuration that `plain` gave.
+
+        Raises:
+            InvalidArgument: `data` is none.
+        """
+        if not isinstance(data, list) or len(data) != 3:
+            raise InvalidArgument("configuration: not the plain data of one")
+        return Configuration(data[0], data[1], data[2])
+
+    def members(self) -> list:
+        """Every id in it, each once: voters first."""
+        return list(dict.fromkeys(self.voters + self.outgoing + self.learners))
+
+    def is_voter(self, member: object) -> cython.bint:
+        """Whether `member` has a vote in either half."""
+        return member in self.voters or member in self.outgoing
+
+    def has_quorum(self, supporters: set) -> cython.bint:
+        """Whether `supporters` hold a strict majority of the voters, and of the outgoing ones while joint.
+
+        Supporters are a set: a vote that arrives twice is one vote.
+        """
+        return _majority(self.voters, supporters) and (not self.outgoing or _majority(self.outgoing, supporters))
+
+    def needed(self) -> cython.longlong:
+        """How many voters a quorum has."""
+        return len(self.voters) // 2 + 1
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Configuration) and self.plain() == other.plain()
+
+    def __hash__(self) -> int:
+        return hash((self.voters, self.outgoing, self.learners))
+
+    def __repr__(self) -> str:
+        return f"Configuration(voters={self.voters!r}, outgoing={self.outgoing!r}, learners={self.learners!r})"
+
+
+@cython.cfunc
+def _majority(voters: tuple, supporters: set) -> cython.bint:
+    count: cython.longlong = 0
+    for voter in voters:
+        if voter in supporters:
+            count += 1
+    return 2 * count > len(voters)
+
+
+def _ids(members: object) -> tuple:
+    if not isinstance(members, (list, tuple)):
+        raise InvalidArgument("configuration: members must be a list of ids")
+    for member in members:
+        if type(member) is not int and not isinstance(member, str):
+            raise InvalidArgument(f"configuration: {member!r} is not an id")
+    if len(set(members)) != len(members):
+        raise InvalidArgument("configuration: an id stands twice")
+    return tuple(sorted(members, key=_sort_key))
+
+
+def _sort_key(member: object) -> tuple:
+    return (isinstance(member, str), member)

@@ -1,0 +1,880 @@
+"""The consensus rules of one replica of one group, written once, without I/O.
+
+`Raft` is handed messages (`step`), proposals (`propose`), read requests (`read`), the time (`tick`) and the completion of
+its own writes (`persisted`); after any number of these, `ready` says what must happen now: messages to send, a write to
+make durable, reads that may be answered.  It knows no clock, socket, thread or random source.
+
+Two rules run through everything:
+
+* **Nothing that depends on a write leaves before the write is durable.**  A message that carries a term or a vote waits
+  until both are on disk (`_held`); an acknowledgement never claims more than `stable`, the last index on our own disk;
+  a leader and a candidate count themselves by the same rule (Ongaro 2014 §3.8, §10.2.1).
+* **One write at a time** is under way.  What changes meanwhile belongs to the next one; a truncation meanwhile lowers what
+  the completion will count, so that a completion can never vouch for entries that were replaced (`_writing_last`).
+
+Times are microseconds of a monotonic clock, of any origin.  The rules follow Ongaro 2014 ("Consensus: Bridging Theory and
+Practice") with pre-vote (§9.6), check-quorum (§6.2) and ReadIndex (§6.4).
+"""
+
+from __future__ import annotations
+
+from raftplug import _cy as cython
+from raftplug.constants import (
+    APPEND,
+    APPEND_RESPONSE,
+    CANDIDATE,
+    FOLLOWER,
+    INSTALL,
+    LEADER,
+    LIMIT,
+    NOOP,
+    PRE_CANDIDATE,
+    PRE_VOTE,
+    PRE_VOTE_RESPONSE,
+    PROBE,
+    REPLICATE,
+    SNAPSHOT,
+    VOTE,
+    VOTE_RESPONSE,
+)
+from raftplug.errors import InvariantViolated, MalformedMessage, NotLeader
+
+if not cython.compiled:
+    from raftplug._core_py import Log, Message, Progress
+    from raftplug.configuration import Configuration
+
+
+@cython.cclass
+class Ready:
+    """What must happen now, and only once.
+
+    Attributes:
+        messages: to send at once, each to its `peer`.  A SNAPSHOT message lacks its data: the driver fills it in.
+        write: whether there is something to make durable, in one transaction; then call `Raft.persisted`.
+        term, vote: the hard state to write.
+        first, block: the log from index `first` on is to be replaced by the entries of `block`; first = 0 leaves it.
+        snapshot: a SNAPSHOT message to install, which replaces all of the log before `block` is added; or None.
+        reads: pairs (request, index): answer the request once `index` is applied.
+        failed_reads: requests that this replica can no longer answer; they may be asked again elsewhere.
+    """
+
+    messages: list = cython.declare(list, visibility="readonly")
+    write: cython.bint = cython.declare(cython.bint, visibility="readonly")
+    term: cython.longlong = cython.declare(cython.longlong, visibility="readonly")
+    vote: object = cython.declare(object, visibility="readonly")
+    first: cython.longlong = cython.declare(cython.longlong, visibility="readonly")
+    block: bytes = cython.declare(bytes, visibility="readonly")
+    snapshot: object = cython.declare(object, visibility="readonly")
+    reads: list = cython.declare(list, visibility="readonly")
+    failed_reads: list = cython.declare(list, visibility="readonly")
+
+    def __init__(self, messages: list, reads: list, failed_reads: list) -> None:
+        self.messages = messages
+        self.write = False
+        self.term = 0
+        self.vote = None
+        self.first = 0
+        self.block = b""
+        self.snapshot = None
+        self.reads = reads
+        self.failed_reads = failed_reads
+
+
+@cython.cclass
+class Raft:
+    """One replica's rules.
+
+    Args:
+        id: this replica; int or str.
+        configuration: the members as of the log's base.
+        log: what was durable at the start; all of it counts as stable.
+        term, vote: the durable hard state; the term is at least that of the log's last entry.
+        now: the time.
+        election_timeout, heartbeat: microseconds.
+        draw: draw(n) gives a random int in [0, n]; the only randomness there is.
+        max_append_bytes, window_bytes: see `Settings`.
+
+    Raises:
+        InvariantViolated: the hard state is behind the log.
+
+    Invariants: commit <= log.last_index; stable <= log.last_index; log.base_index <= commit; for a peer's Progress,
+    0 <= match < next; a leader's log is only appended to.
+    """
+
+    id: object = cython.declare(object, visibility="readonly")
+    configuration: Configuration = cython.declare(Configuration, visibility="readonly")
+    log: Log = cython.declare(Log, visibility="readonly")
+    term: cython.longlong = cython.declare(cython.longlong, visibility="readonly")
+    vote: object = cython.declare(object, visibility="readonly")
+    role: cython.longlong = cython.declare(cython.longlong, visibility="readonly")
+    leader: object = cython.declare(object, visibility="readonly")
+    commit: cython.longlong = cython.declare(cython.longlong, visibility="readonly")
+    stable: cython.longlong = cython.declare(cython.longlong, visibility="readonly")
+    now: cython.longlong = cython.declare(cython.longlong, visibility="readonly")
+    progress: dict = cython.declare(dict, visibility="readonly")
+    snapshot_index: cython.longlong = cython.declare(cython.longlong, visibility="readonly")
+    snapshot_term: cython.longlong = cython.declare(cython.longlong, visibility="readonly")
+    writing: cython.bint = cython.declare(cython.bint, visibility="readonly")
+
+    _draw: object
+    _election_timeout: cython.longlong
+    _heartbeat: cython.longlong
+    _max_append_bytes: cython.longlong
+    _window_bytes: cython.longlong
+    _election_deadline: cython.longlong
+    _election_delay: cython.longlong
+    _heartbeat_deadline: cython.longlong
+    _quorum_deadline: cython.longlong
+    _contact: cython.longlong
+    _votes: set
+    _out: list
+    _held: list
+    _hard_durable: cython.bint
+    _durable_term: cython.longlong
+    _durable_vote: object
+    _writing_term: cython.longlong
+    _writing_vote: object
+    _writing_last: cython.longlong
+    _submitted: cython.longlong
+    _snapshot: object
+    _verified: cython.longlong
+    _ack_due: cython.bint
+    _context: cython.longlong
+    _term_start: cython.longlong
+    _round: cython.longlong
+    _new_reads: list
+    _rounds: list
+    _reads: list
+    _failed_reads: list
+
+    def __init__(
+        self,
+        id: object,
+        configuration: Configuration,
+        log: Log,
+        term: cython.longlong,
+        vote: object,
+        now: cython.longlong,
+        election_timeout: cython.longlong,
+        heartbeat: cython.longlong,
+        draw: object,
+        max_append_bytes: cython.longlong = 65536,
+        window_bytes: cython.longlong = 262144,
+    ) -> None:
+        if term < log.last_term:
+            raise InvariantViolated(f"the hard state's term {term} is behind the log's {log.last_term}")
+        self.id = id
+        self.configuration = configuration
+        self.log = log
+        self.term = term
+        self.vote = vote
+        self.role = FOLLOWER
+        self.leader = None
+        self.commit = log.base_index
+        self.stable = log.last_index
+        self.now = now
+        self.progress = {}
+        self.snapshot_index = log.base_index
+        self.snapshot_term = log.base_term
+        self.writing = False
+        self._draw = draw
+        self._election_timeout = election_timeout
+        self._heartbeat = heartbeat
+        self._max_append_bytes = max_append_bytes
+        self._window_bytes = window_bytes
+        self._election_deadline = now
+        self._election_delay = election_timeout
+        self._heartbeat_deadline = now
+        self._quorum_deadline = now
+        self._contact = now
+        self._votes = set()
+        self._out = []
+        self._held = []
+        self._hard_durable = True
+        self._durable_term = term
+        self._durable_vote = vote
+        self._writing_term = term
+        self._writing_vote = vote
+        self._writing_last = log.last_index
+        self._submitted = log.last_index
+        self._snapshot = None
+        self._verified = 0
+        self._ack_due = False
+        self._context = 0
+        self._term_start = 0
+        self._round = 0
+        self._new_reads = []
+        self._rounds = []
+        self._reads = []
+        self._failed_reads = []
+        # A sole voter has nobody to wait for.
+        if len(configuration.members()) > 1:
+            self._draw_election_timer()
+
+    # ---------------------------------------------------------------- inputs
+
+    def tick(self, now: cython.longlong) -> None:
+        """Let the time be `now`; start an election, step down or send heartbeats if that is due.
+
+        Step the messages that wait before this: after a pause of the process they show who is alive.
+        """
+        self.set_time(now)
+        if self.role == LEADER:
+            if self.now >= self._quorum_deadline:
+                self._check_quorum()
+            if self.role == LEADER and self.now >= self._heartbeat_deadline:
+                self._heartbeat_deadline = self.now + self._heartbeat
+                for progress in self.progress.values():
+                    self._send_empty(progress)
+        elif self.now >= self._election_deadline:
+            self._campaign()
+
+    def set_time(self, now: cython.longlong) -> None:
+        """Let the time be `now`, never earlier than it was, and do nothing else yet."""
+        if now > self.now:
+            self.now = now
+
+    def deadline(self) -> cython.longlong:
+        """When `tick` should be called next, if nothing else happens: microseconds."""
+        if self.role == LEADER:
+            return min(self._heartbeat_deadline, self._quorum_deadline)
+        return self._election_deadline
+
+    def step(self, message: Message) -> None:
+        """Take a message from `message.peer`.
+
+        Raises:
+            MalformedBlock: its entries are damaged; nothing was changed.
+            MalformedMessage: a kind that is not for replicas, or a term too high to be; nothing was changed.
+            InvariantViolated: what must never be; the replica must stop.
+        """
+        kind: cython.longlong = message.kind
+        if message.term >= LIMIT - 1:
+            raise MalformedMessage("a term that leaves no room for an election")
+        if kind == PRE_VOTE:
+            self._on_pre_vote(message)
+            return
+        if kind == PRE_VOTE_RESPONSE:
+            self._on_pre_vote_response(message)
+            return
+        if kind == VOTE and self._hears_leader():
+            return  # A removed or returning server must not disturb (Ongaro 2014 §4.2.3); before its term is adopted.
+        if message.term > self.term:
+            self._become_follower(message.term, None)  # Figure 3.1, "Rules for all servers".
+        elif message.term < self.term:
+            self._refuse_stale(message)
+            return
+        if kind == APPEND:
+            self._on_append(message)
+        elif kind == APPEND_RESPONSE:
+            if self.role == LEADER:
+                self._on_append_response(message)
+        elif kind == VOTE:
+            self._on_vote(message)
+        elif kind == VOTE_RESPONSE:
+            self._on_vote_response(message)
+        elif kind == SNAPSHOT:
+            self._on_snapshot(message)
+        else:
+            raise MalformedMessage(f"a message of kind {kind}")
+
+    def set_configuration(self, configuration: Configuration) -> None:
+        """The members that an installed snapshot names count from now on."""
+        self.configuration = configuration
+
+    def propose(self, kind: cython.longlong, payload: bytes) -> cython.longlong:
+        """Append an entry; it leaves with the next `ready`.
+
+        Returns: its index.
+
+        Raises:
+            NotLeader: nothing was appended.
+        """
+        if self.role != LEADER:
+            raise NotLeader(leader=self.leader)
+        return self.log.append(self.term, kind, payload)
+
+    def read(self, request: object) -> None:
+        """Ask for a read index for `request` (any object); the answer comes in `Ready.reads` (Ongaro 2014 §6.4).
+
+        Raises:
+            NotLeader: ask the leader.
+        """
+        if self.role != LEADER:
+            raise NotLeader(leader=self.leader)
+        self._new_reads.append(request)
+
+    def snapshot_stored(self, index: cython.longlong, keep: cython.longlong) -> None:
+        """A snapshot of our own state up to `index` is durable: compact the log, but for its last `keep` entries.
+
+        One that a newer snapshot has overtaken meanwhile changes nothing.
+        """
+        if index <= self.snapshot_index:
+            return
+        if index > self.commit or index > self.stable:
+            raise InvariantViolated(f"a snapshot at {index} is ahead of what is committed and stable")
+        self.snapshot_term = self.log.term_at(index)
+        self.snapshot_index = index
+        if index - keep > self.log.base_index:
+            self.log.compact(index - keep)
+
+    # --------------------------------------------------------------- outputs
+
+    def applicable(self) -> cython.longlong:
+        """The last index that may be applied: committed, and on our own disk, so that no snapshot can outrun the log."""
+        return min(self.commit, self.stable)
+
+    def ready(self) -> Ready:
+        """Take what must happen now."""
+        if self.role == LEADER:
+            self._start_round()
+            self._replicate()
+        result: Ready = Ready(self._out, self._reads, self._failed_reads)
+        self._out = []
+        self._reads = []
+        self._failed_reads = []
+        last: cython.longlong = self.log.last_index
+        if not self.writing and (not self._hard_durable or self._submitted < last or self._snapshot is not None):
+            result.write = True
+            result.term = self.term
+            result.vote = self.vote
+            result.snapshot = self._snapshot
+            if self._submitted < last:
+                result.first = self._submitted + 1
+                result.block = self.log.slice(result.first, last + 1)
+            self.writing = True
+            self._writing_term = self.term
+            self._writing_vote = self.vote
+            self._writing_last = last
+            self._submitted = last
+            self._snapshot = None
+        return result
+
+    def persisted(self) -> None:
+        """The write of the last `Ready` that had one is durable: count it, and release what waited for it."""
+        if not self.writing:
+            raise InvariantViolated("a completion, but no write is under way")
+        self.writing = False
+        self._durable_term = self._writing_term
+        self._durable_vote = self._writing_vote
+        self._hard_durable = self._durable_term == self.term and self._durable_vote == self.vote
+        # Truncations since the write began have lowered _writing_last (etcd-io/raft's ABA race).
+        self.stable = max(self.stable, self._writing_last)
+        if self._hard_durable:
+            held: list = self._held
+            self._held = []
+            for message in held:
+                if message.term == self.term:
+                    self._out.append(message)
+            if self.role == CANDIDATE:
+                self._count_vote(self.id)  # Our own vote counts once it is on disk, like any other.
+        if self.role == LEADER:
+            self._advance_commit()
+        elif self._ack_due and self.leader is not None:
+            self._acknowledge(self.leader)
+
+    # ----------------------------------------------------------------- roles
+
+    @cython.cfunc
+    def _draw_election_timer(self) -> None:
+        """Start the election timer with a new random delay, so that split votes do not repeat (Ongaro 2014 §3.4)."""
+        drawn: cython.longlong = self._draw(self._election_timeout)
+        self._election_delay = self._election_timeout + drawn
+        self._election_deadline = self.now + self._election_delay
+
+    @cython.cfunc
+    def _hears_leader(self) -> cython.bint:
+        """Whether a leader was heard within the minimum election timeout (Ongaro 2014 §4.2.3).
+
+        A leader always says yes: it steps down by check-quorum when it no longer hears a quorum.
+        """
+        return self.role == LEADER or (
+            self.leader is not None and self.now < self._contact + self._election_timeout
+        )
+
+    @cython.cfunc
+    def _become_follower(self, term: cython.longlong, leader: object) -> None:
+        if term > self.term:
+            self._enter_term(term, None)
+        if self.role == LEADER:
+            self._draw_election_timer()
+            self._failed_reads.extend(self._new_reads)
+            for _, _, requests in self._rounds:
+                self._failed_reads.extend(requests)
+            self._new_reads = []
+            self._rounds = []
+            self.progress = {}
+        self.role = FOLLOWER
+        self.leader = leader
+
+    @cython.cfunc
+    def _enter_term(self, term: cython.longlong, vote: object) -> None:
+        """A new term: nothing that was owed or known in the old one counts.  Within a term a vote is never taken back."""
+        self.term = term
+        self.vote = vote
+        self._hard_durable = False
+        self._held = []
+        self._verified = 0
+        self._ack_due = False
+        self._context = 0
+
+    @cython.cfunc
+    def _campaign(self) -> None:
+        """Ask whether an election could be won, without raising the term (Ongaro 2014 §9.6)."""
+        self._draw_election_timer()
+        if not self.configuration.is_voter(self.id) or self.term >= LIMIT - 2:
+            return
+        self.role = PRE_CANDIDATE
+        self.leader = None
+        self._votes = {self.id}
+        if self.configuration.has_quorum(self._votes):
+            self._become_candidate()
+            return
+        for peer in self.configuration.members():
+            if peer != self.id and self.configuration.is_voter(peer):
+                self._emit(
+                    peer, Message(PRE_VOTE, self.term + 1, index=self.log.last_index, log_term=self.log.last_term)
+                )
+
+    @cython.cfunc
+    def _become_candidate(self) -> None:
+        self._draw_election_timer()
+        self.role = CANDIDATE
+        self._enter_term(self.term + 1, self.id)
+        self._votes = set()
+        for peer in self.configuration.members():
+            if peer != self.id and self.configuration.is_voter(peer):
+                self._send(peer, Message(VOTE, self.term, index=self.log.last_index, log_term=self.log.last_term))
+
+    @cython.cfunc
+    def _count_vote(self, voter: object) -> None:
+        if not self.configuration.is_voter(voter):
+            return
+        self._votes.add(voter)  # A set: a grant that is delivered twice is one vote.
+        if self.configuration.has_quorum(self._votes):
+            self._become_leader()
+
+    @cython.cfunc
+    def _become_leader(self) -> None:
+        if self.role != CANDIDATE or self._durable_term != self.term or self._durable_vote != self.id:
+            raise InvariantViolated("a leader whose own vote is not on its disk")
+        self.role = LEADER
+        self.leader = self.id
+        next_index: cython.longlong = self.log.last_index + 1
+        self.progress = {
+            peer: self._new_progress(peer, next_index) for peer in self.configuration.members() if peer != self.id
+        }
+        self._heartbeat_deadline = self.now + self._heartbeat
+        self._quorum_deadline = self.now + self._election_timeout
+        self._round = 0
+        # An entry of the own term, so that what earlier leaders left can commit (§3.6.2) and reads may begin (§6.4).
+        self._term_start = self.log.append(self.term, NOOP, b"")
+
+    @cython.cfunc
+    def _new_progress(self, peer: object, next_index: cython.longlong) -> Progress:
+        progress: Progress = Progress(next_index, self.now)
+        progress.peer = peer
+        return progress
+
+    @cython.cfunc
+    def _check_quorum(self) -> None:
+        """Step down unless a quorum was heard within an election timeout (Ongaro 2014 §6.2)."""
+        self._quorum_deadline = self.now + self._election_timeout
+        heard: set = {self.id}
+        progress: Progress
+        for peer, progress in self.progress.items():
+            if self.now - progress.contact < self._election_timeout:
+                heard.add(peer)
+            elif progress.state == REPLICATE:
+                # A silent peer gets heartbeats only, until it answers one.
+                progress.state = PROBE
+                progress.next = progress.match + 1
+                progress.paused = True
+        if not self.configuration.has_quorum(heard):
+            self._become_follower(self.term, None)
+
+    # ---------------------------------------------------------------- voting
+
+    @cython.cfunc
+    def _log_is_current(self, message: Message) -> cython.bint:
+        """Whether the sender's log is at least as up to date as ours: last term first, then length (§3.6.1)."""
+        if message.log_term != self.log.last_term:
+            return message.log_term > self.log.last_term
+        return message.index >= self.log.last_index
+
+    @cython.cfunc
+    def _on_pre_vote(self, message: Message) -> None:
+        # Nothing of ours changes: no term, no vote, no timer.
+        granted: cython.bint = (
+            message.term > self.term and not self._hears_leader() and self._log_is_current(message)
+        )
+        self._emit(message.peer, Message(PRE_VOTE_RESPONSE, message.term if granted else self.term, flag=granted))
+
+    @cython.cfunc
+    def _on_pre_vote_response(self, message: Message) -> None:
+        if message.flag:
+            if (
+                self.role == PRE_CANDIDATE
+                and message.term == self.term + 1
+                and self.configuration.is_voter(message.peer)
+            ):
+                self._votes.add(message.peer)
+                if self.configuration.has_quorum(self._votes):
+                    self._become_candidate()
+        elif message.term > self.term:
+            self._become_follower(message.term, None)
+
+    @cython.cfunc
+    def _on_vote(self, message: Message) -> None:
+        # A known leader of this term has had its quorum: nobody else can win, and our vote stays unspent.
+        granted: cython.bint = (
+            self.vote == message.peer or (self.vote is None and self.leader is None)
+        ) and self._log_is_current(message)
+        if granted:
+            self.role = FOLLOWER
+            self._hard_durable = self._hard_durable and self.vote == message.peer
+            self.vote = message.peer
+            self._draw_election_timer()
+        self._send(message.peer, Message(VOTE_RESPONSE, self.term, flag=granted))
+
+    @cython.cfunc
+    def _on_vote_response(self, message: Message) -> None:
+        if self.role == CANDIDATE and message.flag:
+            self._count_vote(message.peer)
+
+    # -------------------------------------------------------------- follower
+
+    @cython.cfunc
+    def _refuse_stale(self, message: Message) -> None:
+        """Tell a sender of an older term ours, so that it steps down; count nothing that it says."""
+        if message.kind == APPEND or message.kind == SNAPSHOT:
+            self._send(message.peer, Message(APPEND_RESPONSE, self.term, index=message.index))
+        elif message.kind == VOTE:
+            self._send(message.peer, Message(VOTE_RESPONSE, self.term))
+
+    @cython.cfunc
+    def _follow(self, leader: object) -> None:
+        """`leader` leads our term: any message of its is contact, whatever it asks."""
+        if self.role == LEADER:
+            raise InvariantViolated(f"two leaders in term {self.term}: {self.id!r} and {leader!r}")
+        if self.leader is not None and self.leader != leader:
+            raise InvariantViolated(f"two leaders in term {self.term}: {self.leader!r} and {leader!r}")
+        if self.role != FOLLOWER or self.leader is None:
+            self._become_follower(self.term, leader)
+            self._draw_election_timer()
+        self._contact = self.now
+        self._election_deadline = self.now + self._election_delay
+
+    @cython.cfunc
+    def _on_append(self, message: Message) -> None:
+        self._follow(message.peer)
+        previous: cython.longlong = message.index
+        if previous < self.commit:
+            # All up to our commit index is the leader's too (Leader Completeness): say how far we are instead.
+            self._verified = max(self._verified, self.commit)
+            self._answer(message, True)
+            return
+        if self.log.term_at(previous) != message.log_term:
+            self._reject(message)
+            return
+        verified: cython.longlong = previous
+        if message.data:
+            first: cython.longlong
+            first, verified = self.log.check_block(message.data, previous, message.term)
+            if first:  # Only a real conflict truncates: a late duplicate of old entries must not (Figure 3.1, step 3).
+                if first <= self.log.last_index:
+                    self._truncate(first)
+                self.log.extend(message.data, first)
+        self._verified = max(self._verified, verified)
+        # Never beyond what this leader has verified: our tail may be another's (Figure 3.1, step 5).
+        self.commit = max(self.commit, min(message.commit, verified))
+        self._answer(message, not message.data or self._verified <= self.stable)
+
+    @cython.cfunc
+    def _truncate(self, index: cython.longlong) -> None:
+        if index <= self.commit:
+            raise InvariantViolated(f"entry {index} is committed and must not be truncated (commit is {self.commit})")
+        self.log.truncate(index)
+        self.stable = min(self.stable, index - 1)
+        self._submitted = min(self._submitted, index - 1)
+        self._writing_last = min(self._writing_last, index - 1)
+
+    @cython.cfunc
+    def _answer(self, message: Message, at_once: cython.bint) -> None:
+        """Acknowledge, at once or when the entries are durable; a read round is never kept waiting for the disk."""
+        if message.context > self._context:
+            self._context = message.context
+            at_once = True
+        self._ack_due = self._verified > self.stable
+        if at_once:
+            self._acknowledge(message.peer)
+
+    @cython.cfunc
+    def _acknowledge(self, leader: object) -> None:
+        """Say what is durable (index), what is verified (hint), and the last read round heard (context)."""
+        self._ack_due = self._verified > self.stable
+        self._send(
+            leader,
+            Message(
+                APPEND_RESPONSE,
+                self.term,
+                index=min(self._verified, self.stable),
+                context=self._context,
+                hint=self._verified,
+                flag=True,
+            ),
+        )
+
+    @cython.cfunc
+    def _reject(self, message: Message) -> None:
+        """The previous entry does not match: say where it might, skipping whole terms (Ongaro 2014 §3.5)."""
+        self._context = max(self._context, message.context)
+        hint: cython.longlong = min(message.index, self.log.last_index)
+        while hint > self.commit and self.log.term_at(hint) > message.log_term:
+            hint -= 1
+        self._send(
+            message.peer,
+            Message(
+                APPEND_RESPONSE,
+                self.term,
+                index=message.index,
+                log_term=max(self.log.term_at(hint), 0),
+                context=self._context,
+                hint=hint,
+            ),
+        )
+
+    @cython.cfunc
+    def _on_snapshot(self, message: Message) -> None:
+        self._follow(message.peer)
+        if message.index > self.commit:
+            if self.log.term_at(message.index) == message.log_term:
+                self.commit = message.index  # We hold all of it already: the suffix after it stays (Figure 5.3, step 6).
+            else:
+                # Whatever log we had conflicts or ends before it: all of it goes (Figure 5.3, step 7).
+                self.log.reset(message.index, message.log_term, message.hint)
+                self.commit = message.index
+                self.snapshot_index = message.index
+                self.snapshot_term = message.log_term
+                self.stable = 0
+                self._submitted = message.index
+                self._writing_last = 0
+                self._snapshot = message
+        self._verified = max(self._verified, self.commit)
+        self._answer(message, True)
+
+    # ---------------------------------------------------------------- leader
+
+    @cython.cfunc
+    def _on_append_response(self, message: Message) -> None:
+        progress: Progress = self.progress.get(message.peer)
+        if progress is None:
+            return
+        if message.flag and (message.hint > self.log.last_index or message.index > message.hint):
+            raise MalformedMessage(f"an acknowledgement of {message.hint}, which this leader has not sent")
+        progress.contact = self.now
+        if message.context > progress.round and message.context <= self._round:
+            progress.round = message.context
+            self._confirm_rounds()
+        if message.flag:
+            self._on_success(progress, message)
+        elif progress.state == REPLICATE:
+            if message.index > progress.match:  # Else a late rejection of something acknowledged since.
+                progress.state = PROBE
+                progress.next = progress.match + 1
+                progress.paused = False
+        elif progress.state == PROBE:
+            if message.index == progress.next - 1:  # Else an answer to an earlier probe.
+                hint: cython.longlong = min(message.hint, self.log.last_index)
+                while hint > self.log.base_index and self.log.term_at(hint) > message.log_term:
+                    hint -= 1
+                progress.next = max(progress.match + 1, min(message.index, hint + 1))
+                progress.paused = False
+        elif message.hint < progress.pending_snapshot:
+            self._retry_snapshot(progress)
+
+    @cython.cfunc
+    def _on_success(self, progress: Progress, message: Message) -> None:
+        if message.index > progress.match:
+            progress.match = message.index
+        if progress.state == INSTALL:
+            if progress.match < progress.pending_snapshot:
+                if message.hint < progress.pending_snapshot:
+                    self._retry_snapshot(progress)
+                return
+            progress.state = REPLICATE
+            progress.next = progress.match + 1
+        elif progress.state == PROBE:
+            progress.state = REPLICATE
+        progress.paused = False
+        progress.next = max(progress.next, message.hint + 1)
+        self._advance_commit()
+
+    @cython.cfunc
+    def _advance_commit(self) -> None:
+        """Commit what a quorum has on disk, if the last of it is of our term (Ongaro 2014 §3.6.2, figure 3.7)."""
+        index: cython.longlong = self._quorum_match(self.configuration.voters)
+        if self.configuration.outgoing:
+            index = min(index, self._quorum_match(self.configuration.outgoing))
+        if index > self.commit and self.log.term_at(index) == self.term:
+            self.commit = index
+
+    @cython.cfunc
+    def _quorum_match(self, voters: tuple) -> cython.longlong:
+        matches: list = []
+        progress: Progress
+        for voter in voters:
+            if voter == self.id:
+                matches.append(self.stable)
+            else:
+                progress = self.progress[voter]
+                matches.append(progress.match)
+        matches.sort()
+        return matches[(len(matches) - 1) // 2]
+
+    @cython.cfunc
+    def _replicate(self) -> None:
+        """Send every peer what it lacks, as far as its window allows (Ongaro 2014 §10.2.1)."""
+        last: cython.longlong = self.log.last_index
+        progress: Progress
+        for progress in self.progress.values():
+            if progress.state == REPLICATE:
+                while progress.next <= last and self._in_flight(progress) < self._window_bytes:
+                    if not self._send_entries(progress):
+                        break
+                # Followers apply, and answer reads, without waiting for a heartbeat.
+                if progress.state == REPLICATE and progress.commit < min(self.commit, progress.next - 1):
+                    self._send_empty(progress)
+            elif progress.state == PROBE and not progress.paused and progress.next <= last:
+                progress.paused = self._send_entries(progress)
+            if progress.asked < self._round:
+                self._send_empty(progress)
+
+    @cython.cfunc
+    def _in_flight(self, progress: Progress) -> cython.longlong:
+        """Bytes of entries that were sent and not acknowledged as durable."""
+        low: cython.longlong = max(progress.match, self.log.base_index) + 1
+        return self.log.bytes_between(low, progress.next) if progress.next > low else 0
+
+    @cython.cfunc
+    def _send_entries(self, progress: Progress) -> cython.bint:
+        """One append message; False if what comes next is compacted, and a snapshot was sent instead."""
+        previous_term: cython.longlong = self.log.term_at(progress.next - 1)
+        if previous_term < 0:
+            self._send_snapshot(progress)
+            return False
+        end: cython.longlong = self.log.fit(progress.next, self._max_append_bytes)
+        message: Message = Message(
+            APPEND,
+            self.term,
+            index=progress.next - 1,
+            log_term=previous_term,
+            commit=self.commit,
+            context=self._round,
+            data=self.log.slice(progress.next, end),
+        )
+        if progress.state == REPLICATE:
+            progress.next = end
+        progress.commit = self.commit
+        progress.asked = self._round
+        self._send(progress.peer, message)
+        return True
+
+    @cython.cfunc
+    def _send_empty(self, progress: Progress) -> None:
+        """A heartbeat: also shows a lost frame, spreads the commit index and confirms read rounds."""
+        previous: cython.longlong = progress.next - 1
+        if progress.state == INSTALL:
+            previous = self.log.base_index
+        previous_term: cython.longlong = self.log.term_at(previous)
+        if previous_term < 0:
+            self._send_snapshot(progress)
+            return
+        progress.commit = self.commit
+        progress.asked = self._round
+        self._send(
+            progress.peer,
+            Message(
+                APPEND,
+                self.term,
+                index=previous,
+                log_term=previous_term,
+                commit=self.commit,
+                context=self._round,
+            ),
+        )
+
+    @cython.cfunc
+    def _send_snapshot(self, progress: Progress) -> None:
+        if self.snapshot_index < self.log.base_index:
+            raise InvariantViolated("the log is compacted beyond the last snapshot")
+        progress.state = INSTALL
+        progress.pending_snapshot = self.snapshot_index
+        progress.asked = self._round
+        progress.sent = self.now
+        self._send(
+            progress.peer,
+            Message(
+                SNAPSHOT,
+                self.term,
+                index=self.snapshot_index,
+                log_term=self.snapshot_term,
+                commit=self.commit,
+                context=self._round,
+            ),
+        )
+
+    @cython.cfunc
+    def _retry_snapshot(self, progress: Progress) -> None:
+        """The peer says that it does not have the snapshot: it was lost, or is still on its way."""
+        if self.now - progress.sent >= 2 * self._election_timeout:
+            self._send_snapshot(progress)
+
+    # ----------------------------------------------------------------- reads
+
+    @cython.cfunc
+    def _start_round(self) -> None:
+        """Give the reads that came since the last turn one round of their own (Ongaro 2014 §6.4).
+
+        Rounds are numbered within the term, so that a late answer to an earlier one confirms nothing.  A leader that has
+        not committed an entry of its own term does not know the commit index yet: reads wait.
+        """
+        if not self._new_reads or self.commit < self._term_start:
+            return
+        self._round += 1
+        self._rounds.append((self._round, self.commit, self._new_reads))
+        self._new_reads = []
+        self._confirm_rounds()  # A sole voter has nobody to ask.
+
+    @cython.cfunc
+    def _confirm_rounds(self) -> None:
+        """A quorum has answered a round: nobody else led when it began, so its commit index is current."""
+        progress: Progress
+        while self._rounds:
+            number: cython.longlong = self._rounds[0][0]
+            answered: set = {self.id}
+            for peer, progress in self.progress.items():
+                if progress.round >= number:
+                    answered.add(peer)
+            if not self.configuration.has_quorum(answered):
+                return
+            _, index, requests = self._rounds.pop(0)
+            for request in requests:
+                self._reads.append((request, index))
+
+    # --------------------------------------------------------------- sending
+
+    @cython.cfunc
+    def _send(self, peer: object, message: Message) -> None:
+        """Send what carries our term or vote: at once if both are durable, else with the write that makes them so."""
+        message.peer = peer
+        if self._hard_durable:
+            self._out.append(message)
+        else:
+            self._held.append(message)
+
+    @cython.cfunc
+    def _emit(self, peer: object, message: Message) -> None:
+        """Send what promises nothing."""
+        message.peer = peer
+        self._out.append(message)
