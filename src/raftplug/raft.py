@@ -56,6 +56,7 @@ class Ready:
         snapshot: a SNAPSHOT message to install, which replaces all of the log before `block` is added; or None.
         reads: pairs (request, index): answer the request once `index` is applied.
         failed_reads: requests that this replica can no longer answer; they may be asked again elsewhere.
+        truncated: entries that another leader's have replaced: (index, kind, term, payload).
     """
 
     messages: list = cython.declare(list, visibility="readonly")
@@ -67,8 +68,9 @@ class Ready:
     snapshot: object = cython.declare(object, visibility="readonly")
     reads: list = cython.declare(list, visibility="readonly")
     failed_reads: list = cython.declare(list, visibility="readonly")
+    truncated: list = cython.declare(list, visibility="readonly")
 
-    def __init__(self, messages: list, reads: list, failed_reads: list) -> None:
+    def __init__(self, messages: list, reads: list, failed_reads: list, truncated: list) -> None:
         self.messages = messages
         self.write = False
         self.term = 0
@@ -78,6 +80,7 @@ class Ready:
         self.snapshot = None
         self.reads = reads
         self.failed_reads = failed_reads
+        self.truncated = truncated
 
 
 @cython.cclass
@@ -115,6 +118,8 @@ class Raft:
     snapshot_index: cython.longlong = cython.declare(cython.longlong, visibility="readonly")
     snapshot_term: cython.longlong = cython.declare(cython.longlong, visibility="readonly")
     writing: cython.bint = cython.declare(cython.bint, visibility="readonly")
+    installing: object = cython.declare(object, visibility="readonly")
+    contact: cython.longlong = cython.declare(cython.longlong, visibility="readonly")
 
     _draw: object
     _election_timeout: cython.longlong
@@ -125,7 +130,6 @@ class Raft:
     _election_delay: cython.longlong
     _heartbeat_deadline: cython.longlong
     _quorum_deadline: cython.longlong
-    _contact: cython.longlong
     _votes: set
     _out: list
     _held: list
@@ -136,7 +140,6 @@ class Raft:
     _writing_vote: object
     _writing_last: cython.longlong
     _submitted: cython.longlong
-    _snapshot: object
     _verified: cython.longlong
     _ack_due: cython.bint
     _context: cython.longlong
@@ -146,6 +149,7 @@ class Raft:
     _rounds: list
     _reads: list
     _failed_reads: list
+    _truncated: list
 
     def __init__(
         self,
@@ -186,7 +190,7 @@ class Raft:
         self._election_delay = election_timeout
         self._heartbeat_deadline = now
         self._quorum_deadline = now
-        self._contact = now
+        self.contact = now
         self._votes = set()
         self._out = []
         self._held = []
@@ -197,7 +201,7 @@ class Raft:
         self._writing_vote = vote
         self._writing_last = log.last_index
         self._submitted = log.last_index
-        self._snapshot = None
+        self.installing = None
         self._verified = 0
         self._ack_due = False
         self._context = 0
@@ -207,6 +211,7 @@ class Raft:
         self._rounds = []
         self._reads = []
         self._failed_reads = []
+        self._truncated = []
         # A sole voter has nobody to wait for.
         if len(configuration.members()) > 1:
             self._draw_election_timer()
@@ -304,6 +309,11 @@ class Raft:
             raise NotLeader(leader=self.leader)
         self._new_reads.append(request)
 
+    def resign(self) -> None:
+        """Give up leadership: this replica cannot do a leader's work now (its disk is full, say)."""
+        if self.role == LEADER:
+            self._become_follower(self.term, None)
+
     def snapshot_stored(self, index: cython.longlong, keep: cython.longlong) -> None:
         """A snapshot of our own state up to `index` is durable: compact the log, but for its last `keep` entries.
 
@@ -324,21 +334,23 @@ class Raft:
         """The last index that may be applied: committed, and on our own disk, so that no snapshot can outrun the log."""
         return min(self.commit, self.stable)
 
-    def ready(self) -> Ready:
-        """Take what must happen now."""
+    def ready(self, may_write: cython.bint = True) -> Ready:
+        """Take what must happen now; without `may_write` what is to be written waits for a later turn."""
         if self.role == LEADER:
             self._start_round()
             self._replicate()
-        result: Ready = Ready(self._out, self._reads, self._failed_reads)
+        result: Ready = Ready(self._out, self._reads, self._failed_reads, self._truncated)
         self._out = []
         self._reads = []
         self._failed_reads = []
+        self._truncated = []
         last: cython.longlong = self.log.last_index
-        if not self.writing and (not self._hard_durable or self._submitted < last or self._snapshot is not None):
+        changed: cython.bint = not self._hard_durable or self._submitted < last or self.installing is not None
+        if changed and may_write and not self.writing:
             result.write = True
             result.term = self.term
             result.vote = self.vote
-            result.snapshot = self._snapshot
+            result.snapshot = self.installing
             if self._submitted < last:
                 result.first = self._submitted + 1
                 result.block = self.log.slice(result.first, last + 1)
@@ -347,7 +359,7 @@ class Raft:
             self._writing_vote = self.vote
             self._writing_last = last
             self._submitted = last
-            self._snapshot = None
+            self.installing = None
         return result
 
     def persisted(self) -> None:
@@ -389,7 +401,7 @@ class Raft:
         A leader always says yes: it steps down by check-quorum when it no longer hears a quorum.
         """
         return self.role == LEADER or (
-            self.leader is not None and self.now < self._contact + self._election_timeout
+            self.leader is not None and self.now < self.contact + self._election_timeout
         )
 
     @cython.cfunc
@@ -562,7 +574,7 @@ class Raft:
         if self.role != FOLLOWER or self.leader is None:
             self._become_follower(self.term, leader)
             self._draw_election_timer()
-        self._contact = self.now
+        self.contact = self.now
         self._election_deadline = self.now + self._election_delay
 
     @cython.cfunc
@@ -594,6 +606,8 @@ class Raft:
     def _truncate(self, index: cython.longlong) -> None:
         if index <= self.commit:
             raise InvariantViolated(f"entry {index} is committed and must not be truncated (commit is {self.commit})")
+        for offset, entry in enumerate(self.log.entries(index, self.log.last_index + 1)):
+            self._truncated.append((index + offset, *entry))
         self.log.truncate(index)
         self.stable = min(self.stable, index - 1)
         self._submitted = min(self._submitted, index - 1)
@@ -652,6 +666,8 @@ class Raft:
                 self.commit = message.index  # We hold all of it already: the suffix after it stays (Figure 5.3, step 6).
             else:
                 # Whatever log we had conflicts or ends before it: all of it goes (Figure 5.3, step 7).
+                if self.log.last_index > message.index:
+                    self._truncate(message.index + 1)
                 self.log.reset(message.index, message.log_term, message.hint)
                 self.commit = message.index
                 self.snapshot_index = message.index
@@ -659,7 +675,7 @@ class Raft:
                 self.stable = 0
                 self._submitted = message.index
                 self._writing_last = 0
-                self._snapshot = message
+                self.installing = message
         self._verified = max(self._verified, self.commit)
         self._answer(message, True)
 

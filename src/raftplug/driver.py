@@ -1,0 +1,768 @@
+"""The driver of one replica: what `Raft.ready` asks for is persisted, sent, applied and answered here.
+
+The driver has no thread, socket or clock.  Its owner (a `Node`, a `Replica`, a test) hands it messages and the time,
+calls `turn`, makes the write that `turn` returns durable, and says so with `written`.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgpack
+
+from raftplug import core as chosen_core
+from raftplug import plain
+from raftplug.constants import (
+    CONFIGURATION,
+    FAILED,
+    LEADER,
+    MALFORMED,
+    NOOP,
+    OK,
+    REFUSED_NOT_LEADER,
+    REFUSED_OVERLOADED,
+    REFUSED_TOO_LARGE,
+    REFUSED_UNAVAILABLE,
+    REPLY,
+    REQUEST,
+    ROLE_NAMES,
+    SESSION_OPEN,
+    SESSION_TRANSITION,
+    SNAPSHOT,
+    TRANSITION,
+    UNKNOWN,
+)
+from raftplug.errors import (
+    Corrupt,
+    InvalidTransition,
+    InvariantViolated,
+    MalformedMessage,
+    NotLeader,
+    OutcomeUnknown,
+    Overloaded,
+    QueryFailed,
+    RaftplugError,
+    TransitionFailed,
+)
+from raftplug.frames import Id
+from raftplug.future import Future
+from raftplug.requester import Requester
+from raftplug.sessions import Sessions, decode_open, decode_transition, encode_open, encode_transition
+from raftplug.settings import Settings
+from raftplug.state_machine import Snapshot, TransitionAbandonedReason, TransitionState, abilities
+from raftplug.storage import Stored, StoredSnapshot, Write
+
+_logger = logging.getLogger("raftplug")
+_SNAPSHOT_FORMAT = 1
+_CLOCK_EVERY = 16  # Entries between two looks at the clock while applying.
+
+
+class Read:
+    """A linearizable read under way: `finish` is called once it may look at the machine, or with an error."""
+
+    __slots__ = ("finish", "index")
+
+    def __init__(self, finish: Callable[[RaftplugError | None], None]) -> None:
+        self.finish = finish
+        self.index = 0
+
+
+class Asker:
+    """A request of another process: where its answer goes."""
+
+    __slots__ = ("counter", "nonce", "source")
+
+    def __init__(self, source: Id, nonce: int, counter: int) -> None:
+        self.source = source
+        self.nonce = nonce
+        self.counter = counter
+
+
+class Send(Protocol):
+    """Queue an item for another process: a message, REQUEST or REPLY of this group."""
+
+    def __call__(self, target: Id, kind: int, body: bytes) -> None: ...
+
+
+class Driver:
+    """Drives one replica of one group.
+
+    Args:
+        id: this replica.
+        group: its group's name, for messages to people and to hooks.
+        configuration: plain data of the bootstrap configuration; a stored snapshot's wins.
+        machine: the state machine.
+        stored: what the storage holds of this group.
+        read_snapshot: gives the newest durable snapshot, to send it to a follower.
+        settings: the limits.
+        send: queues an item for another process.
+        clock: monotonic time in µs; only `turn` and `apply` read it, besides what their callers hand in.
+        generator: the source of randomness.
+        nonce: of this process; replies carry it.
+        noop_transition: what the machine is given for a leader's no-op; None gives it nothing.
+        election_spread_us: an election timeout is drawn from [E, E + spread]; None is E.
+        on_event: called with a hook's name and its arguments.
+        core: the namespace of one of the two cores; None is the one that was chosen for this process.
+        more_status: adds to `status` what only the owner knows.
+
+    Raises:
+        Corrupt: the stored log or snapshot is damaged.
+    """
+
+    def __init__(
+        self,
+        *,
+        id: Id,
+        group: str,
+        configuration: list[Any],
+        machine: Any,
+        stored: Stored,
+        read_snapshot: Callable[[], StoredSnapshot | None],
+        settings: Settings,
+        send: Send,
+        clock: Callable[[], int],
+        generator: random.Random,
+        nonce: int,
+        noop_transition: Any = None,
+        election_spread_us: int | None = None,
+        on_event: Callable[..., None] | None = None,
+        core: Any = None,
+        more_status: Callable[[], dict[str, Any]] | None = None,
+    ) -> None:
+        self.core = core or chosen_core
+        self.id = id
+        self.group = group
+        self.machine = machine
+        self.settings = settings
+        self.sessions = Sessions()
+        self.applied = 0
+        self.leader: Id | None = None
+        self.abilities = abilities(machine)
+        self._read_snapshot = read_snapshot
+        self._send = send
+        self._clock = clock
+        self._nonce = nonce
+        self._noop_transition = noop_transition
+        self._on_event = on_event or _ignore
+        self._more_status = more_status or dict
+        self._pending: dict[int, tuple[int, int, Future | Asker]] = {}  # index -> term, deadline, whom to answer
+        self._reads: deque[Read] = deque()  # confirmed, waiting until their index is applied; ascending
+        self._own_snapshot: StoredSnapshot | None = None
+        self._writing_own: StoredSnapshot | None = None
+        self._installing: tuple[Any, ...] | None = None
+        self._writing_install: tuple[Any, ...] | None = None
+        self._committed_seen = 0
+        self._elected_us = 0
+        self._elected_logged_us = 0
+        self._role_term = (0, 0)
+        self._snapshot_failed = False
+        self._closed = False
+
+        log = self.core.Log()
+        if stored.snapshot is not None:
+            log = self.core.Log(stored.snapshot.index, stored.snapshot.term, stored.snapshot.check)
+            try:
+                configuration = self._load(decode_snapshot(stored.snapshot), stored.snapshot)
+            except MalformedMessage as error:
+                raise Corrupt(f"group {group!r}: the stored snapshot at {stored.snapshot.index}: {error}") from None
+        elif self.abilities.snapshots:
+            # The seed's: a snapshot that the machine keeps by itself counts only when storage is empty.
+            own = machine.get_snapshot() if not stored.blocks else None
+            if own is not None:
+                log = self.core.Log(own.last_included_index, own.last_included_term, 0)
+                machine.set_snapshot(own)
+                self.applied = own.last_included_index
+        try:
+            for block in stored.blocks:
+                log.restore(block)
+        except MalformedMessage as error:
+            raise Corrupt(f"group {group!r}: the stored log: {error}") from None
+        spread = settings.election_timeout_ms * 1000 if election_spread_us is None else election_spread_us
+        self.raft = self.core.Raft(
+            id,
+            self.core.Configuration.from_plain(configuration),
+            log,
+            max(stored.term, log.last_term),
+            stored.vote,
+            clock(),
+            settings.election_timeout_ms * 1000,
+            settings.heartbeat_ms * 1000,
+            lambda _: generator.randint(0, spread),
+            settings.max_append_bytes,
+            settings.window_bytes,
+        )
+        self.requester = Requester(
+            settings=settings, generator=generator, send=lambda target, body: send(target, REQUEST, body)
+        )
+        self.requester.set_nodes([member for member in self.raft.configuration.members() if member != id])
+
+    # ---------------------------------------------------------------- inputs
+
+    def receive(self, source: Id, nonce: int, kind: int, body: bytes) -> None:
+        """Take an item that process `source` (of that boot nonce) sent to this group.
+
+        Raises:
+            MalformedMessage: it is not one; nothing was changed.
+            InvariantViolated: the replica must stop.
+        """
+        if kind == REQUEST:
+            self._on_request(source, nonce, body)
+        elif kind == REPLY:
+            self._on_reply(source, body)
+        else:
+            self._on_message(source, kind, body)
+
+    def set_time(self, now: int) -> None:
+        """The time of this turn, before its messages are handed in: microseconds."""
+        self.raft.set_time(now)
+
+    def propose(self, transition: bytes, future: Future, deadline: int) -> None:
+        """Propose an encoded transition; the future gets its result.  A follower forwards it.
+
+        Args:
+            transition: its encoding by `plain.encode`.
+            future: gets the result, or TransitionFailed, OutcomeUnknown, NotLeader, Unavailable, Overloaded.
+            deadline: when the future gets an error at the latest; microseconds of the clock.
+        """
+        if self.raft.role != LEADER:
+            self.requester.propose(transition, future, deadline)
+            return
+        try:
+            index = self._append(TRANSITION, transition)
+        except Overloaded as error:
+            future.set_exception(error)
+            return
+        future.transition_id = (self.raft.term, index)
+        self._pending[index] = (self.raft.term, deadline, future)
+
+    def propose_here(self, transition: Any) -> None:
+        """The seed's way: a leader appends it, anyone else registers it as Abandoned(NotLeader)."""
+        try:
+            index = self._append(TRANSITION, plain.encode(transition))
+        except NotLeader:
+            abandoned = TransitionState.Abandoned(TransitionAbandonedReason.NotLeader)
+            self._register_id(transition, None, abandoned)
+            return
+        self._pending[index] = (self.raft.term, 1 << 62, Future())
+
+    def read(self, query: Callable[[Any], Any], future: Future, deadline: int) -> None:
+        """Read linearizably: the future gets query(machine), run where transitions are applied.
+
+        Args:
+            query: looks at the machine and changes nothing.
+            future: gets what it returns, or QueryFailed, Unavailable.
+            deadline: when the future gets an error at the latest; microseconds of the clock.
+        """
+
+        def finish(error: RaftplugError | None) -> None:
+            if isinstance(error, NotLeader) and self.raft.now < deadline and not self._closed:
+                self._begin_read(finish, deadline)  # Reading twice hurts nobody.
+            elif error is not None:
+                future.set_exception(error)
+            else:
+                try:
+                    value = query(self.machine)
+                except Exception as raised:
+                    future.set_exception(QueryFailed(f"{type(raised).__name__}: {raised}"))
+                else:
+                    future.set_result(value)
+
+        self._begin_read(finish, deadline)
+
+    def turn(self, now: int, may_write: bool) -> Write | None:
+        """Do what is due.
+
+        Args:
+            now: microseconds.
+            may_write: whether the owner could begin a write now.
+
+        Returns: what to make durable; `written` must follow before the next one is asked for.
+        """
+        self.raft.tick(now)
+        self.requester.tick(now)
+        self._expire(now)
+        ready = self.raft.ready(may_write)
+        self._abandon(ready.truncated)
+        for message in ready.messages:
+            if message.kind == SNAPSHOT and not self._fill_snapshot(message):
+                continue
+            self._send(message.peer, message.kind, message.encode())
+        for read in ready.failed_reads:
+            read.finish(NotLeader("this replica ceased to lead before the read was confirmed"))
+        for read, index in ready.reads:
+            read.index = index
+            self._reads.append(read)
+        self._notice_role(now)
+        self._apply()
+        if not may_write:
+            return None
+        return self._write(ready)
+
+    def written(self) -> None:
+        """The write that the last `turn` returned is durable."""
+        own, self._writing_own = self._writing_own, None
+        install, self._writing_install = self._writing_install, None
+        if self.raft.writing:
+            self.raft.persisted()
+        if install is not None:
+            contents, stored = install
+            self._load(contents, stored)
+            self._answer_covered(stored.index)
+            self._event("raftplug_snapshot", index=stored.index, kind="installed")
+        if own is not None:
+            self.raft.snapshot_stored(own.index, self.settings.keep_entries)
+            self._event("raftplug_snapshot", index=own.index, kind="made")
+
+    def deadline(self) -> int:
+        """When the next turn is due if nothing happens: microseconds."""
+        if self.raft.applicable() > self.applied:
+            return 0
+        return min(self.raft.deadline(), self.requester.deadline())
+
+    def close(self) -> None:
+        """Answer everything that is pending: what was accepted may still be executed by the others."""
+        self._closed = True
+        self.requester.close()
+        for _, _, whom in self._pending.values():
+            self._resolve_error(whom, OutcomeUnknown("this node stopped before the transition was applied"), UNKNOWN)
+        self._pending.clear()
+        for read in self._reads:
+            read.finish(NotLeader("this node stopped"))
+        self._reads.clear()
+
+    def status(self) -> dict[str, Any]:
+        """This replica's row for `raftplug status`, and what a client needs to merge rows; unknown values are None."""
+        raft = self.raft
+        problems = []
+        if not self.abilities.snapshots and self.applied - raft.log.base_index > self.settings.snapshot_entries > 0:
+            problems.append("the state machine makes no snapshots: the log grows without end")
+        if self._snapshot_failed:
+            problems.append("the state machine failed to make a snapshot")
+        contact = None
+        if raft.role != LEADER and raft.leader is not None:
+            contact = (self._clock() - raft.contact) // 1000
+        more = self._more_status()
+        return {
+            **more,
+            "id": self.id,
+            "role": ROLE_NAMES[raft.role],
+            "leader": raft.leader,
+            "term": raft.term,
+            "last": raft.log.last_index,
+            "commit": raft.commit,
+            "applied": self.applied,
+            "contact_ms": contact,
+            "voters": list(raft.configuration.voters),
+            "problems": problems + more.get("problems", []),
+        }
+
+    # -------------------------------------------------------------- messages
+
+    def _on_message(self, source: Id, kind: int, body: bytes) -> None:
+        message = self.core.Message.decode(body)
+        if message.kind != kind:
+            raise MalformedMessage("an item whose kind is not its message's")
+        message.peer = source
+        if kind != SNAPSHOT:
+            self.raft.step(message)
+            return
+        stored = StoredSnapshot(message.index, message.log_term, message.hint, message.data)
+        contents = decode_snapshot(stored)  # Before the rules hear of it: damaged data changes nothing.
+        if not self.abilities.snapshots:
+            raise MalformedMessage("a snapshot, for a state machine that takes none")
+        self.raft.step(message)
+        if self.raft.installing is message:
+            self.raft.set_configuration(self.core.Configuration.from_plain(contents[0]))
+            self._installing = (contents, stored)
+
+    def _fill_snapshot(self, message: Any) -> bool:
+        stored = self._read_snapshot()
+        if stored is None or stored.index < message.index:
+            raise InvariantViolated(f"the snapshot at {message.index} is not in storage")
+        message.index, message.log_term = stored.index, stored.term
+        message.hint, message.data = stored.check, stored.data
+        return True
+
+    # -------------------------------------------------------------- requests
+
+    def _on_request(self, source: Id, nonce: int, body: bytes) -> None:
+        try:
+            counter, operation, args = msgpack.unpackb(body, strict_map_key=False)
+            if type(counter) is not int or not isinstance(operation, str) or not isinstance(args, list):
+                raise ValueError
+        except (ValueError, TypeError, msgpack.exceptions.UnpackException):
+            raise MalformedMessage("a request that cannot be read") from None
+        asker = Asker(source, nonce, counter)
+        try:
+            match operation, args:
+                case "propose", [int(session), int(sequence), int(below), bytes(transition)]:
+                    if len(transition) > self.settings.max_transition_bytes:
+                        limit = self.settings.max_transition_bytes
+                        self._reply(asker, REFUSED_TOO_LARGE, f"a transition may have {limit} bytes")
+                        return
+                    self._require_leader()
+                    payload = encode_transition(self._logged_us(), session, sequence, below, transition)
+                    self._pend(asker, self._append(SESSION_TRANSITION, payload))
+                case "open", [(str() | None) as name]:
+                    self._require_leader()
+                    self._pend(asker, self._append(SESSION_OPEN, encode_open(self._logged_us(), name or "")))
+                case "index", []:
+                    self._require_leader()
+                    self._begin_index(asker)
+                case "read", [bytes(query)]:
+                    self._answer_query(asker, query)
+                case "status", []:
+                    self._reply(asker, OK, self.status())
+                case _:
+                    self._reply(asker, MALFORMED, f"no request {operation!r} with such arguments")
+        except NotLeader:
+            self._reply(asker, REFUSED_NOT_LEADER, self.raft.leader)
+        except Overloaded as error:
+            self._reply(asker, REFUSED_OVERLOADED, str(error))
+        except RaftplugError as error:
+            self._reply(asker, MALFORMED, str(error))
+
+    def _on_reply(self, source: Id, body: bytes) -> None:
+        try:
+            nonce, counter, code, value = msgpack.unpackb(body, strict_map_key=False)
+        except (ValueError, TypeError, msgpack.exceptions.UnpackException):
+            raise MalformedMessage("a reply that cannot be read") from None
+        if nonce == self._nonce:  # Else it answers a request of an earlier life of this process.
+            self.requester.on_reply(source, counter, code, value)
+
+    def _reply(self, asker: Asker, code: int, value: Any) -> None:
+        self._send(asker.source, REPLY, msgpack.packb([asker.nonce, asker.counter, code, value]))
+
+    def _require_leader(self) -> None:
+        if self.raft.role != LEADER:
+            raise NotLeader
+
+    def _pend(self, asker: Asker, index: int) -> None:
+        self._pending[index] = (self.raft.term, 1 << 62, asker)
+
+    def _append(self, kind: int, payload: bytes) -> int:
+        log = self.raft.log
+        low = max(self.raft.commit, log.base_index) + 1
+        if low <= log.last_index:
+            uncommitted = log.bytes_between(low, log.last_index + 1)
+            if uncommitted > self.settings.max_uncommitted_bytes or len(self._pending) >= self.settings.max_pending:
+                raise Overloaded("the leader holds as many uncommitted transitions as it may: try again later")
+        index: int = self.raft.propose(kind, payload)
+        if self.abilities.observes_states and kind != SESSION_OPEN:
+            self._register(index, kind, self.raft.term, payload, TransitionState.Queued)
+        return index
+
+    def _logged_us(self) -> int:
+        """Logged time: the last logged time plus our monotonic time since the election (DESIGN 7)."""
+        return self._elected_logged_us + self.raft.now - self._elected_us
+
+    # ----------------------------------------------------------------- reads
+
+    def _begin_read(self, finish: Callable[[RaftplugError | None], None], deadline: int) -> None:
+        if self.raft.role == LEADER:
+            self.raft.read(Read(finish))
+            return
+        answer = Future()
+
+        def confirmed(_: Future) -> None:
+            error = answer.exception(0)
+            if error is not None:
+                finish(error if isinstance(error, RaftplugError) else InvariantViolated(str(error)))
+                return
+            read = Read(finish)
+            read.index = answer.result(0)
+            self._reads.append(read)
+
+        answer.add_done_callback(confirmed)
+        self.requester.ask("index", [], answer, deadline)
+
+    def _begin_index(self, asker: Asker) -> None:
+        def finish(error: RaftplugError | None) -> None:
+            if error is None:
+                self._reply(asker, OK, read.index)
+            else:
+                self._reply(asker, REFUSED_NOT_LEADER, self.raft.leader)
+
+        read = Read(finish)
+        self.raft.read(read)
+
+    def _answer_query(self, asker: Asker, encoded: bytes) -> None:
+        request = plain.decode(encoded)
+        if not self.abilities.has_query:
+            self._reply(asker, FAILED, ["QueryFailed", "this state machine answers no queries"])
+            return
+
+        def finish(error: RaftplugError | None) -> None:
+            if error is not None:
+                self._reply(asker, REFUSED_NOT_LEADER, self.raft.leader)
+                return
+            try:
+                value = plain.encode(self.machine.query(request))
+            except Exception as raised:
+                self._reply(asker, FAILED, [type(raised).__name__, str(raised)])
+                return
+            self._reply(asker, OK, value)
+
+        # The asker asks again when its own patience ends; this process need not remember for longer.
+        self._begin_read(finish, self.raft.now + 4000 * self.settings.election_timeout_ms)
+
+    # ------------------------------------------------------------------ apply
+
+    def _apply(self) -> None:
+        """Apply what is committed and stable, for at most the turn's budget, then answer the reads that waited for it."""
+        raft = self.raft
+        if raft.role == LEADER and self.abilities.observes_states:
+            self._register_committed()
+        target = raft.applicable()
+        if target > self.applied and self._installing is None and self._writing_install is None:
+            until = self._clock() + self.settings.apply_budget_us
+            index = self.applied + 1
+            while index <= target:
+                chunk = min(target, index + _CLOCK_EVERY - 1)
+                for kind, term, payload in raft.log.entries(index, chunk + 1):
+                    self._apply_one(index, kind, term, payload)
+                    self.applied = index
+                    index += 1
+                if self._clock() >= until:
+                    break
+            self._consider_snapshot()
+        while self._reads and self._reads[0].index <= self.applied:
+            self._reads.popleft().finish(None)
+
+    def _apply_one(self, index: int, kind: int, term: int, payload: bytes) -> None:
+        value: Any = None
+        error: TransitionFailed | None = None
+        code, cached = OK, None
+        if kind == TRANSITION:
+            value, error = self._execute(payload)
+        elif kind == SESSION_TRANSITION:
+            code, cached = self._execute_once(payload)
+        elif kind == SESSION_OPEN:
+            time_us, name = decode_open(payload)
+            cached = self.sessions.open(index, time_us, name)
+        elif kind == NOOP and self._noop_transition is not None:
+            self._execute(plain.encode(self._noop_transition))
+        elif kind == CONFIGURATION:
+            raise InvariantViolated(f"entry {index} changes the configuration, which this version cannot")
+        if self.abilities.observes_states and kind != SESSION_OPEN:
+            self._register(index, kind, term, payload, TransitionState.Applied)
+        pending = self._pending.pop(index, None) if self._pending else None
+        if pending is None:
+            return
+        proposed_term, _, whom = pending
+        if proposed_term != term:
+            self._resolve_error(whom, _overwritten(), REFUSED_UNAVAILABLE)
+        elif isinstance(whom, Asker):
+            self._reply(whom, code, cached)
+        elif error is not None:
+            whom.set_exception(error)
+        else:
+            whom.set_result(value)
+
+    def _execute(self, payload: bytes) -> tuple[Any, TransitionFailed | None]:
+        """Apply one transition.  A deterministic exception is its result; MemoryError and OSError stop the replica."""
+        try:
+            return self.machine.apply_transition(plain.decode(payload)), None
+        except (MemoryError, OSError):
+            raise
+        except Exception as raised:
+            return None, TransitionFailed(type(raised).__name__, str(raised))
+
+    def _execute_once(self, payload: bytes) -> tuple[int, Any]:
+        """Apply a session's transition unless it was applied before: the code and value of its reply."""
+        time_us, session, sequence, below, transition = decode_transition(payload)
+        known = self.sessions.admit(session, sequence, below, time_us)
+        if known is not None:
+            return _as_reply(*known)
+        value, error = self._execute(transition)
+        code, result = OK, b""
+        if error is None:
+            try:
+                result = plain.encode(value)
+            except InvalidTransition as unencodable:
+                error = TransitionFailed("InvalidTransition", f"the result: {unencodable}")
+        if error is not None:
+            code, result = FAILED, plain.encode([error.kind, error.message])
+        self.sessions.record(session, sequence, code, result)
+        return _as_reply(code, result)
+
+    # ------------------------------------------------------------- snapshots
+
+    def _consider_snapshot(self) -> None:
+        """Make a snapshot of our own state when enough entries were applied since the last one."""
+        every = self.settings.snapshot_entries
+        since = self.applied - max(self.raft.snapshot_index, self._own_snapshot.index if self._own_snapshot else 0)
+        if not every or since < every or not self.abilities.snapshots or self._writing_own or self._snapshot_failed:
+            return
+        index, term = self.applied, self.raft.log.term_at(self.applied)
+        try:
+            snapshot = self.machine.create_snapshot(index, term)
+            if (snapshot.last_included_index, snapshot.last_included_term) != (index, term):
+                raise ValueError("create_snapshot must keep the index and the term that it was given")
+            data = encode_snapshot(self.raft.configuration.plain(), self.sessions.snapshot(), snapshot.data)
+        except (MemoryError, OSError):
+            raise
+        except Exception as error:
+            # The log stays as it is: nothing is lost but space.
+            self._snapshot_failed = True
+            _logger.error("group %s: the state machine made no snapshot: %s: %s", self.group, type(error).__name__, error)
+            return
+        self._own_snapshot = StoredSnapshot(index, term, self.raft.log.check_at(index), data)
+
+    def _load(self, contents: tuple[list[Any], Any, Any], stored: StoredSnapshot) -> list[Any]:
+        """Replace machine and sessions by a snapshot's; return the configuration in it."""
+        configuration, sessions, data = contents
+        self.sessions = Sessions.restore(sessions)
+        self.machine.set_snapshot(Snapshot(stored.index, stored.term, data))
+        self.applied = stored.index
+        self._snapshot_failed = False
+        return configuration
+
+    # ----------------------------------------------------------------- write
+
+    def _write(self, ready: Any) -> Write | None:
+        own, self._own_snapshot = self._own_snapshot, None
+        install = None
+        if ready.snapshot is not None:
+            install, self._installing = self._installing, None
+            if install is None:
+                raise InvariantViolated("the rules install a snapshot that the driver did not decode")
+            own = None  # Overtaken.
+        if not ready.write and own is None:
+            return None
+        self._writing_own, self._writing_install = own, install
+        snapshot = install[1] if install is not None else own
+        return Write(
+            group=self.group,
+            term=self.raft.term,
+            vote=self.raft.vote,
+            first=ready.first,
+            block=ready.block,
+            snapshot=snapshot,
+            snapshot_resets_log=install is not None,
+            compact=own.index if own is not None else 0,
+        )
+
+    # --------------------------------------------------------------- answers
+
+    def _abandon(self, truncated: list[tuple[int, int, int, bytes]]) -> None:
+        """Another leader's entries replaced these: they certainly are not executed from here."""
+        for index, kind, term, payload in truncated:
+            if self.abilities.observes_states and kind != SESSION_OPEN:
+                abandoned = TransitionState.Abandoned(TransitionAbandonedReason.ConflictWithLeader)
+                self._register(index, kind, term, payload, abandoned)
+            pending = self._pending.get(index)
+            if pending is not None and pending[0] == term:
+                del self._pending[index]
+                self._resolve_error(pending[2], _overwritten(), REFUSED_UNAVAILABLE)
+
+    def _answer_covered(self, index: int) -> None:
+        """A snapshot covers entries that were proposed here: whether it holds them cannot be told."""
+        for pended in [pended for pended in self._pending if pended <= index]:
+            _, _, whom = self._pending.pop(pended)
+            text = "a snapshot of the leader's replaced the log before the transition was applied here"
+            self._resolve_error(whom, OutcomeUnknown(text), UNKNOWN)
+
+    def _resolve_error(self, whom: Future | Asker, error: RaftplugError, code: int) -> None:
+        if isinstance(whom, Asker):
+            self._reply(whom, code, str(error))
+        else:
+            whom.set_exception(error)
+
+    def _expire(self, now: int) -> None:
+        """Futures whose time is up: they were appended, so nobody knows.  The oldest come first."""
+        while self._pending:
+            index, (_, deadline, whom) = next(iter(self._pending.items()))
+            if deadline > now or isinstance(whom, Asker):
+                return
+            del self._pending[index]
+            self._resolve_error(whom, OutcomeUnknown("no quorum confirmed the transition in time"), UNKNOWN)
+
+    def _notice_role(self, now: int) -> None:
+        """Tell who must know when leadership changed."""
+        raft = self.raft
+        role_term = (raft.role, raft.term)
+        if raft.role == LEADER and role_term != self._role_term:
+            self._elected_us, self._elected_logged_us = now, self.sessions.now_us
+            self._committed_seen = raft.commit
+        elif self._role_term[0] == LEADER and raft.role != LEADER:
+            # Askers elsewhere can ask the next leader: their session makes that safe.  Our own futures stay pending.
+            for index in [index for index, entry in self._pending.items() if isinstance(entry[2], Asker)]:
+                _, _, whom = self._pending.pop(index)
+                self._resolve_error(whom, OutcomeUnknown("the leader stepped down before the answer"), UNKNOWN)
+        self._role_term = role_term
+        if raft.leader != self.leader:
+            self.leader = raft.leader
+            self.requester.set_leader(self.leader)
+            self._event("raftplug_leader_changed", leader=self.leader, term=raft.term)
+
+    def _register_committed(self) -> None:
+        raft = self.raft
+        if raft.commit > self._committed_seen:
+            low = max(self._committed_seen, raft.log.base_index) + 1
+            for offset, (kind, term, payload) in enumerate(raft.log.entries(low, raft.commit + 1)):
+                if kind != SESSION_OPEN:
+                    self._register(low + offset, kind, term, payload, TransitionState.Committed)
+            self._committed_seen = raft.commit
+
+    def _register(self, index: int, kind: int, term: int, payload: bytes, state: Any) -> None:
+        """Tell the machine, and the hooks, what became of a transition."""
+        if kind == NOOP:
+            if self._noop_transition is None:
+                return
+            transition = self._noop_transition
+        else:
+            encoded = payload if kind == TRANSITION else decode_transition(payload)[4]
+            try:
+                transition = plain.decode(encoded)
+            except MalformedMessage:
+                return
+        self._register_id(transition, (term, index), state)
+
+    def _register_id(self, transition: Any, default: Any, state: Any) -> None:
+        """An observer that raises is logged, and hurts nobody."""
+        try:
+            identity = self.machine.get_id(transition) if self.abilities.has_ids else None
+            identity = default if identity is None else identity
+            self.machine.register_transition_state(identity, state)
+        except Exception:
+            _logger.exception("group %s: register_transition_state raised", self.group)
+            return
+        self._event("raftplug_transition_state", transition_id=identity, state=state)
+
+    def _event(self, name: str, **arguments: Any) -> None:
+        self._on_event(name, group=self.group, node=self.id, **arguments)
+
+
+def encode_snapshot(configuration: list[Any], sessions: Any, data: Any) -> bytes:
+    """A snapshot as it is stored and sent: configuration, session table and the machine's data, all plain."""
+    return plain.encode([_SNAPSHOT_FORMAT, configuration, sessions, data])
+
+
+def decode_snapshot(stored: StoredSnapshot) -> tuple[list[Any], Any, Any]:
+    """The configuration, session table and machine data of a stored snapshot.
+
+    Raises:
+        MalformedMessage: it is not one.
+    """
+    contents = plain.decode(stored.data)
+    if not isinstance(contents, list) or len(contents) != 4 or contents[0] != _SNAPSHOT_FORMAT:
+        raise MalformedMessage("not a snapshot of this version")
+    Sessions.restore(contents[2])
+    return contents[1], contents[2], contents[3]
+
+
+def _as_reply(code: int, value: bytes | None) -> tuple[int, Any]:
+    return (code, plain.decode(value)) if code == FAILED and value is not None else (code, value)
+
+
+def _overwritten() -> NotLeader:
+    return NotLeader("another leader's entry took the place of the transition: it was not executed, propose it again")
+
+
+def _ignore(name: str, **arguments: Any) -> None:
+    """Nobody listens."""
