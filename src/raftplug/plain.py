@@ -1,0 +1,129 @@
+"""Plain data: the values that transitions, queries, results and snapshots are made of, and their bytes.
+
+Plain are None, bool, int from -2^63 to 2^64 - 1, float, str, bytes, list, and dict with str or int keys: nothing that
+comes back from its bytes as something else.  So a tuple is refused rather than turned into a list, and a subclass
+rather than stripped of what it adds.  The bytes are msgpack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+import msgpack
+
+from raftplug.errors import InvalidTransition, MalformedMessage
+
+DEPTH: Final = 100
+"""In a transition, query or result lists and dicts may be nested this deep; it also ends a list that holds itself."""
+SNAPSHOT_DEPTH: Final = 300
+"""In a snapshot, deeper: a machine wraps what it was given, so that what was accepted can always be snapshotted."""
+
+_SCALARS: Final = frozenset({type(None), bool, int, float, str, bytes})
+_KEYS: Final = frozenset({str, int})
+_WHAT = "use None, bool, int, float, str, bytes, list, or dict with str or int keys"
+
+
+def encode(value: object, depth: int = DEPTH) -> bytes:
+    """Return the bytes of plain data, in which lists and dicts are nested at most `depth` deep.
+
+    Raises:
+        InvalidTransition: it is not plain data; the message says which part, and where.
+    """
+    try:
+        if _is_plain(value, depth):
+            # Types are checked above, since msgpack takes more than is plain (bytearray, any key); strict_types stays,
+            # so that what another thread puts in meanwhile is not turned into something else.
+            return bytes(msgpack.packb(value, strict_types=True))
+    except (TypeError, ValueError, OverflowError, RuntimeError, RecursionError) as error:
+        raise InvalidTransition(_fault(value, depth) or f"not plain data: {error}") from None
+    raise InvalidTransition(_fault(value, depth) or "it was changed while it was encoded: copy it first")
+
+
+def decode(data: bytes, depth: int = DEPTH) -> Any:
+    """Return the plain data that `data` encodes.  What it claims to hold is bounded by its own length.
+
+    Raises:
+        MalformedMessage: it encodes none.
+    """
+    try:
+        value = msgpack.unpackb(data, raw=False, strict_map_key=False, timestamp=1, ext_hook=_refuse)
+    except (ValueError, TypeError, OverflowError, msgpack.UnpackException, RecursionError) as error:
+        raise MalformedMessage(f"these {len(data)} bytes are not plain data: {error or type(error).__name__}") from None
+    if not _is_plain(value, depth):
+        raise MalformedMessage(f"these {len(data)} bytes are not plain data: {_fault(value, depth)}")
+    return value
+
+
+def _refuse(code: int, data: bytes) -> None:
+    raise ValueError(f"an extension type ({code})")
+
+
+def _is_plain(value: object, depth: int) -> bool:
+    """True if every type in `value` is plain.  One pass over each container runs in C; only containers recurse."""
+    kind = type(value)
+    if kind in _SCALARS:
+        return True
+    inside: Iterable[object]
+    if kind is dict:
+        if not _KEYS.issuperset(map(type, value)):  # type: ignore[call-overload]
+            return False
+        inside = value.values()  # type: ignore[attr-defined]
+    elif kind is list:
+        inside = value  # type: ignore[assignment]
+    else:
+        return False
+    if depth == 0:
+        return False
+    if _SCALARS.issuperset(map(type, inside)):
+        return True
+    for item in inside:  # noqa: SIM110  # `all` would take two frames a level.
+        if type(item) not in _SCALARS and not _is_plain(item, depth - 1):
+            return False
+    return True
+
+
+def _fault(value: object, depth: int) -> str | None:
+    """Where `value` is not plain data, and why.  It runs only after a refusal, so it may take its time."""
+    pending: list[tuple[object, tuple[object, ...]]] = [(value, ())]
+    while pending:
+        here, path = pending.pop()
+        where = "".join(f"[{_short(step)}]" for step in path[:8]) + ("…" if len(path) > 8 else "")
+        reason = _fault_of_one(here, depth - len(path))
+        if reason is not None:
+            return f"at {where}: {reason}" if path else reason
+        if type(here) is dict:
+            pairs = list(here.items())
+        elif type(here) is list:
+            pairs = list(enumerate(here))
+        else:
+            continue
+        for key, _ in pairs:
+            if type(here) is dict and (type(key) not in _KEYS or _fault_of_one(key, depth)):
+                reason = _fault_of_one(key, depth) or f"{type(key).__name__} cannot be a key"
+                return f"in the keys{' at ' + where if path else ''}: {reason}; {_WHAT}"
+        pending.extend((item, (*path, key)) for key, item in reversed(pairs))
+    return None
+
+
+def _fault_of_one(value: object, depth: int) -> str | None:
+    kind = type(value)
+    if kind is int and not -(1 << 63) <= value < 1 << 64:  # type: ignore[operator]
+        return "an int outside -2^63 … 2^64 - 1 is not plain data: send it as a str"
+    if kind is str:
+        try:
+            value.encode()  # type: ignore[attr-defined]
+        except UnicodeEncodeError:
+            return "a str with a lone surrogate is not plain data: send it as bytes"
+    if kind in (list, dict) and depth <= 0:
+        return "nested too deep"
+    if kind is tuple:
+        return "tuple is not plain data: use a list"
+    if kind not in _SCALARS and kind is not list and kind is not dict:
+        return f"{kind.__name__} is not plain data; {_WHAT}"
+    return None
+
+
+def _short(step: object) -> str:
+    text = ascii(step)
+    return text if len(text) <= 40 else text[:37] + "…"

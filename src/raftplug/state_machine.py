@@ -1,0 +1,199 @@
+"""What a plugin author subclasses: a state machine, the seed's trait of that name.
+
+A machine is handed the same transitions in the same order on every replica, and must end in the same state: no clock,
+no random numbers, no files or sockets, no iteration over a set, nothing from outside the transition.  Its methods run
+one at a time, never two at once, on one replica.
+"""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from raftplug.errors import InvalidArgument
+
+
+class TransitionAbandonedReason(enum.Enum):
+    """Why a transition was abandoned."""
+
+    NotLeader = "NotLeader"
+    """A replica that is not the leader was handed it."""
+    ConflictWithLeader = "ConflictWithLeader"
+    """A leader had accepted it, and a later leader overwrote it before it was committed."""
+
+    def __repr__(self) -> str:
+        return f"TransitionAbandonedReason.{self.name}"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class TransitionState:
+    """How far a transition has come: `Queued`, `Committed`, `Applied` or `Abandoned(reason)`.
+
+    Compare with `==`, or match::
+
+        match state:
+            case TransitionState.Applied: ...
+            case TransitionState.Abandoned(reason): ...
+    """
+
+    name: str
+
+    Queued: ClassVar[TransitionState]
+    """The leader has appended it to its log."""
+    Committed: ClassVar[TransitionState]
+    """A quorum holds it; told on the leader only."""
+    Applied: ClassVar[TransitionState]
+    """The state machine has applied it; told on every replica, in index order."""
+    Abandoned: ClassVar[type[AbandonedState]]
+    """It will not be applied at this index; `reason` says why."""
+
+    def __repr__(self) -> str:
+        return f"TransitionState.{self.name}"
+
+
+@dataclass(frozen=True, slots=True, repr=False, init=False)
+class AbandonedState(TransitionState):
+    """`TransitionState.Abandoned(reason)`."""
+
+    reason: TransitionAbandonedReason
+    __match_args__ = ("reason",)
+
+    def __init__(self, reason: TransitionAbandonedReason) -> None:
+        if not isinstance(reason, TransitionAbandonedReason):
+            raise InvalidArgument(f"a transition is abandoned for a TransitionAbandonedReason, not {reason!r}")
+        object.__setattr__(self, "name", "Abandoned")
+        object.__setattr__(self, "reason", reason)
+
+    def __repr__(self) -> str:
+        return f"TransitionState.Abandoned({self.reason.name})"
+
+
+TransitionState.Queued = TransitionState("Queued")
+TransitionState.Committed = TransitionState("Committed")
+TransitionState.Applied = TransitionState("Applied")
+TransitionState.Abandoned = AbandonedState
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The state after the entry at `last_included_index`, which stands for every entry up to it.
+
+    Attributes:
+        last_included_index: index of the last entry that `data` covers.
+        last_included_term: its term.
+        data: the state as plain data (None, bool, int, float, str, bytes, list, dict).
+    """
+
+    last_included_index: int
+    last_included_term: int
+    data: Any
+
+
+class NotOverridden(InvalidArgument, NotImplementedError):
+    """A state machine was asked for something that its author did not write."""
+
+
+class StateMachine(ABC):
+    """A deterministic state machine.  Only `apply_transition` must be written; `abilities` tells what else was.
+
+    An object of any class with these methods will do; a method that is missing is one that was not overridden.
+    """
+
+    @abstractmethod
+    def apply_transition(self, transition: Any) -> Any:
+        """Apply `transition` and return its result; both are plain data.
+
+        An exception is the transition's result, the same on every replica, so raise it before anything is changed, and
+        for no reason but the transition and the state.  MemoryError and OSError are no results: they stop the replica.
+        """
+
+    def register_transition_state(self, transition_id: Any, state: TransitionState) -> None:  # noqa: B027
+        """Be told how far a transition has come on this replica.  Must return soon.
+
+        Args:
+            transition_id: what `get_id` says, else the pair (term, index) that `propose` gave it.
+            state: see `TransitionState` for what is told where.
+        """
+
+    def get_pending_transitions(self) -> list[Any]:
+        """Return the transitions to propose, each of them once, ever.  Asked when the replica is woken up."""
+        return []
+
+    def get_snapshot(self) -> Snapshot | None:
+        """Return the snapshot to start from, or None.  Asked once, and only if storage is empty."""
+        return None
+
+    def create_snapshot(self, last_included_index: int, last_included_term: int) -> Snapshot:
+        """Return the state as it is now, with this index and term.  Later transitions must not change what is returned.
+
+        Without it and `set_snapshot` the log is never compacted, and a replica that is far behind gets every entry.
+
+        Raises:
+            NotOverridden: the machine makes no snapshots.
+        """
+        raise NotOverridden(f"{type(self).__name__} makes no snapshots: write create_snapshot and set_snapshot")
+
+    def set_snapshot(self, snapshot: Snapshot) -> None:
+        """Replace the whole state by the one in `snapshot.data`.
+
+        Raises:
+            NotOverridden: the machine takes no snapshots.
+        """
+        raise NotOverridden(f"{type(self).__name__} takes no snapshots: write create_snapshot and set_snapshot")
+
+    def get_id(self, transition: Any) -> Any:
+        """Return the id of `transition`; None means the one that `propose` gave it, the pair (term, index)."""
+        return None
+
+    def query(self, request: Any) -> Any:
+        """Answer a read without changing anything; request and answer are plain data.
+
+        Raises:
+            NotOverridden: the machine answers no queries.
+        """
+        raise NotOverridden(f"{type(self).__name__} answers no queries: write query, or read with a function")
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What the author of a state machine has written: call a method only where its field is True."""
+
+    snapshots: bool
+    """create_snapshot and set_snapshot, both."""
+    initial_snapshot: bool
+    """get_snapshot."""
+    observes_states: bool
+    """register_transition_state."""
+    has_pending: bool
+    """get_pending_transitions."""
+    has_ids: bool
+    """get_id."""
+    has_query: bool
+    """query."""
+
+
+def abilities(machine: object) -> Abilities:
+    """Find out what `machine` can do, by its methods: it need not be a subclass of StateMachine.
+
+    Raises:
+        InvalidArgument: it has no method apply_transition, so it is no state machine.
+    """
+    if isinstance(machine, type):
+        raise InvalidArgument(f"{machine.__name__} is a class: give a state machine, {machine.__name__}()")
+    if not _has(machine, "apply_transition"):
+        raise InvalidArgument(f"{type(machine).__name__} is no state machine: it has no method apply_transition")
+    return Abilities(
+        snapshots=_has(machine, "create_snapshot") and _has(machine, "set_snapshot"),
+        initial_snapshot=_has(machine, "get_snapshot"),
+        observes_states=_has(machine, "register_transition_state"),
+        has_pending=_has(machine, "get_pending_transitions"),
+        has_ids=_has(machine, "get_id"),
+        has_query=_has(machine, "query"),
+    )
+
+
+def _has(machine: object, name: str) -> bool:
+    method = getattr(machine, name, None)
+    return callable(method) and getattr(method, "__func__", method) is not getattr(StateMachine, name)
