@@ -4,8 +4,6 @@ A configuration has one set of voters, or two while it changes (joint consensus,
 then be decided by a quorum of each.  Learners receive everything and decide nothing.
 """
 
-from __future__ import annotations
-
 from raftplug import _cy as cython
 from raftplug.errors import InvalidArgument
 
@@ -39,7 +37,7 @@ class Configuration:
         return [list(self.voters), list(self.outgoing), list(self.learners)]
 
     @staticmethod
-    def from_plain(data: object) -> Configuration:
+    def from_plain(data: object) -> "Configuration":
         """The configuration that `plain` gave.
 
         Raises:

@@ -16,8 +16,6 @@ Times are microseconds of a monotonic clock, of any origin.  The rules follow On
 Practice") with pre-vote (§9.6), check-quorum (§6.2) and ReadIndex (§6.4).
 """
 
-from __future__ import annotations
-
 from raftplug import _cy as cython
 from raftplug.constants import (
     APPEND,
