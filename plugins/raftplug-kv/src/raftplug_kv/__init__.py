@@ -1,0 +1,138 @@
+"""A key-value store that raftplug replicates: the state machine "kv"."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raftplug import Snapshot, StateMachine, hookimpl
+
+__all__ = ["KV", "raftplug_state_machines"]
+
+_FIELDS = {
+    "put": {"op", "key", "value"},
+    "delete": {"op", "key"},
+    "append": {"op", "key", "value"},
+    "cas": {"op", "key", "expect", "value"},
+    "get": {"op", "key"},
+}
+
+
+@hookimpl
+def raftplug_state_machines() -> dict[str, type[KV]]:
+    return {"kv": KV}
+
+
+class KV(StateMachine):
+    """Keys are strings, values any plain data; an absent key reads as None.
+
+    A stored value is never changed in place, only replaced: so a snapshot need not copy the values, and a list or dict
+    is copied where it comes in and where it leaves.
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[str, Any] = {}
+
+    def apply_transition(self, transition: Any) -> Any:
+        """Apply a put, delete, append or cas (see README.md).
+
+        Raises:
+            ValueError: it is none of these, or does not fit what is stored; nothing was changed.
+        """
+        op, key = _check(transition, {"put", "delete", "append", "cas"})
+        if op == "put":
+            self._values[key] = _copy(transition["value"])
+            return None
+        if op == "delete":
+            found = key in self._values
+            self._values.pop(key, None)
+            return found
+        if op == "append":
+            return self._append(key, transition["value"])
+        if not same(self._values.get(key), transition["expect"]):
+            return False
+        self._values[key] = _copy(transition["value"])
+        return True
+
+    def query(self, request: Any) -> Any:
+        """Answer a get.
+
+        Raises:
+            ValueError: it is none.
+        """
+        _, key = _check(request, {"get"})
+        return _copy(self._values.get(key))
+
+    def create_snapshot(self, last_included_index: int, last_included_term: int) -> Snapshot:
+        return Snapshot(last_included_index, last_included_term, dict(self._values))
+
+    def set_snapshot(self, snapshot: Snapshot) -> None:
+        """Take over the state of a snapshot.
+
+        Raises:
+            ValueError: it is none of this machine's; nothing was changed.
+        """
+        data = snapshot.data
+        if type(data) is not dict or any(type(key) is not str for key in data):
+            raise ValueError("this is no snapshot of a kv machine: a dict with str keys is wanted")
+        self._values = dict(data)
+
+    def _append(self, key: str, addition: Any) -> str:
+        if type(addition) is not str:
+            raise ValueError(f"append: value must be a string, not {_kind(addition)}")
+        value = self._values.get(key)
+        if value is None:
+            value = ""
+        if type(value) is not str:
+            raise ValueError(f"append: the value of {_short(key)} is not a string but {_kind(value)}")
+        self._values[key] = value + addition
+        return value + addition
+
+
+def same(a: Any, b: Any) -> bool:
+    """True if two pieces of plain data are the same: of the same types too, so that True is not 1, nor 1 1.0.
+
+    NaN is the same as NaN, and 0.0 the same as -0.0.
+    """
+    if type(a) is not type(b):
+        return False
+    if type(a) is list:
+        return len(a) == len(b) and all(map(same, a, b))
+    if type(a) is dict:
+        return len(a) == len(b) and all(key in b and same(value, b[key]) for key, value in a.items())
+    return bool(a == b) or (a != a and b != b)
+
+
+def _check(request: Any, allowed: set[str]) -> tuple[str, str]:
+    """The op and key of a transition or query, or a ValueError that says what is wrong with it."""
+    if type(request) is not dict:
+        raise ValueError(f'a dict like {{"op": …, "key": …}} is wanted, not {_kind(request)}')
+    op = request.get("op")
+    if type(op) is not str or op not in allowed:
+        raise ValueError(f"op must be one of {', '.join(sorted(allowed))}, not {_short(op)}")
+    if request.keys() != _FIELDS[op]:
+        for field in sorted(_FIELDS[op]):
+            if field not in request:
+                raise ValueError(f"{op}: {field!r} is missing")
+        extra = next(field for field in request if field not in _FIELDS[op])
+        raise ValueError(f"{op}: unknown field {_short(extra)}")
+    key = request["key"]
+    if type(key) is not str:
+        raise ValueError(f"{op}: key must be a string, not {_kind(key)}")
+    return op, key
+
+
+def _copy(value: Any) -> Any:
+    if type(value) is list:
+        return [_copy(item) for item in value]
+    if type(value) is dict:
+        return {key: _copy(item) for key, item in value.items()}
+    return value
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else type(value).__name__
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
