@@ -1,0 +1,311 @@
+"""Exactly once: a replicated table of which (session, sequence) was executed, and with what result.
+
+A client that got no answer asks again, perhaps another leader.  Every replica applies the same log to this table, so a
+transition that is already in it is answered from it and not executed again (Ongaro 2014 §6.3).  The table keeps the
+*set* of executed sequences from the client's watermark on, never a maximum: a client has many transitions on their way,
+and a retried lower one must not be swallowed by a higher one that came first.
+
+It is a pure function of the log.  There is no clock in it: time is what the entries say, the highest seen so far.  The
+limits below are therefore part of the replicated state: replicas that disagree on them diverge, so they are constants
+of this version and not settings.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import OrderedDict
+from typing import Any, Final
+
+from raftplug.constants import ALREADY, FAILED, LIMIT, OK, REFUSED_OVERLOADED, SESSION_EXPIRED
+from raftplug.errors import InvalidArgument, InvariantViolated, MalformedMessage
+
+SESSION_TIMEOUT_US: Final = 3_600 * 1_000_000
+"""A session without a name that was idle for longer than this, in logged time, is dropped."""
+NAMED_SESSION_TIMEOUT_US: Final = 7 * 24 * 3_600 * 1_000_000
+"""The same for a session with a name: its user may come back and repeat everything under that name."""
+MAX_SESSIONS: Final = 10_000
+"""Sessions without a name, and again sessions with one; opening one more drops the least recently used of its kind."""
+MAX_RESULTS: Final = 100_000
+"""Executed sequences that one session keeps; beyond it transitions are refused, until the watermark rises."""
+MAX_RESULT_BYTES: Final = 64 << 20
+"""Bytes of results that one session keeps, likewise."""
+MAX_NAME_BYTES: Final = 256
+
+_TIME = struct.Struct("<q")
+_HEAD = struct.Struct("<qQQQ")
+
+
+def encode_open(time_us: int, name: str | None = None) -> bytes:
+    """The payload of a SESSION_OPEN entry: logged time in µs, and the session's name (None or empty: none).
+
+    Raises:
+        InvalidArgument: the name is longer than 256 bytes or no text; the time is not in [0, 2^63).
+    """
+    return _TIME.pack(_checked(time_us)) + check_name(name)
+
+
+def decode_open(payload: bytes) -> tuple[int, str]:
+    """(time in µs, name or "") of a SESSION_OPEN entry.
+
+    Raises:
+        MalformedMessage: it is not such a payload.
+    """
+    if not _TIME.size <= len(payload) <= _TIME.size + MAX_NAME_BYTES:
+        raise MalformedMessage("the opening of a session has a wrong length")
+    (time_us,) = _TIME.unpack_from(payload)
+    try:
+        name = payload[_TIME.size :].decode()
+    except UnicodeDecodeError:
+        raise MalformedMessage("the opening of a session has a name that is not text") from None
+    if time_us < 0:
+        raise MalformedMessage("the opening of a session has a time out of range")
+    return time_us, name
+
+
+def encode_transition(time_us: int, session: int, sequence: int, below: int, transition: bytes) -> bytes:
+    """The payload of a SESSION_TRANSITION entry.
+
+    Args:
+        time_us: logged time, µs.
+        session, sequence: which transition of which session.
+        below: the client never asks again for a lower sequence than this; at most `sequence`.
+        transition: the transition itself, encoded.
+
+    Raises:
+        InvalidArgument: a number is not in [0, 2^63), or below > sequence.
+    """
+    if below > sequence:
+        raise InvalidArgument(f"the watermark {below} is above the sequence {sequence}")
+    return _HEAD.pack(_checked(time_us), _checked(session), _checked(sequence), _checked(below)) + transition
+
+
+def decode_transition(payload: bytes) -> tuple[int, int, int, int, bytes]:
+    """(time in µs, session, sequence, below, transition) of a SESSION_TRANSITION entry.
+
+    Raises:
+        MalformedMessage: it is not such a payload.
+    """
+    if len(payload) < _HEAD.size:
+        raise MalformedMessage("a transition of a session is too short")
+    time_us, session, sequence, below = _HEAD.unpack_from(payload)
+    if time_us < 0 or session >= LIMIT or sequence >= LIMIT or below > sequence:
+        raise MalformedMessage("a transition of a session has a number out of range")
+    return time_us, session, sequence, below, payload[_HEAD.size :]
+
+
+def check_name(name: str | None) -> bytes:
+    """The bytes of a session's name.
+
+    Raises:
+        InvalidArgument: it cannot be a name.
+    """
+    if name is not None and not isinstance(name, str):
+        raise InvalidArgument(f"a session's name must be text, not {type(name).__name__}")
+    try:
+        data = (name or "").encode()
+    except UnicodeEncodeError:
+        raise InvalidArgument("a session's name must be text that UTF-8 can express") from None
+    if len(data) > MAX_NAME_BYTES:
+        raise InvalidArgument(f"a session's name must be at most {MAX_NAME_BYTES} bytes long, not {len(data)}")
+    return data
+
+
+def _checked(value: int) -> int:
+    if not 0 <= value < LIMIT:
+        raise InvalidArgument(f"{value} is not in [0, 2^63)")
+    return value
+
+
+class _Session:
+    __slots__ = ("bytes", "name", "results", "used_us", "watermark")
+
+    def __init__(self, name: str, used_us: int) -> None:
+        self.name = name
+        self.used_us = used_us
+        self.watermark = 0  # Every sequence below it is finished for the client; watermark <= every key of results.
+        self.results: dict[int, tuple[int, bytes]] = {}
+        self.bytes = 0  # Always the summed length of the results.
+
+    def raise_watermark(self, below: int) -> None:
+        results = self.results
+        if below - self.watermark <= len(results):
+            for sequence in range(self.watermark, below):
+                dropped = results.pop(sequence, None)
+                if dropped is not None:
+                    self.bytes -= len(dropped[1])
+        else:  # A leap: walk the table, not the numbers.
+            self.results = {sequence: result for sequence, result in results.items() if sequence >= below}
+            self.bytes = sum(len(value) for _, value in self.results.values())
+        self.watermark = below
+
+
+class Sessions:
+    """The table.  `open`, `admit` and `record` are called for each entry, in log order, on every replica.
+
+    Attributes:
+        now_us: logged time: the highest that any entry carried.
+    """
+
+    __slots__ = ("_anonymous", "_max_results", "_max_sessions", "_named", "_names", "now_us")
+
+    def __init__(self, *, max_sessions: int = MAX_SESSIONS, max_results: int = MAX_RESULTS) -> None:
+        self.now_us = 0
+        self._max_sessions = max_sessions
+        self._max_results = max_results
+        # Both in the order of their last use, the least recent first: expiry looks at the front only.
+        self._anonymous: OrderedDict[int, _Session] = OrderedDict()
+        self._named: OrderedDict[int, _Session] = OrderedDict()
+        self._names: dict[str, int] = {}  # The ids of the named ones: exactly the keys of _named.
+
+    def __len__(self) -> int:
+        return len(self._anonymous) + len(self._named)
+
+    def __contains__(self, session: int) -> bool:
+        """True while the session is in the table; it may be there and be too old to be used."""
+        return session in self._anonymous or session in self._named
+
+    def open(self, index: int, time_us: int, name: str = "") -> int:
+        """Apply the SESSION_OPEN entry at `index` and return the session's id: `index`, or the id that lives by `name`.
+
+        Sessions that were idle for too long are dropped first, then, while there are too many, the least recently used
+        of its kind.
+        """
+        self._advance(time_us)
+        self._expire()
+        if name and name in self._names:
+            session = self._names[name]
+            self._named[session].used_us = self.now_us
+            self._named.move_to_end(session)
+            return session
+        if index in self:
+            raise InvariantViolated(f"the log opens session {index} twice")
+        table = self._named if name else self._anonymous
+        while len(table) >= self._max_sessions:
+            self._drop(next(iter(table)))
+        table[index] = _Session(name, self.now_us)
+        if name:
+            self._names[name] = index
+        return index
+
+    def admit(self, session: int, sequence: int, below: int, time_us: int) -> tuple[int, bytes | None] | None:
+        """Decide on one SESSION_TRANSITION entry.
+
+        Returns: None if the transition is new: execute it and `record` its result.  Else it must not be executed, and
+            this is the answer: (OK or FAILED, the result it had), (ALREADY, None) if it is below the watermark,
+            (SESSION_EXPIRED, None), or (REFUSED_OVERLOADED, None) if the session keeps too many results.
+        """
+        self._advance(time_us)
+        found = self._anonymous.get(session)
+        table, timeout_us = self._anonymous, SESSION_TIMEOUT_US
+        if found is None:
+            found = self._named.get(session)
+            table, timeout_us = self._named, NAMED_SESSION_TIMEOUT_US
+            if found is None:
+                return SESSION_EXPIRED, None
+        if self.now_us - found.used_us > timeout_us:
+            self._drop(session)
+            return SESSION_EXPIRED, None
+        found.used_us = self.now_us
+        table.move_to_end(session)
+        if below > found.watermark:
+            found.raise_watermark(below)
+        if sequence < found.watermark:
+            return ALREADY, None
+        result = found.results.get(sequence)
+        if result is not None:
+            return result
+        if len(found.results) >= self._max_results or found.bytes >= MAX_RESULT_BYTES:
+            return REFUSED_OVERLOADED, None
+        return None
+
+    def record(self, session: int, sequence: int, code: int, value: bytes) -> None:
+        """Keep the result of a transition that `admit` has just let through: OK or FAILED, and its encoded value.
+
+        Raises:
+            InvariantViolated: `admit` did not.
+        """
+        found = self._anonymous.get(session) or self._named.get(session)
+        if found is None or sequence < found.watermark or sequence in found.results or code not in (OK, FAILED):
+            raise InvariantViolated(f"session {session}: a result for sequence {sequence} that was not admitted")
+        found.results[sequence] = (code, value)
+        found.bytes += len(value)
+
+    def snapshot(self) -> list[Any]:
+        """The whole table as plain data: equal tables give equal data, however they came about."""
+        return [
+            self.now_us,
+            *(
+                [
+                    [
+                        session,
+                        found.name,
+                        found.used_us,
+                        found.watermark,
+                        [[sequence, *found.results[sequence]] for sequence in sorted(found.results)],
+                    ]
+                    for session, found in table.items()
+                ]
+                for table in (self._anonymous, self._named)
+            ),
+        ]
+
+    @classmethod
+    def restore(cls, data: object, *, max_sessions: int = MAX_SESSIONS, max_results: int = MAX_RESULTS) -> Sessions:
+        """The table that `snapshot` described.
+
+        Raises:
+            MalformedMessage: it does not describe one.
+        """
+        sessions = cls(max_sessions=max_sessions, max_results=max_results)
+        try:
+            sessions._load(data)
+        except (TypeError, ValueError):
+            raise MalformedMessage("a snapshot's table of sessions cannot be read") from None
+        return sessions
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _load(self, data: Any) -> None:
+        now_us, anonymous, named = data
+        self.now_us = _number(now_us)
+        for table, rows in ((self._anonymous, anonymous), (self._named, named)):
+            last_us = 0
+            for session, name, used_us, watermark, results in rows:
+                if not isinstance(name, str) or bool(name) is not (table is self._named) or name in self._names:
+                    raise ValueError
+                if session in self or not last_us <= _number(used_us) <= self.now_us:
+                    raise ValueError
+                last_us = used_us
+                loaded = _Session(name, used_us)
+                loaded.watermark = _number(watermark)
+                for sequence, code, value in results:
+                    if _number(sequence) < watermark or code not in (OK, FAILED) or type(value) is not bytes:
+                        raise ValueError
+                    loaded.results[sequence] = (code, value)
+                    loaded.bytes += len(value)
+                table[_number(session)] = loaded
+                if name:
+                    self._names[name] = session
+
+    def _advance(self, time_us: int) -> None:
+        if time_us > self.now_us:
+            self.now_us = time_us
+
+    def _expire(self) -> None:
+        for table, timeout_us in ((self._anonymous, SESSION_TIMEOUT_US), (self._named, NAMED_SESSION_TIMEOUT_US)):
+            while table:
+                session, oldest = next(iter(table.items()))
+                if self.now_us - oldest.used_us <= timeout_us:
+                    break
+                self._drop(session)
+
+    def _drop(self, session: int) -> None:
+        dropped = self._anonymous.pop(session, None) or self._named.pop(session)
+        if dropped.name:
+            del self._names[dropped.name]
+
+
+def _number(value: object) -> int:
+    if type(value) is not int or not 0 <= value < LIMIT:
+        raise ValueError
+    return value
