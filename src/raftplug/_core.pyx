@@ -1,4 +1,4 @@
-# cython: language_level=3, binding=True, embedsignature=True, embedsignature.format=clinic
+# cython: language_level=3, binding=True
 """The compiled core: `_core_py.py` over again as typed classes, and the rules of raft.py compiled over them.
 
 Entries lie one after the other in memory of our own, as they go over the wire; so replicating a range is one copy, and

@@ -4,6 +4,8 @@ A configuration has one set of voters, or two while it changes (joint consensus,
 then be decided by a quorum of each.  Learners receive everything and decide nothing.
 """
 
+from typing import Any
+
 from raftplug import _cy as cython
 from raftplug.errors import InvalidArgument
 
@@ -21,9 +23,9 @@ class Configuration:
         InvalidArgument: an id stands twice, or is voter and learner.
     """
 
-    voters: tuple = cython.declare(tuple, visibility="readonly")
-    outgoing: tuple = cython.declare(tuple, visibility="readonly")
-    learners: tuple = cython.declare(tuple, visibility="readonly")
+    voters: tuple[Any, ...] = cython.declare(tuple, visibility="readonly")
+    outgoing: tuple[Any, ...] = cython.declare(tuple, visibility="readonly")
+    learners: tuple[Any, ...] = cython.declare(tuple, visibility="readonly")
 
     def __init__(self, voters: object, outgoing: object = (), learners: object = ()) -> None:
         self.voters = _ids(voters)
@@ -32,7 +34,7 @@ class Configuration:
         if set(self.learners) & (set(self.voters) | set(self.outgoing)):
             raise InvalidArgument("configuration: a member is voter and learner at once")
 
-    def plain(self) -> list:
+    def plain(self) -> list[Any]:
         """Plain data for the log, the snapshot and the disk; `from_plain` is its inverse."""
         return [list(self.voters), list(self.outgoing), list(self.learners)]
 
@@ -47,7 +49,7 @@ class Configuration:
             raise InvalidArgument("configuration: not the plain data of one")
         return Configuration(data[0], data[1], data[2])
 
-    def members(self) -> list:
+    def members(self) -> list[Any]:
         """Every id in it, each once: voters first."""
         return list(dict.fromkeys(self.voters + self.outgoing + self.learners))
 
@@ -55,7 +57,7 @@ class Configuration:
         """Whether `member` has a vote in either half."""
         return member in self.voters or member in self.outgoing
 
-    def has_quorum(self, supporters: set) -> cython.bint:
+    def has_quorum(self, supporters: set[Any]) -> cython.bint:
         """Whether `supporters` hold a strict majority of the voters, and of the outgoing ones while joint.
 
         Supporters are a set: a vote that arrives twice is one vote.
@@ -77,7 +79,7 @@ class Configuration:
 
 
 @cython.cfunc
-def _majority(voters: tuple, supporters: set) -> cython.bint:
+def _majority(voters: tuple[Any, ...], supporters: set[Any]) -> cython.bint:
     count: cython.longlong = 0
     for voter in voters:
         if voter in supporters:
@@ -85,7 +87,7 @@ def _majority(voters: tuple, supporters: set) -> cython.bint:
     return 2 * count > len(voters)
 
 
-def _ids(members: object) -> tuple:
+def _ids(members: object) -> tuple[Any, ...]:
     if not isinstance(members, (list, tuple)):
         raise InvalidArgument("configuration: members must be a list of ids")
     for member in members:
@@ -96,5 +98,5 @@ def _ids(members: object) -> tuple:
     return tuple(sorted(members, key=_sort_key))
 
 
-def _sort_key(member: object) -> tuple:
+def _sort_key(member: object) -> tuple[Any, ...]:
     return (isinstance(member, str), member)

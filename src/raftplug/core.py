@@ -1,8 +1,8 @@
 """Chooses a core, once: the compiled one if it is there and up to date, else the Python one, and says which and why.
 
 RAFTPLUG_CORE=cython insists on the compiled core, RAFTPLUG_CORE=python on the other, auto (or nothing) chooses.  Both
-speak the same bytes, so a cluster may mix them.  `name`, `why` and the classes of the chosen core are attributes of this
-module; `load` gives either core by name, whatever was chosen.
+speak the same bytes, so a cluster may mix them.  `name`, `why` and the classes of the chosen core are attributes of
+this module; `load` gives either core by name, whatever was chosen.
 
 Nothing else imports raft.py, configuration.py or `_core_py.py`: a process that runs compiled never loads the latter.
 """

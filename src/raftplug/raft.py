@@ -1,20 +1,22 @@
 """The consensus rules of one replica of one group, written once, without I/O.
 
-`Raft` is handed messages (`step`), proposals (`propose`), read requests (`read`), the time (`tick`) and the completion of
-its own writes (`persisted`); after any number of these, `ready` says what must happen now: messages to send, a write to
-make durable, reads that may be answered.  It knows no clock, socket, thread or random source.
+`Raft` is handed messages (`step`), proposals (`propose`), read requests (`read`), the time (`tick`) and the completion
+of its own writes (`persisted`); after any number of these, `ready` says what must happen now: messages to send, a write
+to make durable, reads that may be answered.  It knows no clock, socket, thread or random source.
 
 Two rules run through everything:
 
 * **Nothing that depends on a write leaves before the write is durable.**  A message that carries a term or a vote waits
   until both are on disk (`_held`); an acknowledgement never claims more than `stable`, the last index on our own disk;
   a leader and a candidate count themselves by the same rule (Ongaro 2014 §3.8, §10.2.1).
-* **One write at a time** is under way.  What changes meanwhile belongs to the next one; a truncation meanwhile lowers what
-  the completion will count, so that a completion can never vouch for entries that were replaced (`_writing_last`).
+* **One write at a time** is under way.  What changes meanwhile belongs to the next one; a truncation meanwhile lowers
+  what the completion will count, so that a completion can never vouch for entries that were replaced (`_writing_last`).
 
-Times are microseconds of a monotonic clock, of any origin.  The rules follow Ongaro 2014 ("Consensus: Bridging Theory and
-Practice") with pre-vote (§9.6), check-quorum (§6.2) and ReadIndex (§6.4).
+Times are microseconds of a monotonic clock, of any origin.  The rules follow Ongaro 2014 ("Consensus: Bridging Theory
+and Practice") with pre-vote (§9.6), check-quorum (§6.2) and ReadIndex (§6.4).
 """
+
+from typing import Any
 
 from raftplug import _cy as cython
 from raftplug.constants import (
@@ -57,18 +59,18 @@ class Ready:
         truncated: entries that another leader's have replaced: (index, kind, term, payload).
     """
 
-    messages: list = cython.declare(list, visibility="readonly")
+    messages: list[Any] = cython.declare(list, visibility="readonly")
     write: cython.bint = cython.declare(cython.bint, visibility="readonly")
     term: cython.longlong = cython.declare(cython.longlong, visibility="readonly")
-    vote: object = cython.declare(object, visibility="readonly")
+    vote: Any = cython.declare(object, visibility="readonly")
     first: cython.longlong = cython.declare(cython.longlong, visibility="readonly")
     block: bytes = cython.declare(bytes, visibility="readonly")
-    snapshot: object = cython.declare(object, visibility="readonly")
-    reads: list = cython.declare(list, visibility="readonly")
-    failed_reads: list = cython.declare(list, visibility="readonly")
-    truncated: list = cython.declare(list, visibility="readonly")
+    snapshot: Any = cython.declare(object, visibility="readonly")
+    reads: list[Any] = cython.declare(list, visibility="readonly")
+    failed_reads: list[Any] = cython.declare(list, visibility="readonly")
+    truncated: list[Any] = cython.declare(list, visibility="readonly")
 
-    def __init__(self, messages: list, reads: list, failed_reads: list, truncated: list) -> None:
+    def __init__(self, messages: list[Any], reads: list[Any], failed_reads: list[Any], truncated: list[Any]) -> None:
         self.messages = messages
         self.write = False
         self.term = 0
@@ -102,24 +104,24 @@ class Raft:
     0 <= match < next; a leader's log is only appended to.
     """
 
-    id: object = cython.declare(object, visibility="readonly")
+    id: Any = cython.declare(object, visibility="readonly")
     configuration: Configuration = cython.declare(Configuration, visibility="readonly")
     log: Log = cython.declare(Log, visibility="readonly")
     term: cython.longlong = cython.declare(cython.longlong, visibility="readonly")
-    vote: object = cython.declare(object, visibility="readonly")
+    vote: Any = cython.declare(object, visibility="readonly")
     role: cython.longlong = cython.declare(cython.longlong, visibility="readonly")
-    leader: object = cython.declare(object, visibility="readonly")
+    leader: Any = cython.declare(object, visibility="readonly")
     commit: cython.longlong = cython.declare(cython.longlong, visibility="readonly")
     stable: cython.longlong = cython.declare(cython.longlong, visibility="readonly")
     now: cython.longlong = cython.declare(cython.longlong, visibility="readonly")
-    progress: dict = cython.declare(dict, visibility="readonly")
+    progress: dict[Any, Any] = cython.declare(dict, visibility="readonly")
     snapshot_index: cython.longlong = cython.declare(cython.longlong, visibility="readonly")
     snapshot_term: cython.longlong = cython.declare(cython.longlong, visibility="readonly")
     writing: cython.bint = cython.declare(cython.bint, visibility="readonly")
-    installing: object = cython.declare(object, visibility="readonly")
+    installing: Any = cython.declare(object, visibility="readonly")
     contact: cython.longlong = cython.declare(cython.longlong, visibility="readonly")
 
-    _draw: object
+    _draw: Any
     _election_timeout: cython.longlong
     _heartbeat: cython.longlong
     _max_append_bytes: cython.longlong
@@ -128,14 +130,14 @@ class Raft:
     _election_delay: cython.longlong
     _heartbeat_deadline: cython.longlong
     _quorum_deadline: cython.longlong
-    _votes: set
-    _out: list
-    _held: list
+    _votes: set[Any]
+    _out: list[Any]
+    _held: list[Any]
     _hard_durable: cython.bint
     _durable_term: cython.longlong
-    _durable_vote: object
+    _durable_vote: Any
     _writing_term: cython.longlong
-    _writing_vote: object
+    _writing_vote: Any
     _writing_last: cython.longlong
     _submitted: cython.longlong
     _verified: cython.longlong
@@ -143,23 +145,23 @@ class Raft:
     _context: cython.longlong
     _term_start: cython.longlong
     _round: cython.longlong
-    _new_reads: list
-    _rounds: list
-    _reads: list
-    _failed_reads: list
-    _truncated: list
+    _new_reads: list[Any]
+    _rounds: list[Any]
+    _reads: list[Any]
+    _failed_reads: list[Any]
+    _truncated: list[Any]
 
     def __init__(
         self,
-        id: object,
+        id: Any,
         configuration: Configuration,
         log: Log,
         term: cython.longlong,
-        vote: object,
+        vote: Any,
         now: cython.longlong,
         election_timeout: cython.longlong,
         heartbeat: cython.longlong,
-        draw: object,
+        draw: Any,
         max_append_bytes: cython.longlong = 65536,
         window_bytes: cython.longlong = 262144,
     ) -> None:
@@ -329,7 +331,7 @@ class Raft:
     # --------------------------------------------------------------- outputs
 
     def applicable(self) -> cython.longlong:
-        """The last index that may be applied: committed, and on our own disk, so that no snapshot can outrun the log."""
+        """The last index that may be applied: committed, and on our own disk, so no snapshot can outrun the log."""
         return min(self.commit, self.stable)
 
     def ready(self, may_write: cython.bint = True) -> Ready:
@@ -371,7 +373,7 @@ class Raft:
         # Truncations since the write began have lowered _writing_last (etcd-io/raft's ABA race).
         self.stable = max(self.stable, self._writing_last)
         if self._hard_durable:
-            held: list = self._held
+            held: list[Any] = self._held
             self._held = []
             for message in held:
                 if message.term == self.term:
@@ -403,7 +405,7 @@ class Raft:
         )
 
     @cython.cfunc
-    def _become_follower(self, term: cython.longlong, leader: object) -> None:
+    def _become_follower(self, term: cython.longlong, leader: Any) -> None:
         if term > self.term:
             self._enter_term(term, None)
         if self.role == LEADER:
@@ -418,8 +420,8 @@ class Raft:
         self.leader = leader
 
     @cython.cfunc
-    def _enter_term(self, term: cython.longlong, vote: object) -> None:
-        """A new term: nothing that was owed or known in the old one counts.  Within a term a vote is never taken back."""
+    def _enter_term(self, term: cython.longlong, vote: Any) -> None:
+        """A new term: nothing owed or known in the old one counts.  Within a term a vote is never taken back."""
         self.term = term
         self.vote = vote
         self._hard_durable = False
@@ -457,7 +459,7 @@ class Raft:
                 self._send(peer, Message(VOTE, self.term, index=self.log.last_index, log_term=self.log.last_term))
 
     @cython.cfunc
-    def _count_vote(self, voter: object) -> None:
+    def _count_vote(self, voter: Any) -> None:
         if not self.configuration.is_voter(voter):
             return
         self._votes.add(voter)  # A set: a grant that is delivered twice is one vote.
@@ -481,7 +483,7 @@ class Raft:
         self._term_start = self.log.append(self.term, NOOP, b"")
 
     @cython.cfunc
-    def _new_progress(self, peer: object, next_index: cython.longlong) -> Progress:
+    def _new_progress(self, peer: Any, next_index: cython.longlong) -> Progress:
         progress: Progress = Progress(next_index, self.now)
         progress.peer = peer
         return progress
@@ -490,7 +492,7 @@ class Raft:
     def _check_quorum(self) -> None:
         """Step down unless a quorum was heard within an election timeout (Ongaro 2014 §6.2)."""
         self._quorum_deadline = self.now + self._election_timeout
-        heard: set = {self.id}
+        heard: set[Any] = {self.id}
         progress: Progress
         for peer, progress in self.progress.items():
             if self.now - progress.contact < self._election_timeout:
@@ -563,7 +565,7 @@ class Raft:
             self._send(message.peer, Message(VOTE_RESPONSE, self.term))
 
     @cython.cfunc
-    def _follow(self, leader: object) -> None:
+    def _follow(self, leader: Any) -> None:
         """`leader` leads our term: any message of its is contact, whatever it asks."""
         if self.role == LEADER:
             raise InvariantViolated(f"two leaders in term {self.term}: {self.id!r} and {leader!r}")
@@ -622,7 +624,7 @@ class Raft:
             self._acknowledge(message.peer)
 
     @cython.cfunc
-    def _acknowledge(self, leader: object) -> None:
+    def _acknowledge(self, leader: Any) -> None:
         """Say what is durable (index), what is verified (hint), and the last read round heard (context)."""
         self._ack_due = self._verified > self.stable
         self._send(
@@ -661,7 +663,7 @@ class Raft:
         self._follow(message.peer)
         if message.index > self.commit:
             if self.log.term_at(message.index) == message.log_term:
-                self.commit = message.index  # We hold all of it already: the suffix after it stays (Figure 5.3, step 6).
+                self.commit = message.index  # We hold all of it already: what follows it stays (Figure 5.3, step 6).
             else:
                 # Whatever log we had conflicts or ends before it: all of it goes (Figure 5.3, step 7).
                 if self.log.last_index > message.index:
@@ -681,7 +683,7 @@ class Raft:
 
     @cython.cfunc
     def _on_append_response(self, message: Message) -> None:
-        progress: Progress = self.progress.get(message.peer)
+        progress: Progress | None = self.progress.get(message.peer)
         if progress is None:
             return
         if message.flag and (message.hint > self.log.last_index or message.index > message.hint):
@@ -734,8 +736,8 @@ class Raft:
             self.commit = index
 
     @cython.cfunc
-    def _quorum_match(self, voters: tuple) -> cython.longlong:
-        matches: list = []
+    def _quorum_match(self, voters: tuple[Any, ...]) -> cython.longlong:
+        matches: list[int] = []
         progress: Progress
         for voter in voters:
             if voter == self.id:
@@ -850,8 +852,8 @@ class Raft:
     def _start_round(self) -> None:
         """Give the reads that came since the last turn one round of their own (Ongaro 2014 §6.4).
 
-        Rounds are numbered within the term, so that a late answer to an earlier one confirms nothing.  A leader that has
-        not committed an entry of its own term does not know the commit index yet: reads wait.
+        Rounds are numbered within the term, so that a late answer to an earlier one confirms nothing.  A leader that
+        has not committed an entry of its own term does not know the commit index yet: reads wait.
         """
         if not self._new_reads or self.commit < self._term_start:
             return
@@ -866,7 +868,7 @@ class Raft:
         progress: Progress
         while self._rounds:
             number: cython.longlong = self._rounds[0][0]
-            answered: set = {self.id}
+            answered: set[Any] = {self.id}
             for peer, progress in self.progress.items():
                 if progress.round >= number:
                     answered.add(peer)
@@ -879,7 +881,7 @@ class Raft:
     # --------------------------------------------------------------- sending
 
     @cython.cfunc
-    def _send(self, peer: object, message: Message) -> None:
+    def _send(self, peer: Any, message: Message) -> None:
         """Send what carries our term or vote: at once if both are durable, else with the write that makes them so."""
         message.peer = peer
         if self._hard_durable:
@@ -888,7 +890,7 @@ class Raft:
             self._held.append(message)
 
     @cython.cfunc
-    def _emit(self, peer: object, message: Message) -> None:
+    def _emit(self, peer: Any, message: Message) -> None:
         """Send what promises nothing."""
         message.peer = peer
         self._out.append(message)
