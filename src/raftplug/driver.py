@@ -58,6 +58,7 @@ from raftplug.storage import Stored, StoredSnapshot, Write
 
 _logger = logging.getLogger("raftplug")
 _SNAPSHOT_FORMAT = 1
+_ERROR_CHARACTERS = 1_000
 _CLOCK_EVERY = 16  # Entries between two looks at the clock while applying.
 
 
@@ -503,7 +504,7 @@ class Driver:
             try:
                 value = plain.encode(self.machine.query(request))
             except Exception as raised:
-                self._reply(asker, FAILED, [type(raised).__name__, str(raised)])
+                self._reply(asker, FAILED, [type(raised).__name__, _short(raised)])
                 return
             self._reply(asker, OK, value)
 
@@ -570,7 +571,7 @@ class Driver:
         except (MemoryError, OSError):
             raise
         except Exception as raised:
-            return None, TransitionFailed(type(raised).__name__, str(raised))
+            return None, TransitionFailed(type(raised).__name__, _short(raised))
 
     def _execute_once(self, payload: bytes) -> tuple[int, Any]:
         """Apply a session's transition unless it was applied before: the code and value of its reply."""
@@ -740,7 +741,7 @@ class Driver:
 
 def encode_snapshot(configuration: list[Any], sessions: Any, data: Any) -> bytes:
     """A snapshot as it is stored and sent: configuration, session table and the machine's data, all plain."""
-    return plain.encode([_SNAPSHOT_FORMAT, configuration, sessions, data])
+    return plain.encode([_SNAPSHOT_FORMAT, configuration, sessions, data], plain.SNAPSHOT_DEPTH)
 
 
 def decode_snapshot(stored: StoredSnapshot) -> tuple[list[Any], Any, Any]:
@@ -749,7 +750,7 @@ def decode_snapshot(stored: StoredSnapshot) -> tuple[list[Any], Any, Any]:
     Raises:
         MalformedMessage: it is not one.
     """
-    contents = plain.decode(stored.data)
+    contents = plain.decode(stored.data, plain.SNAPSHOT_DEPTH)
     if not isinstance(contents, list) or len(contents) != 4 or contents[0] != _SNAPSHOT_FORMAT:
         raise MalformedMessage("not a snapshot of this version")
     Sessions.restore(contents[2])
@@ -758,6 +759,11 @@ def decode_snapshot(stored: StoredSnapshot) -> tuple[list[Any], Any, Any]:
 
 def _as_reply(code: int, value: bytes | None) -> tuple[int, Any]:
     return (code, plain.decode(value)) if code == FAILED and value is not None else (code, value)
+
+
+def _short(raised: Exception) -> str:
+    """The text of a machine's exception as it is kept and sent: encodable, and not without bound."""
+    return str(raised)[:_ERROR_CHARACTERS].encode("utf-8", "replace").decode()
 
 
 def _overwritten() -> NotLeader:

@@ -1,0 +1,275 @@
+"""Three whole nodes and a client in one thread, on a clock that only the test moves: no sleep, no socket, no disk."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from raftplug import plain
+from raftplug.client import ClientLoop
+from raftplug.cluster import MemoryCluster, MemoryHub
+from raftplug.constants import LEADER
+from raftplug.errors import OutcomeUnknown
+from raftplug.frames import cluster_uuid
+from raftplug.future import Future
+from raftplug.node import NodeLoop
+from raftplug.settings import Settings
+from raftplug.state_machine import Snapshot, StateMachine
+from raftplug.storage import MemoryStorage
+
+GROUP = "counters"
+IDS = ("n1", "n2", "n3")
+
+
+class Counter(StateMachine):
+    def __init__(self) -> None:
+        self.value = 0
+        self.executed: list[Any] = []
+
+    def apply_transition(self, transition: Any) -> int:
+        self.value += transition["add"]
+        self.executed.append(transition.get("tag"))
+        return self.value
+
+    def query(self, request: Any) -> int:
+        return self.value
+
+    def create_snapshot(self, last_included_index: int, last_included_term: int) -> Snapshot:
+        return Snapshot(last_included_index, last_included_term, [self.value, self.executed[:]])
+
+    def set_snapshot(self, snapshot: Snapshot) -> None:
+        self.value, self.executed = snapshot.data[0], snapshot.data[1][:]
+
+
+class World:
+    """A clock, a network, and three nodes whose disks complete at once or when the test says so."""
+
+    def __init__(self, core: Any, seed: int = 1, settings: Settings | None = None) -> None:
+        self.core = core
+        self.now = 1_000_000
+        self.random = random.Random(seed)
+        self.settings = settings or Settings()
+        self.hub = MemoryHub(drop=self._drop)
+        self.cut: set[Any] = set()
+        self.uuid = cluster_uuid(GROUP, IDS)
+        self.storages: dict[str, MemoryStorage] = {}
+        self.nodes: dict[str, NodeLoop] = {}
+        self.machines: dict[str, Counter] = {}
+        self.stuck: dict[str, list[Callable[[], None]]] = {}
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        for id in IDS:
+            self.storages[id] = MemoryStorage(id, cluster=self.uuid)
+            self.storages[id].create(GROUP, plain.encode(core.Configuration(IDS).plain()))
+            self.boot(id)
+
+    def boot(self, id: str) -> None:
+        self.machines[id] = Counter()
+
+        def execute(job: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
+            def run() -> None:
+                job()
+                done(None)
+
+            if id in self.stuck:
+                self.stuck[id].append(run)
+            else:
+                run()
+
+        self.nodes[id] = NodeLoop(
+            storage=self.storages[id],
+            cluster=MemoryCluster(self.hub, id, self.uuid),
+            machines={GROUP: self.machines[id]},
+            settings=self.settings,
+            executor=execute,
+            clock=lambda: self.now,
+            generator=self.random,
+            core=self.core,
+            on_event=lambda name, **arguments: self.events.append((name, arguments)),
+        )
+
+    def client(self, **options: Any) -> ClientLoop:
+        client = ClientLoop(
+            cluster=MemoryCluster(self.hub, "~client"),
+            own_id="~client",
+            group=GROUP,
+            settings=self.settings,
+            generator=self.random,
+            **options,
+        )
+        self.clients = [client]
+        return client
+
+    clients: list[ClientLoop] = []  # noqa: RUF012
+
+    def _drop(self, source: Any, target: Any, message: bytes) -> bool:
+        return source in self.cut or target in self.cut
+
+    def run(self, milliseconds: int) -> None:
+        for _ in range(milliseconds):
+            self.now += 1_000
+            for node in self.nodes.values():
+                node.turn()
+            for client in self.clients:
+                client.turn(self.now)
+
+    def until(self, condition: Callable[[], bool], milliseconds: int = 20_000) -> None:
+        for _ in range(milliseconds):
+            if condition():
+                return
+            self.run(1)
+        raise AssertionError("it did not happen in time")
+
+    def leader(self) -> str | None:
+        leading = [id for id in self.nodes if self.raft(id).role == LEADER and id not in self.cut]
+        return max(leading, key=lambda id: self.raft(id).term) if leading else None
+
+    def elect(self) -> str:
+        self.until(lambda: self.leader() is not None)
+        leader = self.leader()
+        assert leader is not None
+        return leader
+
+    def raft(self, id: str) -> Any:
+        return self.nodes[id].drivers[GROUP].raft
+
+    def propose(self, id: str, transition: Any, timeout_ms: int = 10_000) -> Future:
+        future = Future()
+        driver = self.nodes[id].drivers[GROUP]
+        self.nodes[id].call(driver.propose, plain.encode(transition), future, self.now + 1000 * timeout_ms)
+        return future
+
+    def read(self, id: str, timeout_ms: int = 5_000) -> Future:
+        future = Future()
+        driver = self.nodes[id].drivers[GROUP]
+        self.nodes[id].call(driver.read, lambda machine: machine.value, future, self.now + 1000 * timeout_ms)
+        return future
+
+    def result(self, future: Future) -> Any:
+        self.until(future.done)
+        return future.result(0)
+
+
+@pytest.fixture
+def world(core: Any) -> World:
+    return World(core)
+
+
+def test_a_transition_proposed_on_any_node_is_applied_on_every_node(world: World) -> None:
+    world.elect()
+    results = [world.result(world.propose(id, {"add": 1, "tag": id})) for id in IDS]
+    assert results == [1, 2, 3]
+    world.run(300)
+    assert [world.machines[id].executed for id in IDS] == [list(IDS)] * 3
+
+
+def test_a_read_on_any_node_sees_what_was_acknowledged_before_it(world: World) -> None:
+    leader = world.elect()
+    assert world.result(world.propose(leader, {"add": 7})) == 7
+    for id in IDS:
+        assert world.result(world.read(id)) == 7
+
+
+def test_a_client_writes_and_reads_without_being_a_member(world: World) -> None:
+    world.elect()
+    client = world.client()
+    write = Future()
+    client.propose(plain.encode({"add": 3}), write, world.now + 10_000_000)
+    assert plain.decode(world.result(write)) == 3 if isinstance(world.result(write), bytes) else world.result(write) == 3
+    read = Future()
+    client.read(plain.encode(None), read, world.now + 10_000_000)
+    value = world.result(read)
+    assert (plain.decode(value) if isinstance(value, bytes) else value) == 3
+
+
+def test_after_the_leader_is_cut_off_the_others_go_on_and_it_catches_up(world: World) -> None:
+    old = world.elect()
+    world.result(world.propose(old, {"add": 1}))
+    world.cut.add(old)
+    lost = world.propose(old, {"add": 100, "tag": "lost"})
+    new = world.elect()
+    assert new != old
+    assert world.result(world.propose(new, {"add": 1})) == 2
+    world.cut.clear()
+    world.until(lambda: world.machines[old].value == 2)
+    world.run(2000)
+    assert isinstance(lost.exception(0), Exception)
+    assert all("lost" not in world.machines[id].executed for id in IDS)
+
+
+def test_a_leader_whose_disk_takes_three_seconds_keeps_leading(world: World) -> None:
+    leader = world.elect()
+    world.result(world.propose(leader, {"add": 1}))
+    term = world.raft(leader).term
+    world.stuck[leader] = []
+    slow = world.propose(leader, {"add": 1})
+    world.run(3000)
+    assert world.leader() == leader and world.raft(leader).term == term
+    assert not slow.done()
+    for job in world.stuck.pop(leader):
+        job()
+    assert world.result(slow) == 2
+
+
+def test_followers_with_stuck_disks_acknowledge_nothing_and_elect_nobody(world: World) -> None:
+    leader = world.elect()
+    term = world.raft(leader).term
+    followers = [id for id in IDS if id != leader]
+    for id in followers:
+        world.stuck[id] = []
+    future = world.propose(leader, {"add": 1})
+    world.run(3000)
+    assert not future.done()
+    assert world.raft(leader).term == term and world.leader() == leader
+    for id in followers:
+        for job in world.stuck.pop(id):
+            job()
+    assert world.result(future) == 1
+
+
+def test_a_restarted_node_has_everything_it_acknowledged(world: World) -> None:
+    leader = world.elect()
+    for number in range(20):
+        world.result(world.propose(leader, {"add": 1, "tag": number}))
+    for id in IDS:
+        world.boot(id)
+    world.elect()
+    world.until(lambda: all(world.machines[id].executed == list(range(20)) for id in IDS))
+
+
+def test_a_node_that_lags_behind_the_compacted_log_is_sent_a_snapshot(core: Any) -> None:
+    world = World(core, settings=Settings(snapshot_entries=10, keep_entries=2))
+    leader = world.elect()
+    lagging = next(id for id in IDS if id != leader)
+    world.cut.add(lagging)
+    for number in range(50):
+        world.result(world.propose(leader, {"add": 1, "tag": number}))
+    world.cut.clear()
+    world.until(lambda: world.machines[lagging].executed == list(range(50)))
+    installed = [arguments for name, arguments in world.events if name == "raftplug_snapshot"]
+    assert any(event["kind"] == "installed" and event["node"] == lagging for event in installed)
+    assert world.raft(lagging).log.base_index > 0
+    world.boot(lagging)
+    world.until(lambda: world.machines[lagging].executed == list(range(50)))
+
+
+def test_a_future_whose_outcome_nobody_can_know_says_so_in_time(world: World) -> None:
+    leader = world.elect()
+    world.cut.update(IDS)
+    future = world.propose(leader, {"add": 1}, timeout_ms=2_000)
+    world.run(2_100)
+    assert isinstance(future.exception(0), OutcomeUnknown)
+
+
+def test_the_same_seed_gives_the_same_history(core: Any) -> None:
+    def history() -> list[Any]:
+        world = World(core, seed=5)
+        leader = world.elect()
+        world.result(world.propose(leader, {"add": 1}))
+        world.cut.add(leader)
+        world.elect()
+        return [world.now, world.events]
+
+    assert history() == history()
