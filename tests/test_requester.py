@@ -512,6 +512,8 @@ def test_a_named_watermark_never_passes_what_the_caller_may_come_back_with() -> 
         wire.requester.on_reply(*sent[sequence], OK, b"\xc0")
     wire.requester.on_reply(*sent[3], REFUSED_TOO_LARGE, "no")
     assert isinstance(error_of(futures[2]), TooLarge)
+    wire.propose(8, sequence=8)
+    assert wire.take()[0][3][:3] == [SESSION, 8, 3]
     wire.propose(3, sequence=3)
     ((target, counter, _, args),) = wire.take()
     assert args[:3] == [SESSION, 3, 3]  # Not 5: what was refused may come again, and has come.
@@ -710,6 +712,7 @@ class TruthUnderFaults(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         end = self.now + 100 * SECOND
+        self.requester.tick(self.now)
         while self.now < end:
             assert self.requester.deadline() > self.now  # What is due was done.
             self.now = min(end, self.requester.deadline())
