@@ -46,6 +46,7 @@ cdef enum:
     MESSAGE_BYTES = 50
 
 cdef long long LARGEST = 0x7FFFFFFFFFFFFFFF
+cdef long long LARGEST_INDEX = refusals.LARGEST_INDEX
 
 
 # Bytes.
@@ -77,10 +78,10 @@ cdef u32[8][256] TABLE
 
 cdef void make_table() noexcept nogil:
     cdef u32 value
-    cdef int i, k
+    cdef int i, k, _
     for i in range(256):
         value = <u32>i
-        for k in range(8):
+        for _ in range(8):
             value = value >> 1 ^ (<u32>0xEDB88320 if value & 1 else 0)
         TABLE[0][i] = value
     for i in range(256):
@@ -156,7 +157,7 @@ cdef Py_ssize_t read_entry(
     cdef const u8 *p = block + position
     if left < 0:
         raise refusals.header_cut(index, left + HEADER_BYTES)
-    if load64(p) != index or index > <u64>LARGEST:
+    if load64(p) != index or index > <u64>LARGEST_INDEX:
         raise refusals.wrong_index(index, load64(p))
     entry.term = load64(p + 8)
     if entry.term < lowest or entry.term > highest:
@@ -201,6 +202,8 @@ cdef class Log:
         cdef long long new_index = whole("index", index)
         cdef long long new_term = whole("term", term)
         cdef long long new_check = whole("check", check)
+        if new_index > LARGEST_INDEX:
+            raise refusals.base_index_too_large(new_index)
         if new_check >= 1LL << 32:
             raise refusals.base_check_too_large(new_check)
         if not self.starts_size:
@@ -272,7 +275,7 @@ cdef class Log:
         cdef size_t length = PyBytes_GET_SIZE(payload)
         if length >= 1ULL << 32:
             raise refusals.payload_too_long(length)
-        if self.last_index == LARGEST:
+        if self.last_index == LARGEST_INDEX:
             raise refusals.log_full()
         self.reserve(1, HEADER_BYTES + length)
         cdef size_t slot = self.slot(self.last_index + 1)
@@ -326,7 +329,7 @@ cdef class Log:
         if block is None:
             raise refusals.not_bytes("block", block)
         cdef long long wanted = whole("first", first)
-        if self.last_index == LARGEST or wanted != self.last_index + 1:
+        if wanted != self.last_index + 1:
             raise refusals.not_next(wanted, self.last_index)
         cdef const u8 *p = <const u8 *>PyBytes_AS_STRING(block)
         cdef Py_ssize_t size = PyBytes_GET_SIZE(block)
@@ -366,7 +369,8 @@ cdef class Log:
             slot += 1
             if slot == self.starts_size:
                 self.resize_starts(self.starts_size + self.starts_size // 2)
-            self.starts[slot] = already + <u64>(position - begin)  # beyond the end: means nothing until last_index moves
+            # Beyond the end: it means nothing until last_index moves.
+            self.starts[slot] = already + <u64>(position - begin)
         memcpy(self.memory + (already - self.origin), block + begin, <size_t>(size - begin))
         self.last_index = <long long>index
         self.last_term = <long long>entry.term
@@ -449,7 +453,7 @@ cdef class Log:
         """Where entries lo to hi - 1 lie in `starts`."""
         cdef long long first = place("lo", lo)
         cdef long long end = place("hi", hi)
-        if not self.base_index < first <= end or end - 1 > self.last_index:
+        if not self.base_index < first <= end or end > self.last_index + 1:
             raise refusals.no_entries(lo, hi, self.base_index, self.last_index)
         start[0] = self.slot(first)
         stop[0] = self.slot(end)

@@ -37,7 +37,7 @@ def _read_entry(block: bytes, position: int, index: int, lowest: int, highest: i
     if left < 0:
         raise refusals.header_cut(index, left + _HEADER_BYTES)
     found, term, _, length, check = _HEADER.unpack_from(block, position)
-    if found != index or index >= LIMIT:
+    if found != index or index > refusals.LARGEST_INDEX:
         raise refusals.wrong_index(index, found)
     if not lowest <= term <= highest:
         raise refusals.wrong_term(index, term, lowest, highest)
@@ -81,6 +81,8 @@ class Log:
         index = refusals.whole("index", index)
         term = refusals.whole("term", term)
         check = refusals.whole("check", check)
+        if index > refusals.LARGEST_INDEX:
+            raise refusals.base_index_too_large(index)
         if check >= 1 << 32:
             raise refusals.base_check_too_large(check)
         self.base_index = self.last_index = index
@@ -119,7 +121,7 @@ class Log:
         if length >= 1 << 32:
             raise refusals.payload_too_long(length)
         index = self.last_index + 1
-        if index >= LIMIT:
+        if index > refusals.LARGEST_INDEX:
             raise refusals.log_full()
         head = _CHECKED.pack(index, term, kind, length)
         check = crc32(payload, crc32(head, self._check))
@@ -139,8 +141,8 @@ class Log:
             the index of the block's last entry.
 
         Raises:
-            MalformedBlock: the block is empty or cut off, an index is not the next one, a term falls or exceeds `max_term`, a
-                check does not continue ours, or an entry differs from ours of the same term.
+            MalformedBlock: the block is empty or cut off, an index is not the next one, a term falls or exceeds
+                `max_term`, a check does not continue ours, or an entry differs from ours of the same term.
             InvariantViolated: `prev_index` is not in [base_index, last_index].
         """
         if type(block) is not bytes:

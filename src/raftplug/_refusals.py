@@ -5,10 +5,13 @@ Nothing here runs while all is well.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from raftplug.constants import LAST_MESSAGE_KIND, LIMIT
 from raftplug.errors import InvariantViolated, MalformedBlock, MalformedMessage
+
+LARGEST_INDEX: Final = LIMIT - 2
+"""So that the index after the last one, as an exclusive end, is below LIMIT too."""
 
 
 def whole(name: str, value: object) -> int:
@@ -52,7 +55,12 @@ def term_goes_back(term: int, last_term: int) -> InvariantViolated:
 
 def log_full() -> InvariantViolated:
     """The last possible index is taken."""
-    return InvariantViolated("the log holds the last possible index, 2^63 - 1")
+    return InvariantViolated("the log holds the last possible index, 2^63 - 2")
+
+
+def base_index_too_large(index: int) -> InvariantViolated:
+    """No entry could follow."""
+    return InvariantViolated(f"an index must be below 2^63 - 1, not {index}")
 
 
 def outside(what: str, index: int, lowest: int, highest: int) -> InvariantViolated:
@@ -92,8 +100,8 @@ def header_cut(index: int, left: int) -> MalformedBlock:
 
 def wrong_index(index: int, found: int) -> MalformedBlock:
     """The block does not go on with the index that must follow, or that index would not fit."""
-    if index >= LIMIT:
-        return MalformedBlock(f"entry {index}: an index must be below 2^63")
+    if index > LARGEST_INDEX:
+        return MalformedBlock(f"entry {index}: an index must be below 2^63 - 1")
     return MalformedBlock(f"entry {index}: the block says index {found}")
 
 
