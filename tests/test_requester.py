@@ -240,6 +240,26 @@ def test_unknown_answers_are_asked_again_with_the_same_sequence() -> None:
     assert future.result(0) == 1
 
 
+def test_a_call_whose_timer_was_put_off_is_looked_at_again() -> None:
+    wire = Wire()
+    future, target, counter = wire.proposed(seconds=5)
+    wire.take(0.5)
+    wire.requester.on_reply(target, counter, REFUSED_NOT_LEADER, "b")
+    assert [target for target, *_ in wire.take()] == ["b"]  # Its patience ends later than the first attempt's would.
+    assert wire.take(0.6) == []
+    assert len(wire.take(2.5)) == 1
+    wire.take(5)
+    assert isinstance(error_of(future), OutcomeUnknown)
+
+
+def test_an_old_refusal_does_not_disturb_the_attempt_under_way() -> None:
+    wire = Wire()
+    _, target, first = wire.proposed()
+    assert len(wire.take(1.6)) == 1
+    wire.requester.on_reply(target, first, REFUSED_NOT_LEADER, "c")
+    assert wire.take() == []
+
+
 def test_an_expired_session_is_a_typed_error_and_later_writes_get_a_new_one() -> None:
     wire = Wire()
     future, target, counter = wire.proposed()
