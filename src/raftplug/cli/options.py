@@ -1,0 +1,130 @@
+"""The options that commands share, and the JSON that they take: what cannot be is refused here, first of all."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from raftplug.errors import InvalidArgument
+from raftplug.frames import check_id
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_LONGEST_S = 86_400.0
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[Any]
+else:
+    _ParamType = click.ParamType  # Generic only in newer versions of click.
+
+
+class _Seconds(_ParamType):
+    """A time in seconds, above 0."""
+
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = math.nan
+        if not 0 < seconds <= _LONGEST_S:  # Also refuses NaN.
+            self.fail(f"{value!r} is not a number of seconds above 0 and up to {_LONGEST_S:.0f}", param, ctx)
+        return seconds
+
+
+class _Name(_ParamType):
+    """A node's id, or a group's name."""
+
+    name = "name"
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return _checked(value, self._what)
+
+
+class _Names(_ParamType):
+    """Node ids with commas between them."""
+
+    name = "ids"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if isinstance(value, tuple):  # The default.
+            return value
+        ids = [part.strip() for part in str(value).split(",")]
+        if not all(ids):
+            self.fail(
+                f"an id is missing in {value!r}: write ids with commas between them, such as n1,n2,n3", param, ctx
+            )
+        return tuple(_checked(id, "id") for id in ids)
+
+
+SECONDS = _Seconds()
+NODE_ID = _Name("id")
+NODE_IDS = _Names()
+
+redis = click.option(
+    "--redis",
+    metavar="URL",
+    envvar="RAFTPLUG_REDIS",
+    required=True,
+    help="The Redis that carries the messages, such as redis://localhost:6379, or another installed transport. "
+    "Also from the environment: RAFTPLUG_REDIS.",
+)
+group = click.option(
+    "--group", type=_Name("group"), metavar="NAME", default="default", show_default=True, help="The group."
+)
+prefix = click.option(
+    "--prefix", metavar="TEXT", default="raftplug", show_default=True, help="What every key in Redis begins with."
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, as the last line of stdout.")
+
+
+def timeout(default: float) -> Callable[[_Command], _Command]:
+    """The option --timeout, in seconds."""
+    return click.option(
+        "--timeout",
+        type=SECONDS,
+        metavar="S",
+        default=default,
+        show_default=True,
+        help="Seconds to wait for an answer.",
+    )
+
+
+def parse_json(text: str | bytes, what: str) -> Any:
+    """The plain data that `text` says in JSON.
+
+    Args:
+        text: JSON; bytes are UTF-8.
+        what: what it is, for the message: "the transition".
+
+    Raises:
+        InvalidArgument: it is not JSON; the message names the position.
+    """
+    try:
+        if isinstance(text, bytes):
+            text = text.decode()
+        return json.loads(text, parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        raise InvalidArgument(f"{what} is not JSON: byte {error.start + 1} is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        where = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
+        raise InvalidArgument(f"{what} is not JSON: {error.msg.rstrip(':')} at {where}") from None
+    except RecursionError:
+        raise InvalidArgument(f"{what} is nested too deep") from None
+    except ValueError as error:  # A constant, or a number with thousands of digits.
+        raise InvalidArgument(f"{what} is not JSON that raftplug takes: {error}") from None
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _checked(value: str, what: str) -> str:
+    check_id(value, what)
+    return value

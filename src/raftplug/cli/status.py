@@ -1,0 +1,97 @@
+"""`raftplug status`: who leads, how many more failures the group survives, and a row a node."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from raftplug.cli import options, output
+from raftplug.errors import RaftplugError
+
+if TYPE_CHECKING:
+    from raftplug.client import Client
+
+_COLUMNS: Final = (
+    "id",
+    "role",
+    "term",
+    "last",
+    "commit",
+    "applied",
+    "lag",
+    "contact_ms",
+    "core",
+    "version",
+    "problems",
+)
+_WATCH_S: Final = 1.0
+
+
+@click.command("status")
+@options.redis
+@options.group
+@options.prefix
+@options.timeout(4.0)
+@options.as_json
+@click.option("--watch", is_flag=True, help="Show it again every second, until Ctrl-C.")
+def command(redis: str, group: str, prefix: str, timeout: float, as_json: bool, watch: bool) -> None:
+    """Show leader, quorum and nodes of a group.
+
+    It works without a leader, too. A value that was not measured is a dash, and null with --json. The columns:
+    last, commit and applied are indexes of the log; lag is how many entries a node is behind the leader; contact_ms is
+    how long ago it was last heard of.
+
+    \b
+    Example:
+      raftplug status --redis redis://localhost:6379 --group accounts
+    """
+    from raftplug.client import Client
+
+    with Client(redis, group, prefix=prefix) as client:
+        if watch:
+            _watch(client, timeout, as_json)
+        _show(client.status(timeout=timeout), as_json)
+
+
+def _watch(client: Client, timeout: float, as_json: bool) -> None:
+    while True:
+        try:
+            status = client.status(timeout=timeout)
+        except RaftplugError as error:
+            output.error(str(error))  # It may come back: that is what one watches for.
+        else:
+            if not as_json:
+                click.clear()
+            _show(status, as_json)
+        time.sleep(_WATCH_S)
+
+
+def _show(status: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        output.emit_json(status)
+        return
+    click.echo(output.clean(headline(status)))
+    output.table(_COLUMNS, [[node[column] for column in _COLUMNS] for node in status["nodes"]])
+
+
+def headline(status: dict[str, Any]) -> str:
+    """The first line: leader, term, quorum, and how many more failures the group survives; or what it waits for.
+
+    Args:
+        status: as `Client.status` returns it.
+    """
+    needed, reachable = status["quorum"]["needed"], status["quorum"]["reachable"]
+    up = f"{reachable} of {len(status['nodes'])} up"
+    if needed is None or reachable is None:
+        return f"group {status['group']}: no node answers"
+    if reachable < needed:
+        return f"group {status['group']}: waiting for quorum: {up}, {needed} needed"
+    if status["leader"] is None:
+        return f"group {status['group']}: no leader: an election is under way, {up}"
+    more = reachable - needed
+    survives = "survives no more failure" if not more else f"survives {more} more failure{'s' if more > 1 else ''}"
+    return (
+        f"group {status['group']}: leader {status['leader']}, term {status['term']}, quorum {needed}, {up}, {survives}"
+    )
