@@ -6,6 +6,7 @@ Import what you need: `from servers import redis_server`, after the two lines th
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import socket
 import threading
@@ -94,19 +95,21 @@ class TcpServer:
                 return
             self._kept.append(connection)
             if self._answer is not None:
-                connection.settimeout(1.0)
-                try:
-                    connection.recv(65536)
-                    connection.sendall(self._answer)
-                    connection.shutdown(socket.SHUT_WR)
-                except OSError:
-                    continue
+                threading.Thread(target=self._reply, args=(connection, self._answer), daemon=True).start()
+
+    def _reply(self, connection: socket.socket, answer: bytes) -> None:
+        with contextlib.suppress(OSError):
+            if connection.recv(65536):
+                connection.sendall(answer)
+                connection.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._thread.join()
         for connection in self._kept:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
             connection.close()
 
 

@@ -177,7 +177,9 @@ def test_a_client_writes_and_reads_without_being_a_member(world: World) -> None:
     client = world.client()
     write = Future()
     client.propose(plain.encode({"add": 3}), write, world.now + 10_000_000)
-    assert plain.decode(world.result(write)) == 3 if isinstance(world.result(write), bytes) else world.result(write) == 3
+    assert (
+        plain.decode(world.result(write)) == 3 if isinstance(world.result(write), bytes) else world.result(write) == 3
+    )
     read = Future()
     client.read(plain.encode(None), read, world.now + 10_000_000)
     value = world.result(read)

@@ -248,9 +248,7 @@ def test_extend_refuses_what_does_not_follow(core: SimpleNamespace) -> None:
 
 @given(steps=term_steps.filter(bool), data=st.data())
 @SHARED
-def test_a_log_restored_from_its_blocks_is_the_same_log(
-    core: SimpleNamespace, steps: Any, data: st.DataObject
-) -> None:
+def test_a_log_restored_from_its_blocks_is_the_same_log(core: SimpleNamespace, steps: Any, data: st.DataObject) -> None:
     log = core.Log()
     fill(log, steps)
     cuts = sorted({0, log.last_index, *data.draw(st.lists(st.integers(0, log.last_index), max_size=4))})

@@ -139,7 +139,11 @@ class Group:
         """The replica that leads, once there is one that has committed its no-op."""
         while True:
             for i, machine in self.machines.items():
-                if self.replicas[i].is_leader and i not in self.network.cut and machine.in_state(TransitionState.Committed):
+                if (
+                    self.replicas[i].is_leader
+                    and i not in self.network.cut
+                    and machine.in_state(TransitionState.Committed)
+                ):
                     return i
             machine = self.machines[next(iter(self.machines))]
             with machine.changed:
@@ -156,9 +160,7 @@ class Group:
 def start(core: Any) -> Iterator[Callable[..., Group]]:
     groups: list[Group] = []
 
-    def start_group(
-        heartbeat: float = 0.05, election: tuple[float, float] = (0.25, 0.4), **network: Any
-    ) -> Group:
+    def start_group(heartbeat: float = 0.05, election: tuple[float, float] = (0.25, 0.4), **network: Any) -> Group:
         group = Group(core, Network([0, 1, 2], **network), heartbeat, election)
         groups.append(group)
         return group

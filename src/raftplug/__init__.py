@@ -1,7 +1,7 @@
 """Strongly consistent replicated state for Python programs that already have a Redis.
 
-Write a small `StateMachine`, give it to a `Node`, point nodes at the Redis: every node holds the same state in the same
-order, whatever crashes.  `Client` is for processes that are no members; `Replica` is the seed's API, over a `Cluster` of
+Write a small `StateMachine`, give it to a `Node`, point nodes at the Redis: every node holds the same state in the
+same order, whatever crashes.  `Client` is for processes that are no members; `Replica` is the seed's API, over a `Cluster` of
 your own.
 """
 
@@ -39,7 +39,7 @@ _HOMES = {
     "hookimpl": "hooks",
 }
 
-__all__ = ["errors", *_HOMES]  # noqa: PLE0604
+__all__ = ["errors", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,7 @@
-"""Numbers that both cores, the wire and the disk share.  Defined once: a class of its own on each core would not compare equal."""
+"""Numbers that both cores, the wire and the disk share.
+
+Defined once: a class of its own on each core would not compare equal.
+"""
 
 from __future__ import annotations
 

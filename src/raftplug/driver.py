@@ -10,7 +10,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import msgpack
 
@@ -83,10 +83,8 @@ class Asker:
         self.counter = counter
 
 
-class Send(Protocol):
-    """Queue an item for another process: a message, REQUEST or REPLY of this group."""
-
-    def __call__(self, target: Id, kind: int, body: bytes) -> None: ...
+Send = Callable[[Id, int, bytes], None]
+"""Queues an item for another process: target, kind (a message's, REQUEST or REPLY) and body."""
 
 
 class Driver:
@@ -322,7 +320,7 @@ class Driver:
         """When the next turn is due if nothing happens: microseconds."""
         if self.raft.applicable() > self.applied:
             return 0
-        return min(self.raft.deadline(), self.requester.deadline())
+        return min(int(self.raft.deadline()), self.requester.deadline())
 
     def close(self) -> None:
         """Answer everything that is pending: what was accepted may still be executed by the others."""
@@ -459,7 +457,7 @@ class Driver:
 
     def _logged_us(self) -> int:
         """Logged time: the last logged time plus our monotonic time since the election (DESIGN 7)."""
-        return self._elected_logged_us + self.raft.now - self._elected_us
+        return self._elected_logged_us + int(self.raft.now) - self._elected_us
 
     # ----------------------------------------------------------------- reads
 
@@ -514,7 +512,7 @@ class Driver:
     # ------------------------------------------------------------------ apply
 
     def _apply(self) -> None:
-        """Apply what is committed and stable, for at most the turn's budget, then answer the reads that waited for it."""
+        """Apply what is committed and stable, within the turn's budget; then answer the reads that waited for it."""
         raft = self.raft
         if raft.role == LEADER and self.abilities.observes_states:
             self._register_committed()
@@ -610,7 +608,9 @@ class Driver:
         except Exception as error:
             # The log stays as it is: nothing is lost but space.
             self._snapshot_failed = True
-            _logger.error("group %s: the state machine made no snapshot: %s: %s", self.group, type(error).__name__, error)
+            _logger.error(
+                "group %s: the state machine made no snapshot: %s: %s", self.group, type(error).__name__, error
+            )
             return
         self._own_snapshot = StoredSnapshot(index, term, self.raft.log.check_at(index), data)
 

@@ -1,29 +1,29 @@
 """Every error that raftplug raises, whose fault it was in its class::
 
-    RaftplugError
-    ├── CallerError                 the caller can mend it
-    │   ├── InvalidArgument         a name, option or setting that cannot be
-    │   │   └── UnknownMachine      no installed plugin gives a state machine of that name
-    │   ├── InvalidTransition       not plain data
-    │   ├── TooLarge                a transition above the limit
-    │   ├── TransitionFailed        the state machine raised; that is the transition's result, on every replica
-    │   ├── QueryFailed             the state machine raised while it answered a read
-    │   └── SessionExpired          the session is unknown or expired; nothing was executed twice
-    ├── ClusterError                the cluster, or the way to it
-    │   ├── NotLeader               certainly not executed; `leader` is a hint
-    │   ├── Unavailable             certainly not executed; no leader could be reached
-    │   ├── Overloaded              certainly not executed; a queue is full
-    │   ├── OutcomeUnknown          may or may not have been executed
-    │   ├── TransportError          the transport cannot be used as it is configured
-    │   └── MalformedMessage        bytes from outside that are not ours
-    │       └── MalformedBlock      … in a block of log entries
-    ├── StorageError                the disk, or what lies on it
-    │   ├── Corrupt                 a checksum or a structure is wrong
-    │   ├── DirectoryInUse          another process holds the data directory
-    │   ├── WrongDirectory          the directory belongs to another node or cluster, or is new, or is used
-    │   ├── DiskFull                no space: nothing was written
-    │   └── StorageFailed           a write or a sync failed; never retried
-    └── InvariantViolated           a bug of raftplug: the replica stops rather than go on
+RaftplugError
+├── CallerError                 the caller can mend it
+│   ├── InvalidArgument         a name, option or setting that cannot be
+│   │   └── UnknownMachine      no installed plugin gives a state machine of that name
+│   ├── InvalidTransition       not plain data
+│   ├── TooLarge                a transition above the limit
+│   ├── TransitionFailed        the state machine raised; that is the transition's result, on every replica
+│   ├── QueryFailed             the state machine raised while it answered a read
+│   └── SessionExpired          the session is unknown or expired; nothing was executed twice
+├── ClusterError                the cluster, or the way to it
+│   ├── NotLeader               certainly not executed; `leader` is a hint
+│   ├── Unavailable             certainly not executed; no leader could be reached
+│   ├── Overloaded              certainly not executed; a queue is full
+│   ├── OutcomeUnknown          may or may not have been executed
+│   ├── TransportError          the transport cannot be used as it is configured
+│   └── MalformedMessage        bytes from outside that are not ours
+│       └── MalformedBlock      … in a block of log entries
+├── StorageError                the disk, or what lies on it
+│   ├── Corrupt                 a checksum or a structure is wrong
+│   ├── DirectoryInUse          another process holds the data directory
+│   ├── WrongDirectory          the directory belongs to another node or cluster, or is new, or is used
+│   ├── DiskFull                no space: nothing was written
+│   └── StorageFailed           a write or a sync failed; never retried
+└── InvariantViolated           a bug of raftplug: the replica stops rather than go on
 """
 
 from __future__ import annotations

@@ -46,7 +46,9 @@ def check_id(value: object, what: str = "id") -> Id:
         return value
     if isinstance(value, str) and 1 <= len(value) <= 64 and _ID_CHARACTERS.issuperset(value):
         return value
-    raise InvalidArgument(f"{what} {value!r} cannot be: use 1 to 64 letters, digits, '.', '_' or '-', or a whole number")
+    raise InvalidArgument(
+        f"{what} {value!r} cannot be: use 1 to 64 letters, digits, '.', '_' or '-', or a whole number"
+    )
 
 
 def group_number(name: str) -> int:

@@ -283,7 +283,7 @@ class NodeLoop:
         )
 
     def _more_status(self) -> dict[str, Any]:
-        problems = [f"{reason} ({count}×)" for reason, count in self.refused.items() if count > 0]
+        problems = [f"{reason} ({count} times)" for reason, count in self.refused.items() if count > 0]
         return {"core": self.core.name, "version": VERSION, "problems": self.cluster.problems() + problems}
 
 
@@ -299,8 +299,9 @@ class Node:
 
     Args:
         id: this node: a whole number, or up to 64 letters, digits, '.', '_' and '-'.
-        peers: ids of the first voters, itself among them.  Counts only with `bootstrap`; later the log's membership wins.
-        redis: URL of the Redis that carries the messages: redis://, rediss://, unix://, or another installed transport's.
+        peers: ids of the first voters, itself among them.  Counts only with `bootstrap`; later the log's membership
+            wins.
+        redis: URL of the Redis that carries the messages: redis://, rediss://, unix://, or another transport's.
         data_dir: the directory that holds this node's durable state; one process at a time.
         state_machine: the machine; or
         machine: the name of an installed plugin's.
@@ -535,9 +536,8 @@ class Node:
             configuration = chosen_core.Configuration(tuple(self._peers))
             storage.create(self.group, plain.encode(configuration.plain()))
         elif storage.load(self.group) is None:
-            raise InvalidArgument(
-                f"the data directory carries no group {self.group!r}; it carries: {', '.join(storage.groups()) or 'none'}"
-            )
+            others = ", ".join(storage.groups()) or "none"
+            raise InvalidArgument(f"the data directory carries no group {self.group!r}; it carries: {others}")
         stored = chosen_core.Configuration.from_plain(plain.decode(storage.configuration(self.group)))
         if self._peers and set(self._peers) != set(stored.members()):
             _logger.warning("--peers differs from the stored membership %s, which wins", stored.members())

@@ -400,9 +400,7 @@ class Raft:
 
         A leader always says yes: it steps down by check-quorum when it no longer hears a quorum.
         """
-        return self.role == LEADER or (
-            self.leader is not None and self.now < self.contact + self._election_timeout
-        )
+        return self.role == LEADER or (self.leader is not None and self.now < self.contact + self._election_timeout)
 
     @cython.cfunc
     def _become_follower(self, term: cython.longlong, leader: Any) -> None:
@@ -517,9 +515,7 @@ class Raft:
     @cython.cfunc
     def _on_pre_vote(self, message: Message) -> None:
         # Nothing of ours changes: no term, no vote, no timer.
-        granted: cython.bint = (
-            message.term > self.term and not self._hears_leader() and self._log_is_current(message)
-        )
+        granted: cython.bint = message.term > self.term and not self._hears_leader() and self._log_is_current(message)
         self._emit(message.peer, Message(PRE_VOTE_RESPONSE, message.term if granted else self.term, flag=granted))
 
     @cython.cfunc

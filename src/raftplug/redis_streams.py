@@ -1099,7 +1099,9 @@ def _os_text(error: OSError) -> str:
     if isinstance(error, ConnectionResetError | BrokenPipeError):
         return "the server closed the connection"
     if isinstance(error, TimeoutError):
-        return f"no answer within {_CONNECT_S:g} s: is that a Redis, and does it run?"
+        return (
+            f"no answer within {_CONNECT_S:g} s: is it a Redis, does it run, and is redis:// or rediss:// (TLS) right?"
+        )
     if error.errno == errno.ENOENT:
         return "there is no such socket: is the server running?"
     return error.strerror or type(error).__name__
@@ -1132,4 +1134,4 @@ def _connect_text(error: BaseException, has_password: bool) -> str:
         return f"the server says: {text}"
     if "max number of clients" in text:
         return "the server has as many clients as it allows"
-    return "the connection was closed: is that a Redis, and is redis:// or rediss:// (TLS) right?"
+    return "the connection was closed: is it a Redis, and is redis:// or rediss:// (TLS) right?"

@@ -179,5 +179,3 @@ class Replica:
 
 def _now() -> int:
     return time.monotonic_ns() // 1000
-
-

@@ -343,11 +343,16 @@ class Requester:
         self._closed = reason
         self.abort(reason)
 
-    def abort(self, reason: str) -> None:
-        """End everything that is pending, as `close` does, but go on taking calls."""
+    def abort(self, reason: str, error: RaftplugError | None = None) -> None:
+        """End everything that is pending, as `close` does, but go on taking calls.
+
+        Args:
+            reason: why, in a few words.
+            error: what ends the calls that certainly were not executed; None is Unavailable.
+        """
         for call in list(self._calls.values()):
             if call.state != _DONE:
-                call.refusal = Unavailable(f"not executed: {reason}")
+                call.refusal = error or Unavailable(f"not executed: {reason}")
                 self._give_up(call, reason)
         self._tidy()
 

@@ -42,7 +42,13 @@ class Settings:
             value = getattr(self, field.name)
             if type(value) is not int or not 0 <= value < 1 << 40:
                 raise InvalidArgument(f"settings: {field.name} must be a whole number from 0 on, not {value!r}")
-        for name in ("max_transition_bytes", "max_append_bytes", "window_bytes", "max_pending", "max_uncommitted_bytes"):
+        for name in (
+            "max_transition_bytes",
+            "max_append_bytes",
+            "window_bytes",
+            "max_pending",
+            "max_uncommitted_bytes",
+        ):
             if not getattr(self, name):
                 raise InvalidArgument(f"settings: {name} must be at least 1")
         if not 1 <= self.heartbeat_ms <= self.election_timeout_ms // 2:

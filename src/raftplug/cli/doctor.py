@@ -100,7 +100,7 @@ def _redis(url: str | None, prefix: str) -> Iterator[_Check]:
         try:
             seen = look()
         except TransportError as error:
-            yield _Check("redis", _FAIL, str(error), "start it, or correct --redis; nodes wait until it answers")
+            yield _Check("redis", _FAIL, str(error), "start it, or correct --redis: no node starts without it")
             return
     finally:
         cluster.close()
