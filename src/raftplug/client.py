@@ -1,0 +1,614 @@
+"""A client: asks a group from a process that is no member of it, through the same transport.
+
+`ClientLoop` is the loop without a thread: it finds the group's nodes in the transport's directory, puts what its
+`Requester` wants to send into frames, and hands it the answers.  A test gives it a clock and calls `turn`.  `Client` is
+what people use: it opens a transport, and runs the loop in a thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+import time
+import weakref
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgpack
+
+from raftplug import plain
+from raftplug.cluster import Cluster, is_client
+from raftplug.constants import LIMIT, REPLY, REQUEST
+from raftplug.errors import InvalidArgument, MalformedMessage, RaftplugError, Unavailable
+from raftplug.frames import NO_CLUSTER, Id, Sender, check_id, decode_frame, group_number
+from raftplug.future import Future
+from raftplug.requester import Requester
+from raftplug.settings import Settings
+
+_logger = logging.getLogger("raftplug")
+
+_FRAME_BYTES: Final = 256 << 10
+_SEEK_US: Final = 20_000  # How often the directory is looked at while somebody waits for the group to be found.
+_LOOK_US: Final = 1_000_000  # And otherwise.
+_DEAD_MS: Final = 30_000  # A cluster that announced itself last so long before another one did is a thing of the past.
+_COLUMNS: Final = ("id", "role", "term", "last", "commit", "applied", "lag", "contact_ms", "core", "version")
+
+
+class ClientLoop:
+    """The loop of a client, a turn at a time.
+
+    Args:
+        cluster: the transport, open under `own_id`.
+        own_id: of this client: "~" and something that nobody else uses.
+        group: the group's name.
+        settings: the election timeout, from which patience follows, and the bounds.
+        generator: the source of randomness.
+        session: the name of a session that outlives this process; see `Client`.
+
+    Attributes:
+        sleeping: True while the owner waits in the transport, so that who adds a `call` must wake it.
+    """
+
+    def __init__(
+        self,
+        *,
+        cluster: Cluster,
+        own_id: Id,
+        group: str,
+        settings: Settings,
+        generator: random.Random,
+        session: str | None = None,
+    ) -> None:
+        self.cluster = cluster
+        self.sleeping = False
+        self._own_id = own_id
+        self._group = group
+        self._number = group_number(group)
+        self._settings = settings
+        self._sender = Sender(own_id, NO_CLUSTER, bytes(16), 0, generator.getrandbits(63))
+        self._nodes: list[Id] = []
+        self._hint: Id | None = None  # The leader that the directory named last.
+        self._conflict: str | None = None  # Why the group cannot be told from another of its name.
+        self._gone: str | None = None  # The same for a cluster that was found, and has left.
+        self._look_at = 0
+        self._now = 0
+        self._calls: deque[tuple[Any, ...]] = deque()
+        self._outgoing: dict[Id, list[tuple[int, int, bytes]]] = {}
+        self._gatherings: list[_Gathering] = []
+        self.requester = Requester(
+            settings=settings, generator=generator, send=self._queue, name=session, explain=self._explain
+        )
+
+    # -- asking: in the loop's thread, or by `call` from any other ---------------------------------------------------
+
+    def call(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Have the loop call `function(*arguments)` in its next turn.  Any thread."""
+        self._calls.append((function, *arguments))
+        if self.sleeping:
+            self.cluster.wake()
+
+    def has_calls(self) -> bool:
+        """Whether the next turn has calls to make."""
+        return bool(self._calls)
+
+    def propose(self, transition: bytes, future: Future, deadline_us: int, sequence: int | None = None) -> None:
+        """Propose an encoded transition; see `Requester.propose`."""
+        if self._refuses(future):
+            return
+        self.requester.propose(transition, future, deadline_us, sequence)
+
+    def read(self, query: bytes, future: Future, deadline_us: int) -> None:
+        """Send an encoded query to the group; see `Requester.read`."""
+        if self._refuses(future):
+            return
+        self.requester.read(query, future, deadline_us)
+
+    def status(self, future: Future, deadline_us: int) -> None:
+        """Ask every node of the group how it is; the future gets what `Client.status` returns, or Unavailable."""
+        if self._refuses(future):
+            return
+        self._gatherings.append(_Gathering(self._group, future, deadline_us, 2000 * self._settings.election_timeout_ms))
+
+    # -- a turn ----------------------------------------------------------------------------------------------------
+
+    def turn(self, now: int) -> int:
+        """Do what is due at `now`, µs.  Returns: when the next turn is due if nothing happens."""
+        self._now = now
+        for data in self.cluster.receive_messages():
+            self._receive(data)
+        for _ in range(len(self._calls)):
+            function, *arguments = self._calls.popleft()
+            function(*arguments)
+        if now >= self._look_at or (not self._nodes and self._wanted()):
+            self._look(now)
+        for gathering in self._gatherings:
+            gathering.step(now, self._nodes, self.requester, self._explain)
+        if self._gatherings:
+            self._gatherings = [gathering for gathering in self._gatherings if not gathering.future.done()]
+        deadline = self.requester.tick(now)
+        self._flush()
+        if self._calls:
+            return now
+        for gathering in self._gatherings:
+            deadline = min(deadline, gathering.due())
+        return min(deadline, now + _SEEK_US if not self._nodes and self._wanted() else self._look_at)
+
+    def close(self, reason: str = "the client was closed") -> None:
+        """End everything that is pending, truthfully, and refuse what comes later.  The transport stays open."""
+        self.requester.close(reason)
+        self._abandon_gatherings(Unavailable(reason))
+
+    def abort(self, error: Exception) -> None:
+        """A turn raised: end what is pending, so that nobody waits for ever, and go on."""
+        reason = f"the transport failed ({type(error).__name__}: {error})"
+        self.requester.abort(reason)
+        self._abandon_gatherings(Unavailable(reason))
+
+    def drain(self) -> None:
+        """Hand over what was called after the last turn; after `close` it is refused."""
+        while True:
+            try:
+                function, *arguments = self._calls.popleft()
+            except IndexError:
+                return
+            function(*arguments)
+            self._abandon_gatherings(Unavailable("the client was closed"))
+
+    # -- inside: finding the group ---------------------------------------------------------------------------------
+
+    def _wanted(self) -> bool:
+        return bool(self.requester.pending() or self._gatherings)
+
+    def _look(self, now: int) -> None:
+        """Learn from the directory who serves the group: hints, from anybody, so they are looked at with care."""
+        self._look_at = now + _LOOK_US
+        clusters: dict[bytes, dict[Id, Any]] = {}
+        at: dict[bytes, float] = {}
+        for record in self.cluster.directory():
+            known = _read_record(record, self._group)
+            if known is not None:
+                uuid, id, leader, when = known
+                clusters.setdefault(uuid, {})[id] = leader
+                at[uuid] = max(at.get(uuid, when), when)
+        bound = self._sender.cluster
+        self._conflict = self._gone = None
+        if bound == NO_CLUSTER and clusters:
+            newest = max(at.values())
+            alive = sorted(uuid for uuid in clusters if newest - at[uuid] <= _DEAD_MS)
+            if len(alive) > 1:
+                self._conflict = (
+                    f"group {self._group!r} is served by two clusters, {alive[0].hex()} and {alive[1].hex()}: "
+                    "give one of them another group name or prefix"
+                )
+                error = InvalidArgument(self._conflict)
+                self.requester.abort("not executed", error)
+                self._abandon_gatherings(error)
+                return
+            bound = self._sender.cluster = alive[0]
+            self.cluster.set_cluster(bound)
+        records = clusters.get(bound, {})
+        if not records:
+            if clusters:
+                self._gone = (
+                    "the cluster that this client knew is gone, and another serves the group: open a new client"
+                )
+            return  # The directory may have been lost; who was known may still be there.
+        nodes = sorted(records, key=lambda id: (isinstance(id, str), id))
+        if nodes != self._nodes:
+            self._nodes = nodes
+            self.requester.set_nodes(nodes)
+        hints = Counter(leader for leader in records.values() if leader in records)
+        hint = hints.most_common(1)[0][0] if hints else None
+        if hint is not None and hint != self._hint:
+            self.requester.set_leader(hint)  # Only on a change: an old hint must not outlive what an answer said.
+        self._hint = hint
+
+    def _abandon_gatherings(self, error: RaftplugError) -> None:
+        gatherings, self._gatherings = self._gatherings, []
+        for gathering in gatherings:
+            gathering.abandon(error)
+
+    def _refuses(self, future: Future) -> bool:
+        if self._conflict is None:
+            return False
+        future.set_exception(InvalidArgument(self._conflict))
+        return True
+
+    def _explain(self) -> str:
+        problems = self.cluster.problems()
+        if problems:
+            return "; ".join(problems[:3])
+        if self._gone is not None:
+            return self._gone
+        if not self._nodes:
+            return f"no node of group {self._group!r} was found: is one running, with this group and prefix?"
+        return ""
+
+    # -- inside: frames --------------------------------------------------------------------------------------------
+
+    def _receive(self, data: bytes) -> None:
+        """Take the replies out of a frame; one that is damaged, foreign or late changes nothing."""
+        try:
+            frame = decode_frame(data)
+        except MalformedMessage as error:
+            _logger.debug("%s: refused %s", self._own_id, error)
+            return
+        if frame.target != self._own_id or frame.cluster != self._sender.cluster or frame.cluster == NO_CLUSTER:
+            return
+        for item in frame.items:
+            if item.kind != REPLY or item.group != self._number:
+                continue
+            try:
+                nonce, counter, code, value = msgpack.unpackb(item.body, strict_map_key=False)
+            except (ValueError, TypeError, msgpack.UnpackException):
+                continue
+            if nonce == self._sender.nonce:
+                self.requester.on_reply(frame.source, counter, code, value)
+
+    def _queue(self, target: Id, body: bytes) -> None:
+        self._outgoing.setdefault(target, []).append((self._number, REQUEST, body))
+
+    def _flush(self) -> None:
+        """One frame a destination, unless it grew too large."""
+        outgoing, self._outgoing = self._outgoing, {}
+        for target, items in outgoing.items():
+            start = size = 0
+            for end, item in enumerate(items):
+                if size and size + len(item[2]) > _FRAME_BYTES:
+                    self.cluster.send_message(target, self._sender.encode(target, items[start:end]))
+                    start, size = end, 0
+                size += len(item[2])
+            self.cluster.send_message(target, self._sender.encode(target, items[start:]))
+
+
+class _Gathering:
+    """One `status`: asks every node, waits for those that are there, and merges what they say."""
+
+    def __init__(self, group: str, future: Future, deadline: int, patience_us: int) -> None:
+        self.future = future
+        self._group = group
+        self._deadline = deadline
+        self._patience_us = patience_us
+        self._rows: dict[Id, dict[str, Any]] = {}
+        self._silent: set[Id] = set()  # Asked, and not heard yet.
+        self._heard = False
+        self._give_up_at = deadline
+
+    def due(self) -> int:
+        return self._give_up_at
+
+    def step(self, now: int, nodes: list[Id], requester: Requester, explain: Callable[[], str]) -> None:
+        """Ask who was not asked yet, and end once all have answered or it was waited long enough."""
+        if self.future.done():
+            return
+        voters = [id for row in self._rows.values() for id in _voters(row)]
+        for id in [*nodes, *voters]:
+            if id not in self._rows and id not in self._silent:
+                self._silent.add(id)
+                self._ask(id, requester)
+        if self._heard:
+            self._heard = False
+            # Who is there answers within an election timeout: the others' silence is not waited for to the end.
+            self._give_up_at = min(self._deadline, now + self._patience_us)
+        if (self._rows and not self._silent) or now >= self._give_up_at:
+            if self._rows or self._silent:
+                self.future.set_result(merge_status(self._group, self._rows, self._silent))
+            else:
+                self.future.set_exception(Unavailable(explain()))
+
+    def abandon(self, error: RaftplugError) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+    def _ask(self, id: Id, requester: Requester) -> None:
+        answer = Future()
+
+        def heard(_: Future) -> None:
+            if answer.exception(0) is None:
+                row = answer.result(0)
+                if isinstance(row, dict) and row.get("id") == id and isinstance(row.get("leader"), int | str | None):
+                    self._rows[id] = row
+                    self._silent.discard(id)
+                    self._heard = True
+
+        answer.add_done_callback(heard)
+        requester.ask("status", [], answer, self._deadline, to=id)
+
+
+def merge_status(group: str, rows: dict[Id, dict[str, Any]], silent: set[Id]) -> dict[str, Any]:
+    """One object, as `raftplug status --json` prints it, from the rows of the nodes that answered.
+
+    Args:
+        group: the group's name.
+        rows: what each node said of itself, by its id.
+        silent: who was asked and said nothing; such a node is shown if it is a voter, or if nobody answered at all.
+    """
+    leaders = [row for row in rows.values() if row.get("role") == "leader"]
+    leader = max(leaders, key=lambda row: _measured(row, "term"), default=None)
+    reference = leader or max(
+        rows.values(), key=lambda row: (_measured(row, "term"), _measured(row, "commit")), default={}
+    )
+    voters = _voters(reference)
+    needed = len(voters) // 2 + 1 if voters else None
+    leader_id = leader.get("id") if leader else None
+    term = reference.get("term")
+    if leader is None and needed is not None:
+        # It may be that only we cannot hear the leader: a quorum that follows it in this term knows better.
+        followed = Counter(row.get("leader") for row in rows.values() if row.get("term") == term)
+        name, count = followed.most_common(1)[0]
+        if name is not None and name not in rows and count >= needed:
+            leader_id = name
+    nodes = []
+    for id in sorted({*rows, *voters} if rows else silent, key=lambda id: (isinstance(id, str), id)):
+        row = rows.get(id)
+        if row is None:
+            nodes.append({**dict.fromkeys(_COLUMNS), "id": id, "problems": ["no answer"]})
+            continue
+        shown = {column: row.get(column) for column in _COLUMNS}
+        if shown["lag"] is None and leader is not None and _measured(leader, "commit") >= 0 <= _measured(row, "applied"):
+            # Entries that the leader knows to be committed, and that have not been applied here.
+            shown["lag"] = max(0, _measured(leader, "commit") - _measured(row, "applied"))
+        problems = row.get("problems")
+        nodes.append({**shown, "problems": [str(text) for text in problems] if isinstance(problems, list) else []})
+    reachable = sum(id in rows for id in voters) if voters or not rows else None
+    return {
+        "group": group,
+        "leader": leader_id,
+        "term": term,
+        "quorum": {"needed": needed, "reachable": reachable},
+        "nodes": nodes,
+    }
+
+
+def _measured(row: dict[str, Any], column: str) -> int:
+    value = row.get(column)
+    return value if isinstance(value, int) else -1
+
+
+def _voters(row: dict[str, Any]) -> list[Id]:
+    voters = row.get("voters")
+    return [id for id in voters if isinstance(id, int | str)] if isinstance(voters, list) else []
+
+
+def _read_record(record: Any, group: str) -> tuple[bytes, Id, Any, float] | None:
+    """(cluster, id, leader or None, when in ms) of a directory record of a node of the group; None for any other."""
+    try:
+        if group not in record["groups"]:
+            return None
+        id, uuid = check_id(record["id"]), bytes.fromhex(record["cluster"])
+        if is_client(id) or len(uuid) != 16 or uuid == NO_CLUSTER:
+            return None
+        leaders, at = record.get("leader"), record.get("at")
+        leader = leaders.get(group) if isinstance(leaders, dict) else None
+        when = float(at) if isinstance(at, int | float) else 0.0
+        return uuid, id, leader if isinstance(leader, int | str) else None, when
+    except (TypeError, KeyError, ValueError, AttributeError, OverflowError, InvalidArgument):
+        return None
+
+
+class Client:
+    """Asks a group from a process that is no member of it.  Usable from many threads, and from asyncio.
+
+    ::
+
+        with raftplug.Client(redis="redis://localhost:6379", group="accounts") as client:
+            client.propose({"add": 1})
+            client.read({"op": "get", "key": "alice"})
+
+    Every write is executed at most once, however often it had to be asked.  Writes that are under way at the same time
+    may be executed in any order; who needs an order waits for each.
+
+    Args:
+        redis: URL of the Redis: redis://, rediss://, unix://, or another installed transport's.
+        group: the group's name.
+        prefix: what every key in Redis begins with, as the nodes have it.
+        cluster: a transport, instead of `redis`, that was opened under `id`; `close` closes it.
+        id: the id under which `cluster` was opened; it begins with "~".
+        settings: the election timeout should be the nodes'; the bounds are this client's.
+        session: a name under which this process, or a later one, can repeat what it is not sure of: every write then
+            has a `sequence` from 1 on, and what was executed under the same name and sequence is not executed again.
+            The group forgets a name that was not used for seven days, or when 10,000 others were used since.
+
+    Raises:
+        InvalidArgument: the arguments cannot be.
+        TransportError: the Redis cannot be used as it is configured.
+    """
+
+    def __init__(
+        self,
+        redis: str | None = None,
+        group: str = "default",
+        *,
+        prefix: str = "raftplug",
+        cluster: Cluster | None = None,
+        id: str | None = None,
+        settings: Settings | None = None,
+        session: str | None = None,
+    ) -> None:
+        if not isinstance(group, str):
+            raise InvalidArgument(f"group {group!r} cannot be: use 1 to 64 letters, digits, '.', '_' or '-'")
+        check_id(group, "group")
+        if (redis is None) == (cluster is None):
+            raise InvalidArgument("give either a Redis URL or a cluster")
+        if settings is not None and not isinstance(settings, Settings):
+            raise InvalidArgument("settings must be a raftplug.Settings")
+        if not isinstance(prefix, str):
+            raise InvalidArgument(f"prefix {prefix!r} cannot be: it must be text")
+        settings = (settings or Settings()).validate()
+        if cluster is None and id is not None:
+            raise InvalidArgument("an id belongs to a cluster that you opened: leave it out, or give cluster=")
+        if cluster is not None and not (isinstance(id, str) and is_client(id) and len(id) > 1):
+            raise InvalidArgument("cluster= needs id=, the id under which it was opened: '~' and something unique")
+        own_id = id or "~" + os.urandom(8).hex()
+        generator = random.Random(int.from_bytes(os.urandom(16)))
+        # Everything that can be refused is refused before anything is opened.
+        Requester(settings=settings, generator=generator, send=lambda target, body: None, name=session)
+        if cluster is None:
+            from raftplug.plugins import default
+
+            cluster = default().open_cluster(
+                redis or "", own_id=own_id, cluster=NO_CLUSTER, prefix=prefix, settings=settings
+            )
+        self._loop = ClientLoop(
+            cluster=cluster, own_id=own_id, group=group, settings=settings, generator=generator, session=session
+        )
+        self._pid = os.getpid()
+        self._runner = _Runner(self._loop)
+        self._thread = threading.Thread(target=self._runner.run, name=f"raftplug-client-{group}", daemon=True)
+        self._thread.start()
+        # A client that was forgotten must not keep its thread; the thread knows the runner, not the client.
+        self._finalizer = weakref.finalize(self, self._runner.stop)
+
+    def propose(self, transition: Any, timeout: float | None = 10.0, *, sequence: int | None = None) -> Any:
+        """Propose a transition, wait, and return its result (None if it was executed earlier and is not kept).
+
+        Args:
+            transition: plain data.
+            timeout: seconds; None waits without limit.
+            sequence: of a client with `session`: which transition this is, from 1.
+
+        Raises:
+            InvalidTransition, InvalidArgument, TooLarge: it cannot be proposed.
+            TransitionFailed: the state machine raised; that is its result.
+            NotLeader, Unavailable, Overloaded, SessionExpired: certainly not executed.
+            OutcomeUnknown: it may or may not have been executed, or may be yet.
+        """
+        return self._wait(self.propose_async(transition, timeout, sequence=sequence))
+
+    def propose_async(self, transition: Any, timeout: float | None = 10.0, *, sequence: int | None = None) -> Future:
+        """Propose a transition; the future gets what `propose` returns or raises.
+
+        Raises:
+            InvalidTransition, InvalidArgument: it cannot be proposed.
+        """
+        return self._submit(self._loop.propose, timeout, plain.encode(transition), sequence)
+
+    def read(self, query: Any, timeout: float | None = 10.0) -> Any:
+        """Ask the state machine, linearizably: the answer shows everything acknowledged before the call.
+
+        Args:
+            query: plain data.
+            timeout: seconds; None waits without limit.
+
+        Raises:
+            InvalidTransition, InvalidArgument, TooLarge: it cannot be asked.
+            QueryFailed: the state machine raised.
+            Unavailable, Overloaded: nobody answered in time.
+        """
+        return self._wait(self.read_async(query, timeout))
+
+    def read_async(self, query: Any, timeout: float | None = 10.0) -> Future:
+        """Ask the state machine; the future gets what `read` returns or raises."""
+        return self._submit(self._loop.read, timeout, plain.encode(query))
+
+    def status(self, timeout: float | None = 4.0) -> dict[str, Any]:
+        """How the group is: exactly the object that `raftplug status --json` prints.  It needs no leader.
+
+        Args:
+            timeout: seconds; nodes that are there answer at once, and are not waited for to the end.
+
+        Raises:
+            Unavailable: no node of the group was found.
+            InvalidArgument: two clusters serve a group of that name.
+        """
+        status: dict[str, Any] = self._wait(self._submit(self._loop.status, timeout))
+        return status
+
+    def close(self) -> None:
+        """End what is pending (OutcomeUnknown if it may have been executed, else Unavailable), and disconnect."""
+        if os.getpid() != self._pid:
+            self._finalizer.detach()  # The parent's connection is not ours to close.
+            return
+        self._finalizer()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _submit(self, function: Callable[..., None], timeout: float | None, *arguments: Any) -> Future:
+        """Have the loop call function([first argument,] future, deadline[, other arguments])."""
+        if os.getpid() != self._pid:
+            raise InvalidArgument("this client belongs to the process that opened it: open a new one after a fork")
+        deadline = self._runner.clock() + _microseconds(timeout)
+        future = Future()
+        first, others = arguments[:1], arguments[1:]
+        self._runner.call(function, *first, future, deadline, *others)
+        return future
+
+    def _wait(self, future: Future) -> Any:
+        if threading.current_thread() is self._thread and not future.done():
+            raise InvalidArgument("a callback must not wait for its own client: use propose_async or read_async there")
+        return future.result()
+
+
+def _microseconds(timeout: float | None) -> int:
+    if timeout is None:
+        return LIMIT
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= 0:
+        raise InvalidArgument(f"timeout must be a number of seconds from 0 on, or None, not {timeout!r}")
+    return int(min(timeout, 1e9) * 1e6)
+
+
+class _Runner:
+    """The thread of a client: a clock, and the loop's turns."""
+
+    def __init__(self, loop: ClientLoop) -> None:
+        self._loop = loop
+        self._pid = os.getpid()
+        self._stopping = False
+        self._ended = False
+
+    @staticmethod
+    def clock() -> int:
+        return time.monotonic_ns() // 1000
+
+    def call(self, function: Callable[..., None], *arguments: Any) -> None:
+        self._loop.call(function, *arguments)
+        if self._ended:  # It ended meanwhile, and may not have seen the call: whoever takes it out refuses it.
+            self._loop.drain()
+
+    def stop(self) -> None:
+        self._stopping = True
+        if not self._ended and os.getpid() == self._pid:
+            self._loop.cluster.wake()
+
+    def run(self) -> None:
+        loop, failures = self._loop, 0
+        while not self._stopping:
+            try:
+                self._turn()
+                failures = 0
+            except Exception as error:
+                # Whatever a transport raises: nobody must wait for ever, and the next turn may work.
+                failures += 1
+                if failures == 1:
+                    _logger.exception("a turn of a client failed; what was pending was ended")
+                loop.abort(error)
+                time.sleep(min(1.0, 0.01 * failures))
+        self._finish()
+
+    def _turn(self) -> None:
+        loop = self._loop
+        due = loop.turn(self.clock())
+        loop.sleeping = True  # Before the look at the queue: who adds a call after it sees this, and wakes us.
+        try:
+            timeout = 0.0 if loop.has_calls() or self._stopping else max(0.0, (due - self.clock()) / 1e6)
+            loop.cluster.wait(min(timeout, 1.0))
+        finally:
+            loop.sleeping = False
+
+    def _finish(self) -> None:
+        self._loop.close()
+        self._ended = True
+        self._loop.drain()
+        try:
+            self._loop.cluster.close()
+        except Exception as error:
+            _logger.error("while a client was closed: %s: %s", type(error).__name__, error)
