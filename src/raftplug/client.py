@@ -348,7 +348,11 @@ def merge_status(group: str, rows: dict[Id, dict[str, Any]], silent: set[Id]) ->
             nodes.append({**dict.fromkeys(_COLUMNS), "id": id, "problems": ["no answer"]})
             continue
         shown = {column: row.get(column) for column in _COLUMNS}
-        if shown["lag"] is None and leader is not None and _measured(leader, "commit") >= 0 <= _measured(row, "applied"):
+        if (
+            shown["lag"] is None
+            and leader is not None
+            and _measured(leader, "commit") >= 0 <= _measured(row, "applied")
+        ):
             # Entries that the leader knows to be committed, and that have not been applied here.
             shown["lag"] = max(0, _measured(leader, "commit") - _measured(row, "applied"))
         problems = row.get("problems")
