@@ -23,12 +23,9 @@ redis+cluster://HOST:PORT,HOST:PORT.  No key is ever searched for, and no script
 from __future__ import annotations
 
 import contextlib
-import errno
-import inspect
 import re
 import select
 import socket
-import ssl
 import threading
 import time
 from collections import deque
@@ -37,18 +34,28 @@ from typing import Any, Final
 
 import hiredis
 import msgpack
-import redis
-from redis.connection import AbstractConnection, Connection, parse_url
 
 from raftplug.cluster import Cluster, is_client
 from raftplug.embedded import server_version
 from raftplug.errors import InvalidArgument, TransportError
 from raftplug.frames import Id
+from raftplug.redis_connection import (
+    NO_REDIS,
+    PARTIAL,
+    READ_BYTES,
+    REPLIES,
+    Lost,
+    Wire,
+    as_text,
+    connect_text,
+    pack,
+    pack_beginning,
+    route,
+)
 from raftplug.settings import Settings
 
 _TTL_S: Final = 600
 _REFRESH_S: Final = 60.0
-_CONNECT_S: Final = 1.0
 _ANSWER_S: Final = 3.0  # A connection that owes a reply for so long is given up.
 _BACKOFF_S: Final = (0.05, 1.0)
 _CLOSE_S: Final = 0.5
@@ -62,7 +69,6 @@ _FRAME_BYTES: Final = 8 << 20
 _UNANSWERED_BYTES: Final = 16 << 20  # Sent or waiting to be; beyond it frames are dropped, which Raft tolerates.
 _HELD_BYTES: Final = 256 << 10  # Kept for the time after a reconnect: enough for a request, too little to be a backlog.
 _COMMAND_BYTES: Final = 256  # What one command costs us besides its frame.
-_READ_BYTES: Final = 1 << 16
 _READ_ENTRIES: Final = 1000
 _TARGETS: Final = 10_000
 # MAXLEN counts entries, and we want to bound bytes: 16 MB of 64 KB frames, and many more of small ones, since a burst
@@ -74,8 +80,6 @@ _SMALL: Final = _INBOX_BYTES // _SMALL_BYTES
 
 _START: Final = b"0-0"
 _PREFIX: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
-_PARTIAL: Final = object()
-_WOULD_BLOCK: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 # What a reply answers.
 _KEPT, _SENT, _MADE, _INFO, _READ, _ANNOUNCED, _LISTED, _LISTED_INFO = range(8)
@@ -83,86 +87,8 @@ _HEALTHY: Final = frozenset((_SENT, _MADE, _READ, _ANNOUNCED))  # A server that 
 # How far the own inbox is: not looked at since the last connect, asked about, readable.
 _UNKNOWN, _ASKED, _READY = range(3)
 
-_REPLIES: Final = {
-    "WRONGTYPE": "{key} holds another type: another program uses that name; choose another prefix, or delete the key",
-    "OOM": "the server is out of memory and refuses writes: raise its maxmemory, or make room",
-    "READONLY": "the server is a read-only replica: give the address of the primary",
-    "MOVED": "the server is part of a Redis Cluster: use redis+cluster:// instead of redis://",
-    "ASK": "the server is moving {key} to another node of its Redis Cluster: messages flow again when that is done",
-    "LOADING": "the server is still loading its data",
-    "MISCONF": "the server refuses writes since it cannot save its data: see its log",
-    "NOREPLICAS": "the server refuses writes since it has too few replicas",
-    "MASTERDOWN": "the server is a replica that has lost its primary",
-    "CLUSTERDOWN": "the Redis Cluster is down",
-    "UNBLOCKED": "the server became a replica",
-    "NOAUTH": "the server wants a password: put it into the URL, as in redis://USER:PASSWORD@HOST",
-    "WRONGPASS": "the server refuses the user name or password of the URL",
-    "NOPERM": "the user may not do what raftplug needs (python -m pydoc raftplug.redis_streams prints the ACL): {text}",
-}
 _RECONNECT: Final = frozenset(("READONLY", "UNBLOCKED"))
 _PASSING: Final = frozenset(("OOM", "READONLY", "LOADING", "MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "ASK"))
-
-
-class _Lost(Exception):
-    """A connection ended; the text says why."""
-
-
-class _Wire:
-    """One connection after its handshake: a non-blocking socket, what waits to be sent, and an incremental parser."""
-
-    __slots__ = ("_buffer", "_connection", "_ending", "_reader", "_socket", "fd", "out")
-
-    def __init__(self, connection: Any) -> None:
-        self._connection = connection
-        self._socket: socket.socket = connection._sock  # The one thing here that redis-py does not make public.
-        self._socket.setblocking(False)
-        self._reader = hiredis.Reader(notEnoughData=_PARTIAL)
-        self._buffer = bytearray(_READ_BYTES)
-        self._ending = ""
-        self.fd = self._socket.fileno()
-        self.out = bytearray()
-
-    def flush(self) -> None:
-        """Send what can be sent without blocking."""
-        out = self.out
-        while out:
-            try:
-                count = self._socket.send(out)
-            except _WOULD_BLOCK:
-                return
-            except OSError as error:
-                raise _Lost(_os_text(error)) from None
-            del out[:count]
-
-    def read(self) -> list[Any]:
-        """The whole replies that have arrived.  What came before the end of a connection is still returned."""
-        while not self._ending:
-            try:
-                count = self._socket.recv_into(self._buffer)
-            except _WOULD_BLOCK:
-                break
-            except OSError as error:
-                self._ending = _os_text(error)
-                break
-            if not count:
-                self._ending = "the server closed the connection"
-                break
-            self._reader.feed(self._buffer, 0, count)  # type: ignore[arg-type]  # Its stub forgets bytearray.
-            if count < _READ_BYTES and not isinstance(self._socket, ssl.SSLSocket):
-                break  # The socket is empty: one system call less.
-        replies = []
-        try:
-            while (reply := self._reader.gets()) is not _PARTIAL:
-                if not isinstance(reply, hiredis.PushNotification):
-                    replies.append(reply)
-        except hiredis.ProtocolError:
-            raise _Lost(_NO_REDIS) from None
-        if self._ending and not replies:
-            raise _Lost(self._ending)
-        return replies
-
-    def close(self) -> None:
-        self._connection.disconnect()
 
 
 class _Slot:
@@ -170,10 +96,10 @@ class _Slot:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self.wire: _Wire | None = None
+        self.wire: Wire | None = None
         self.connecting = False
         self.retired = False  # What its connecting thread brings is not wanted any more.
-        self.results: deque[_Wire | str] = deque()  # What the connecting thread hands over: a wire, or why not.
+        self.results: deque[Wire | str] = deque()  # What the connecting thread hands over: a wire, or why not.
         self.retry_at = 0.0
         self.backoff = _BACKOFF_S[0]
         self.expected: deque[tuple[int, bytes, int]] = deque()  # One for each reply owed: what it answers, key, bytes.
@@ -190,8 +116,8 @@ class _Target:
 
     def __init__(self, key: bytes) -> None:
         self.key = key
-        self.small = _begin(b"XADD", key, b"NOMKSTREAM", b"MAXLEN", b"~", b"%d" % _SMALL, b"*", b"f")
-        self.large = _begin(b"XADD", key, b"NOMKSTREAM", b"MAXLEN", b"~", b"%d" % _LARGE, b"*", b"f")
+        self.small = pack_beginning(b"XADD", key, b"NOMKSTREAM", b"MAXLEN", b"~", b"%d" % _SMALL, b"*", b"f")
+        self.large = pack_beginning(b"XADD", key, b"NOMKSTREAM", b"MAXLEN", b"~", b"%d" % _LARGE, b"*", b"f")
 
 
 class RedisStreams(Cluster):
@@ -225,7 +151,7 @@ class RedisStreams(Cluster):
     ) -> None:
         if not _PREFIX.fullmatch(prefix):
             raise InvalidArgument(f"prefix {prefix!r} cannot be: use 1 to 64 letters, digits, and . _ : -")
-        self._route = _route(url)
+        self._route = route(url)
         self._prefix = prefix
         self._cluster = cluster
         self._clock = clock
@@ -367,10 +293,10 @@ class RedisStreams(Cluster):
                 return self._look(connection)
             finally:
                 connection.disconnect()
-        except _Lost as error:
+        except Lost as error:
             raise TransportError(self._at(address, str(error))) from None
         except (OSError, hiredis.HiredisError) as error:
-            raise TransportError(self._at(address, _connect_text(error, self._route.has_password))) from None
+            raise TransportError(self._at(address, connect_text(error, self._route.has_password))) from None
 
     def close(self) -> None:
         """Send what is queued, withdraw the record, delete the own inbox, disconnect: within half a second or so."""
@@ -379,7 +305,7 @@ class RedisStreams(Cluster):
         now = self._clock()
         deadline = now + _CLOSE_S
         writer, lister = self._writer(self._inbox), self._writer(self._list)
-        with contextlib.suppress(_Lost):
+        with contextlib.suppress(Lost):
             self._turn(now)
             if writer.wire is not None:
                 self._command(writer, _KEPT, self._inbox, b"EXPIRE", self._inbox, b"0")
@@ -409,7 +335,7 @@ class RedisStreams(Cluster):
             if slot.expected:
                 self._read_slot(slot, now)
         self._keep(now)
-        self._pack(now)
+        self._pack_queued(now)
         for slot in self._writers.values():
             self._flush_slot(slot)
         reader = self._reader
@@ -501,10 +427,10 @@ class RedisStreams(Cluster):
 
     def _connect(self, slot: _Slot, address: str) -> None:
         """In a thread of its own, which ends with it."""
-        result: _Wire | str
+        result: Wire | str
         try:
-            result = _Wire(self._route.connect(address))
-        except _Lost as error:
+            result = Wire(self._route.connect(address))
+        except Lost as error:
             result = str(error)
         except Exception as error:
             result = f"cannot connect ({type(error).__name__})"
@@ -514,7 +440,7 @@ class RedisStreams(Cluster):
                 self._discard(slot.results.popleft())
         self._nudge()
 
-    def _adopt(self, slot: _Slot, result: _Wire | str, now: float) -> None:
+    def _adopt(self, slot: _Slot, result: Wire | str, now: float) -> None:
         slot.connecting = False
         if isinstance(result, str):
             self._route.failed(slot.address)
@@ -560,7 +486,7 @@ class RedisStreams(Cluster):
         if slot.wire is not None and slot.wire.out:
             try:
                 slot.wire.flush()
-            except _Lost as error:
+            except Lost as error:
                 self._lose(slot, str(error), self._clock())
 
     def _read_slot(self, slot: _Slot, now: float) -> None:
@@ -568,14 +494,15 @@ class RedisStreams(Cluster):
             return
         try:
             replies = slot.wire.read()
-        except _Lost as error:
+        except Lost as error:
             self._lose(slot, str(error), now)
             return
-        if replies:
+        if slot.wire.moved:
+            slot.wire.moved = False
             slot.since = now
         for reply in replies:
             if not slot.expected:
-                self._lose(slot, _NO_REDIS, now)
+                self._lose(slot, NO_REDIS, now)
                 return
             kind, key, size = slot.expected.popleft()
             slot.unanswered -= size
@@ -596,8 +523,8 @@ class RedisStreams(Cluster):
                     self._lose(slot, "the server's reply has a shape that raftplug does not know", now)
                     return
 
-    def _discard(self, result: _Wire | str) -> None:
-        if isinstance(result, _Wire):
+    def _discard(self, result: Wire | str) -> None:
+        if isinstance(result, Wire):
             result.close()
 
     # -------------------------------------------------------------- commands
@@ -608,13 +535,13 @@ class RedisStreams(Cluster):
             return
         if not slot.expected:
             slot.since = self._clock()
-        slot.wire.out += _pack(*words)
+        slot.wire.out += pack(*words)
         slot.expected.append((kind, key, _COMMAND_BYTES))
         slot.unanswered += _COMMAND_BYTES
         if kind > _SENT:
             slot.controls += 1
 
-    def _pack(self, now: float) -> None:
+    def _pack_queued(self, now: float) -> None:
         """Move queued frames into the writers' buffers: one batch a turn."""
         queue = self._queue
         if not queue:
@@ -736,7 +663,7 @@ class RedisStreams(Cluster):
         if word in ("MOVED", "ASK") and self._route.moved(key, text):
             self._follow(key, now)
             return
-        known = _REPLIES.get(word, "the server says: {text}")
+        known = REPLIES.get(word, "the server says: {text}")
         line = self._at(slot.address, known.format(key=key.decode(errors="replace"), text=text))
         # What is asked but once a minute is wrong until it is asked again.
         self._problem(kind, key, line, _REFRESH_S + _PROBLEM_S if kind == _KEPT else _PROBLEM_S)
@@ -825,15 +752,15 @@ class RedisStreams(Cluster):
         return f"redis {address}: {text}"
 
     def _look(self, connection: Any) -> dict[str, Any]:
-        made, reader = connection._sock, hiredis.Reader(notEnoughData=_PARTIAL)
+        made, reader = connection._sock, hiredis.Reader(notEnoughData=PARTIAL)
         address = self._route.address(self._inbox)
 
         def ask(*words: bytes) -> Any:
-            made.sendall(_pack(*words))
-            while (reply := reader.gets()) is _PARTIAL:
-                data = made.recv(_READ_BYTES)
+            made.sendall(pack(*words))
+            while (reply := reader.gets()) is PARTIAL:
+                data = made.recv(READ_BYTES)
                 if not data:
-                    raise _Lost("the server closed the connection: is that a Redis?")
+                    raise Lost("the server closed the connection: is that a Redis?")
                 reader.feed(data)
             return reply
 
@@ -858,7 +785,7 @@ class RedisStreams(Cluster):
         config = ask(b"CONFIG", b"GET", b"maxmemory-policy")
         if isinstance(config, dict):
             config = [word for pair in config.items() for word in pair]
-        policy = _text(config[1]) if isinstance(config, list) and len(config) == 2 else None
+        policy = as_text(config[1]) if isinstance(config, list) and len(config) == 2 else None
         if policy not in (None, "noeviction"):
             text = f"maxmemory-policy is {policy}, so inboxes may be evicted and messages lost: set it to noeviction"
             problems.append(self._at(address, text))
@@ -878,185 +805,10 @@ class RedisStreams(Cluster):
         word = text.partition(" ")[0]
         if "no such key" in text or (self._route.clustered and word in ("MOVED", "ASK")):
             return None
-        line = self._at(address, _REPLIES.get(word, "the server says: {text}").format(key=key.decode(), text=text))
+        line = self._at(address, REPLIES.get(word, "the server says: {text}").format(key=key.decode(), text=text))
         if word in _PASSING:
             return line
         raise TransportError(line)
-
-
-# ----------------------------------------------------------------------------
-# Where the server of a key is.
-
-
-class _Route:
-    """One server, and how to connect to it; the other kinds of URL refine it."""
-
-    clustered = False
-
-    def __init__(self, url: str) -> None:
-        try:
-            options: dict[str, Any] = dict(parse_url(url))  # type: ignore[no-untyped-call]
-            self._class: Any = options.pop("connection_class", Connection)
-            for name in ("max_connections", "timeout", "retry", "retry_on_error", "health_check_interval"):
-                options.pop(name, None)
-            options.update(socket_timeout=_CONNECT_S, socket_connect_timeout=_CONNECT_S, retry_on_timeout=False)
-            # CLIENT SETINFO is a right that the minimal ACL does not give.
-            if "driver_info" in inspect.signature(AbstractConnection.__init__).parameters:
-                options["driver_info"] = None
-            else:
-                options.update(lib_name=None, lib_version=None)
-            self._options = options
-            self._class(**options)
-        except Exception as error:  # Whatever redis-py makes of a text that a user typed; it may hold a password.
-            raise InvalidArgument(f"the Redis URL cannot be ({type(error).__name__}): {_WRITE_URLS}") from None
-        self.has_password = bool(options.get("password"))
-        self._address = str(options.get("path") or _join(options.get("host", "localhost"), options.get("port", 6379)))
-
-    def address(self, key: bytes) -> str:
-        """host:port, or a socket's path, of the server that holds `key`."""
-        return self._address
-
-    def moved(self, key: bytes, text: str) -> bool:
-        """Take note of a MOVED or ASK; False if this kind of server has no business saying so."""
-        return False
-
-    def failed(self, address: str) -> None:
-        """Take note that a server cannot be used."""
-
-    def connect(self, address: str) -> Any:
-        """Connect and authenticate; it blocks.  Raises _Lost."""
-        return self._open({})
-
-    def _open(self, place: dict[str, Any]) -> Any:
-        connection = self._class(**{**self._options, **place})
-        try:
-            connection.connect()
-        except (redis.RedisError, OSError, hiredis.HiredisError) as error:
-            connection.disconnect()
-            raise _Lost(_connect_text(error, self.has_password)) from None
-        made = connection._sock
-        if made.family != socket.AF_UNIX and made.getsockname() == made.getpeername():
-            # The kernel gave our end the very port that we looked for: nobody listens there but we.
-            connection.disconnect()
-            raise _Lost(_REFUSED)
-        return connection
-
-
-class _SentinelRoute(_Route):
-    """redis+sentinel://HOST:PORT,HOST:PORT/SERVICE/DB: each connect asks a sentinel for the primary."""
-
-    def __init__(self, url: str) -> None:
-        before, self._sentinels, path, query = _split(url, 26379)
-        service, _, database = path.partition("/")
-        if not service:
-            raise InvalidArgument(f"a redis+sentinel:// URL needs the service's name: {_WRITE_URLS}")
-        self._service = service
-        super().__init__(f"redis://{before}sentinel/{database}{query}")
-        self._sentinel_options = {
-            "username": self._options.pop("sentinel_username", None),
-            "password": self._options.pop("sentinel_password", None),
-        }
-
-    def address(self, key: bytes) -> str:
-        return self._service
-
-    def connect(self, address: str) -> Any:
-        text = "no sentinel"
-        for host, port in list(self._sentinels):
-            try:
-                sentinel = self._open({"host": host, "port": port, "db": 0, **self._sentinel_options})
-            except _Lost as error:
-                text = f"sentinel {_join(host, port)}: {error}"
-                continue
-            try:
-                sentinel.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._service)
-                found = sentinel.read_response()
-            except redis.RedisError as error:
-                text = f"sentinel {_join(host, port)}: {_connect_text(error, self.has_password)}"
-                continue
-            finally:
-                sentinel.disconnect()
-            if not found:
-                text = f"sentinel {_join(host, port)} knows no service {self._service}"
-                continue
-            return self._open({"host": _text(found[0]), "port": int(found[1])})
-        raise _Lost(text)
-
-
-class _ClusterRoute(_Route):
-    """redis+cluster://HOST:PORT,HOST:PORT: where a key is, the servers' MOVED replies tell; no map is fetched."""
-
-    clustered = True
-
-    def __init__(self, url: str) -> None:
-        before, self._seeds, _, query = _split(url, 6379)
-        super().__init__(f"redis://{before}{self._seeds[0][0]}{query}")
-        self._places: dict[bytes, str] = {}
-
-    def address(self, key: bytes) -> str:
-        return self._places.get(key) or _join(*self._seeds[0])
-
-    def moved(self, key: bytes, text: str) -> bool:
-        word, _, place = text.split(" ")[:3]
-        if word != "MOVED" or ":" not in place:
-            return False
-        if place.startswith(":"):  # An old server that does not know its own name: the one we asked.
-            place = self._seeds[0][0] + place
-        if len(self._places) > _TARGETS:
-            self._places.clear()
-        self._places[key] = place
-        return True
-
-    def failed(self, address: str) -> None:
-        self._places = {key: place for key, place in self._places.items() if place != address}
-        if address == _join(*self._seeds[0]):
-            self._seeds.append(self._seeds.pop(0))
-
-    def connect(self, address: str) -> Any:
-        host, _, port = address.rpartition(":")
-        return self._open({"host": host.strip("[]"), "port": int(port)})
-
-
-def _route(url: str) -> _Route:
-    scheme = url.partition("://")[0].lower()
-    kinds = {"redis+sentinel": _SentinelRoute, "redis+cluster": _ClusterRoute}
-    return kinds.get(scheme, _Route)(url)
-
-
-def _split(url: str, port: int) -> tuple[str, list[tuple[str, int]], str, str]:
-    """Of a URL with several hosts: the user's part with its @, the hosts, the path, and the query with its ?."""
-    rest, mark, query = url.partition("://")[2].partition("?")
-    place, _, path = rest.partition("/")
-    before, at, hosts = place.rpartition("@")
-    found = []
-    for text in hosts.split(","):
-        host, colon, number = text.rpartition(":")
-        if colon and not number.isdecimal():
-            raise InvalidArgument(f"the Redis URL cannot be: {_WRITE_URLS}")
-        found.append((host.strip("[]"), int(number)) if colon else (text, port))
-    if not all(host for host, _ in found):
-        raise InvalidArgument(f"the Redis URL has no host: {_WRITE_URLS}")
-    return before + at, found, path, mark + query
-
-
-# ----------------------------------------------------------------------------
-# Bytes, replies, errors.
-
-_NO_REDIS: Final = "what answers there is no Redis: check host and port"
-_REFUSED: Final = "connection refused: is the server running, and are host and port right?"
-_WRITE_URLS: Final = (
-    "write it like redis://HOST:6379, rediss://USER:PASSWORD@HOST:6379, unix:///run/redis.sock, "
-    "redis+sentinel://HOST:26379/SERVICE or redis+cluster://HOST:6379"
-)
-
-
-def _pack(*words: bytes) -> bytes:
-    return b"*%d\r\n" % len(words) + b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in words])
-
-
-def _begin(*words: bytes) -> bytes:
-    """A command that lacks its last word."""
-    return b"*%d\r\n" % (len(words) + 1) + b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in words])
 
 
 def _entries(reply: Any) -> list[Any]:
@@ -1077,61 +829,3 @@ def _number(identity: bytes) -> tuple[int, int]:
     """A stream id as what it is, so that ids compare."""
     milliseconds, _, sequence = identity.partition(b"-")
     return int(milliseconds), int(sequence)
-
-
-def _join(host: Any, port: Any) -> str:
-    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
-
-
-def _text(value: Any) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-
-
-def _os_text(error: OSError) -> str:
-    if isinstance(error, ConnectionRefusedError):
-        return _REFUSED
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its TLS certificate is not trusted: {error.verify_message}"
-    if isinstance(error, ssl.SSLError):
-        return "TLS failed: does the server speak TLS on that port? (rediss:// does, redis:// does not)"
-    if isinstance(error, socket.gaierror):
-        return "the host's name is unknown"
-    if isinstance(error, ConnectionResetError | BrokenPipeError):
-        return "the server closed the connection"
-    if isinstance(error, TimeoutError):
-        return (
-            f"no answer within {_CONNECT_S:g} s: is it a Redis, does it run, and is redis:// or rediss:// (TLS) right?"
-        )
-    if error.errno == errno.ENOENT:
-        return "there is no such socket: is the server running?"
-    return error.strerror or type(error).__name__
-
-
-def _connect_text(error: BaseException, has_password: bool) -> str:
-    """Why connecting, or asking, failed: our words, never the URL's."""
-    cause: BaseException | None = error
-    for _ in range(8):
-        if isinstance(cause, OSError) and not isinstance(cause, redis.RedisError):
-            return _os_text(cause)
-        if cause is None:
-            break
-        cause = cause.__cause__ or cause.__context__
-    text = str(error)
-    word = text.partition(" ")[0]
-    if isinstance(error, redis.AuthenticationError):
-        return _REPLIES["WRONGPASS" if has_password else "NOAUTH"]
-    if word in _REPLIES:
-        return _REPLIES[word].format(key="the key", text=text)
-    if isinstance(error, redis.exceptions.NoPermissionError):
-        return _REPLIES["NOPERM"].format(text=text)
-    if isinstance(error, redis.BusyLoadingError):
-        return _REPLIES["LOADING"]
-    if isinstance(error, redis.InvalidResponse | hiredis.ProtocolError):
-        return _NO_REDIS
-    if isinstance(error, redis.TimeoutError):
-        return _os_text(TimeoutError())
-    if isinstance(error, redis.ResponseError):
-        return f"the server says: {text}"
-    if "max number of clients" in text:
-        return "the server has as many clients as it allows"
-    return "the connection was closed: is it a Redis, and is redis:// or rediss:// (TLS) right?"
