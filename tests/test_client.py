@@ -620,6 +620,7 @@ def test_a_callback_that_waits_for_its_own_client_is_told_so_instead_of_hanging(
         client.propose(1, 60)
         assert done.wait(60)
     assert {type(error) for error in seen} == {InvalidArgument}
+    assert node.executed.count(2) + len(seen) == 2  # Who was refused has sent nothing.
 
 
 def test_a_client_that_was_forgotten_ends_its_thread(hub: MemoryHub, node: FakeNode) -> None:

@@ -480,7 +480,8 @@ class Client:
             NotLeader, Unavailable, Overloaded, SessionExpired: certainly not executed.
             OutcomeUnknown: it may or may not have been executed, or may be yet.
         """
-        return self._wait(self.propose_async(transition, timeout, sequence=sequence))
+        self._may_wait()
+        return self.propose_async(transition, timeout, sequence=sequence).result()
 
     def propose_async(self, transition: Any, timeout: float | None = 10.0, *, sequence: int | None = None) -> Future:
         """Propose a transition; the future gets what `propose` returns or raises.
@@ -502,7 +503,8 @@ class Client:
             QueryFailed: the state machine raised.
             Unavailable, Overloaded: nobody answered in time.
         """
-        return self._wait(self.read_async(query, timeout))
+        self._may_wait()
+        return self.read_async(query, timeout).result()
 
     def read_async(self, query: Any, timeout: float | None = 10.0) -> Future:
         """Ask the state machine; the future gets what `read` returns or raises."""
@@ -518,7 +520,8 @@ class Client:
             Unavailable: no node of the group was found.
             InvalidArgument: two clusters serve a group of that name.
         """
-        status: dict[str, Any] = self._wait(self._submit(self._loop.status, timeout))
+        self._may_wait()
+        status: dict[str, Any] = self._submit(self._loop.status, timeout).result()
         return status
 
     def close(self) -> None:
@@ -546,10 +549,9 @@ class Client:
         self._runner.call(function, *first, future, deadline, *others)
         return future
 
-    def _wait(self, future: Future) -> Any:
-        if threading.current_thread() is self._thread and not future.done():
+    def _may_wait(self) -> None:
+        if threading.current_thread() is self._thread:  # Before anything is sent: an error here means nothing was.
             raise InvalidArgument("a callback must not wait for its own client: use propose_async or read_async there")
-        return future.result()
 
 
 def _microseconds(timeout: float | None) -> int:
