@@ -11,8 +11,8 @@ disk.  `RecordStorage` is everything that is ours, written once above it::
     log             group   first index       a block: the bytes that the wire carries, unchanged
 
 A *seal* is a CRC-32 of the row and its place.  The log needs none: its entries are chained, and the state, rewritten
-by every commit, says where the chain ends.  So a flipped bit, a row that is missing, older than the rest or in another's
-place, and a log without its end are all found by `load`.
+by every commit, says where the chain ends.  So a flipped bit, a row that is missing, older than the rest or in the
+place of another, and a log without its end are all found by `load`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import sqlite3
 import threading
 from abc import ABC, abstractmethod
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from struct import Struct
@@ -60,9 +60,7 @@ _HEADER: Final = Struct("<QQBII")
 _CHECKED_BYTES: Final = 21
 _SNAPSHOT: Final = Struct("<QQI")
 _SEAL: Final = Struct("<I")
-_REPLACE: Final = (
-    "put the node's own directory back, or replace the node by a new one with an empty directory and a new id"
-)
+_REPLACE: Final = "replace this node by a new one, with an empty directory and a new id"
 
 
 # ------------------------------------------------------------------------------------------------------ what is stored
@@ -326,15 +324,15 @@ class SQLiteRows(Transactional):
         self.where = path
         self._since_checkpoint = 0
         self._read_lock = threading.Lock()
-        self._writer: Any = None
-        self._reader: Any = None
+        self._writer: sqlite3.Connection | None = None
+        self._reader: sqlite3.Connection | None = None
         try:
             with self._translated("opened"):
                 if os.path.getsize(path) < 512:
                     raise Corrupt(f"{path} is cut off, not a database: {_REPLACE}")
                 self._writer = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-                self._check()
-                self._prepare(synchronous)
+                self._check(self._writer.execute)
+                self._prepare(self._writer.execute, synchronous)
                 # A connection of its own: a reader never waits for the sync of a commit.
                 self._reader = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
                 self._reader.execute("PRAGMA query_only = ON")
@@ -342,9 +340,8 @@ class SQLiteRows(Transactional):
             self.close()
             raise
 
-    def _check(self) -> None:
+    def _check(self, execute: Callable[[str], sqlite3.Cursor]) -> None:
         """Refuse what is not ours, before anything is written."""
-        execute = self._writer.execute
         if execute("PRAGMA application_id").fetchone() != (_APPLICATION_ID,):
             raise Corrupt(f"{self.where} is not a database of raftplug's: {_REPLACE}")
         (version,) = execute("PRAGMA user_version").fetchone()
@@ -355,8 +352,7 @@ class SQLiteRows(Transactional):
         if verdict != "ok":
             raise Corrupt(f"{self.where} is damaged ({' '.join(str(verdict).split())}): {_REPLACE}")
 
-    def _prepare(self, synchronous: str) -> None:
-        execute = self._writer.execute
+    def _prepare(self, execute: Callable[[str], sqlite3.Cursor], synchronous: str) -> None:
         if execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
             raise StorageFailed(f"{self.where}: the file system cannot keep a write-ahead log: use a local one")
         execute(f"PRAGMA synchronous = {synchronous}")
@@ -407,7 +403,7 @@ class SQLiteRows(Transactional):
 
     def _read(self, query: str, *arguments: str | int) -> list[Any]:
         with self._read_lock, self._translated("read"):
-            rows = self._reader.execute(query, arguments).fetchall()
+            rows: list[Any] = self._opened(self._reader).execute(query, arguments).fetchall()
         for row in rows:
             # SQLite keeps a type with each value: damage can make a number of a blob.
             if tuple(map(type, row)) not in ((str,), (int, bytes)):
@@ -416,27 +412,26 @@ class SQLiteRows(Transactional):
 
     def apply(self, changes: Sequence[Put | Delete]) -> None:
         with self._translated("written"):
-            execute = self._writer.execute
+            writer = self._opened(self._writer)
+            execute = writer.execute
             try:
                 execute("BEGIN IMMEDIATE")
                 for change in changes:
                     if isinstance(change, Put):
-                        execute(
-                            f"INSERT OR REPLACE INTO {change.table} (name, number, value) VALUES (?, ?, ?)", change[1:]
-                        )
+                        execute(f"REPLACE INTO {change.table} (name, number, value) VALUES (?, ?, ?)", change[1:])
                         self._since_checkpoint += len(change.value) + 4096
                     else:
                         execute(f"DELETE FROM {change.table} WHERE name = ? AND number BETWEEN ? AND ?", change[1:])
                 execute("COMMIT")
             except BaseException:
-                if self._writer is not None and self._writer.in_transaction:
-                    self._writer.execute("ROLLBACK")
+                if writer.in_transaction:
+                    execute("ROLLBACK")
                 raise
         if self._since_checkpoint >= _CHECKPOINT_BYTES:
             self._since_checkpoint = 0
             try:
                 with self._translated("checkpointed"):
-                    self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+                    writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
             except DiskFull:
                 pass  # The transaction is durable in the write-ahead log; that grows until there is space.
 
@@ -449,15 +444,16 @@ class SQLiteRows(Transactional):
                 if connection is not None:
                     connection.close()
 
+    def _opened(self, connection: sqlite3.Connection | None) -> sqlite3.Connection:
+        if connection is None:
+            raise StorageFailed(f"{self.where} is closed")
+        return connection
+
     @contextmanager
     def _translated(self, done: str) -> Iterator[None]:
         try:
             with _os_errors(self.where, done):
                 yield
-        except AttributeError:
-            if self._writer is not None and self._reader is not None:
-                raise
-            raise StorageFailed(f"{self.where} is closed") from None
         except sqlite3.Error as error:
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             text = " ".join(str(error).split())
@@ -580,9 +576,7 @@ class RecordStorage(Storage):
                 raise WrongDirectory(f"{where} is in use already: start without --bootstrap")
             if cluster is not None and found.cluster != cluster:
                 text = f"{where} belongs to cluster {found.cluster.hex()}, not {cluster.hex()}"
-                raise WrongDirectory(
-                    f"{text}: name that cluster's group and peers, or give this node another directory"
-                )
+                raise WrongDirectory(f"{text}: give this node a directory of its own")
             cluster = found.cluster
         elif not bootstrap:
             # No group yet: a founding died halfway.  It promised nothing to anybody, so it can be begun again.
@@ -617,7 +611,7 @@ class RecordStorage(Storage):
         return Corrupt(f"{self._rows.where}: {of}{what}: {_REPLACE}")
 
     def _apply(self, changes: Sequence[Put | Delete]) -> None:
-        """Apply, and after a failure never again: a second sync may report success for pages that the first one lost."""
+        """Apply; after a failure never again: a second sync may report success for pages that the first one lost."""
         if self._failed is not None:
             raise StorageFailed(self._failed)
         try:
@@ -651,7 +645,8 @@ class RecordStorage(Storage):
             return None
         if len(body) < _SNAPSHOT.size:
             raise self._corrupt(group, "the snapshot row is cut off")
-        return StoredSnapshot(*_SNAPSHOT.unpack_from(body), body[_SNAPSHOT.size :])
+        index, term, check = _SNAPSHOT.unpack_from(body)
+        return StoredSnapshot(index, term, check, body[_SNAPSHOT.size :])
 
     def _state(self, group: str) -> _State | None:
         state = self._states.get(group)
