@@ -21,7 +21,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 from processes import PEERS, Cluster, raftplug, refused, succeeded, wait_until
 from processes import cluster as cluster
 from processes import server as server
-
 from raftplug import Client
 from raftplug.cli import built_in_commands, main
 from raftplug.embedded import EmbeddedServer
@@ -65,7 +64,7 @@ def read(options: tuple[str, ...], key: str) -> Any:
     return json.loads(succeeded(raftplug("read", *options, get(key))).stdout)
 
 
-# -- the whole story -----------------------------------------------------------------------------------------------------
+# -- the whole story -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.timeout(240)

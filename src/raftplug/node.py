@@ -10,6 +10,7 @@ import logging
 import os
 import queue
 import random
+import shutil
 import threading
 import time
 from collections import OrderedDict, deque
@@ -374,10 +375,10 @@ class Node:
         """Open the store and the transport and run; returns at once, before a leader is elected."""
         if self._thread is not None:
             raise InvalidArgument("a node is started once: make a new one")
+        new = self._data_dir is not None and not os.path.lexists(self._data_dir)
         storage = self._storage or self._open_storage()
         cluster = self._cluster
         try:
-            self._found(storage)
             if cluster is None:
                 cluster = self._plugins.open_cluster(
                     self._redis or "",
@@ -390,6 +391,9 @@ class Node:
                 if check is not None:
                     for problem in check()["problems"]:
                         _logger.warning("%s", problem)
+            # Last, so that what was refused above can be begun again with --bootstrap.
+            self._found(storage)
+            new = False
             self._store = _StoreThread(f"raftplug-store-{self.id}")
             self._loop = NodeLoop(
                 storage=storage,
@@ -407,6 +411,8 @@ class Node:
             if cluster is not None:
                 cluster.close()
             storage.close()
+            if new and self._data_dir is not None:
+                shutil.rmtree(self._data_dir, ignore_errors=True)  # It was made above, and carries no group.
             raise
         self._storage = storage
         self._cluster = cluster
