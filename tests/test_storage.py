@@ -63,6 +63,9 @@ def log_of(stored: Stored) -> Log:
     return log
 
 
+CHECK = log_of(Stored(3, None, None, [block_of(1, [1, 3])], 1)).check_at(2)
+
+
 class Disk:
     """A storage that can be closed, tampered with and opened again."""
 
@@ -203,7 +206,7 @@ def test_a_long_block_is_split_into_rows_and_comes_back_whole(disk: Disk) -> Non
     opened.commit([Write(GROUP, 1, None, 1, block)])
     stored = loaded(disk.open())
     assert b"".join(stored.blocks) == block
-    assert len(stored.blocks) == 4
+    assert [len(block) // 400_000 for block in stored.blocks] == [2, 1, 7, 2, 1]
     disk.open().commit([Write(GROUP, 1, None, 4)])
     assert log_of(loaded(disk.open())).last_index == 3
 
@@ -272,7 +275,7 @@ def test_an_installed_snapshot_drops_the_whole_log(disk: Disk) -> None:
         (Write(GROUP, 3, None), "a vote for None"),
         (Write(GROUP, 1 << 63, None), "term"),
         (Write(GROUP, 3, "n1", 4, block_of(4, [3])), "entries from 4 on"),
-        (Write(GROUP, 3, "n1", 3, block_of(3, [4])), "term 4"),
+        (Write(GROUP, 3, "n1", 3, block_of(3, [4], CHECK)), "term 4"),
         (Write(GROUP, 3, "n1", 3, block_of(4, [3])), "entry 3 says that it is entry 4"),
         (Write(GROUP, 3, "n1", 3, block_of(3, [3])), "does not follow"),
         (Write(GROUP, 3, "n1", 3, block_of(3, [3])[:-1]), "cut off"),
@@ -561,7 +564,7 @@ def test_a_log_without_its_database_is_not_taken_for_a_new_directory(sqlite_disk
             sqlite_disk.open(bootstrap=bootstrap)
 
 
-# ------------------------------------------------------------------------------------------------------------ whose it is
+# --------------------------------------------------------------------------------------------------------- whose it is
 
 
 def test_identity_is_durable_and_each_opening_is_another(disk: Disk) -> None:
@@ -773,10 +776,6 @@ class Failing:
         return getattr(self.connection, name)
 
 
-def io_error() -> None:
-    raise sqlite3.OperationalError("disk I/O error")
-
-
 def test_after_a_failed_write_every_commit_fails_at_once(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = disk.found()
     opened.commit([Write(GROUP, 1, "n1")])
@@ -814,8 +813,8 @@ def test_an_error_of_sqlites_poisons_the_storage(sqlite_disk: Disk, statement: s
     opened = sqlite_disk.found()
     rows = opened._rows
     assert isinstance(rows, storage.SQLiteRows)
-    failing = Failing(rows._writer, statement, with_code(code, "disk I/O error"))  # type: ignore[arg-type]
-    rows._writer = failing  # type: ignore[assignment]
+    failing = Failing(rows._writer, statement, with_code(code, "disk I/O error"))
+    rows._writer = failing
     with pytest.raises(errors.StorageFailed) as caught:
         opened.commit([Write(GROUP, 2, "n2")])
     assert storage.FILE_NAME in one_line(caught)
@@ -835,8 +834,8 @@ def test_a_failed_checkpoint_is_not_swallowed(sqlite_disk: Disk, monkeypatch: py
     monkeypatch.setattr(storage, "_CHECKPOINT_BYTES", 1)
     rows = opened._rows
     assert isinstance(rows, storage.SQLiteRows)
-    failing = Failing(rows._writer, "PRAGMA wal_checkpoint", with_code(sqlite3.SQLITE_FULL, "full"))  # type: ignore[arg-type]
-    rows._writer = failing  # type: ignore[assignment]
+    failing = Failing(rows._writer, "PRAGMA wal_checkpoint", with_code(sqlite3.SQLITE_FULL, "full"))
+    rows._writer = failing
     opened.commit([Write(GROUP, 1, "n1")])  # No space to checkpoint: the write-ahead log holds it.
     failing.action = with_code(sqlite3.SQLITE_IOERR_FSYNC, "disk I/O error")
     with pytest.raises(errors.StorageFailed):
@@ -868,7 +867,20 @@ def test_a_full_disk_rolls_back_and_the_commit_may_be_tried_again(sqlite_disk: D
     assert loaded(sqlite_disk.open(), "second").vote == "n1"
 
 
-def test_a_full_disk_in_memory_changes_nothing_either(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_space_for_the_index_of_the_log_is_a_full_disk_too(sqlite_disk: Disk) -> None:
+    opened = sqlite_disk.found()
+    rows = opened._rows
+    assert isinstance(rows, storage.SQLiteRows)
+    failing = Failing(rows._writer, "COMMIT", with_code(sqlite3.SQLITE_IOERR_SHMSIZE, "disk I/O error"))
+    rows._writer = failing
+    with pytest.raises(errors.DiskFull):
+        opened.commit([Write(GROUP, 2, "n2")])
+    failing.statement = "never"
+    opened.commit([Write(GROUP, 2, "n2")])
+    assert loaded(sqlite_disk.open()).vote == "n2"
+
+
+def test_after_a_full_disk_another_write_may_take_the_place(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = disk.found()
 
     def apply(changes: object) -> None:
@@ -894,7 +906,7 @@ def test_a_snapshot_is_read_while_a_commit_waits_for_its_sync(sqlite_disk: Disk)
         begun.set()
         may_end.wait()
 
-    rows._writer = Failing(rows._writer, "COMMIT", wait)  # type: ignore[assignment, arg-type]
+    rows._writer = Failing(rows._writer, "COMMIT", wait)
     thread = threading.Thread(
         target=opened.commit, args=([Write(GROUP, 1, None, snapshot=new, snapshot_resets_log=True)],)
     )

@@ -455,9 +455,11 @@ class SQLiteRows(Transactional):
             with _os_errors(self.where, done):
                 yield
         except sqlite3.Error as error:
-            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            extended = getattr(error, "sqlite_errorcode", 0)
+            code = extended & 0xFF
             text = " ".join(str(error).split())
-            if code == sqlite3.SQLITE_FULL:
+            # The second: the shared index of the write-ahead log could not grow.
+            if code == sqlite3.SQLITE_FULL or extended == sqlite3.SQLITE_IOERR_SHMSIZE:
                 raise DiskFull(f"{self.where}: no space left on the disk, nothing was written: make some") from None
             # What has no code was raised by the Python module, over a value that it could not make sense of.
             if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR) or (
