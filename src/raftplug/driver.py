@@ -59,6 +59,7 @@ from raftplug.storage import Stored, StoredSnapshot, Write
 _logger = logging.getLogger("raftplug")
 _SNAPSHOT_FORMAT = 1
 _ERROR_CHARACTERS = 1_000
+_NEVER = 1 << 62
 _CLOCK_EVERY = 16  # Entries between two looks at the clock while applying.
 
 
@@ -149,6 +150,8 @@ class Driver:
         self._on_event = on_event or _ignore
         self._more_status = more_status or dict
         self._pending: dict[int, tuple[int, int, Future | Asker]] = {}  # index -> term, deadline, whom to answer
+        self._truncated: dict[int, list[tuple[Any, ...]]] = {}  # index -> kind, term, payload of what was there
+        self._next_expiry = _NEVER  # No future in _pending has an earlier deadline.
         self._reads: deque[Read] = deque()  # confirmed, waiting until their index is applied; ascending
         self._own_snapshot: StoredSnapshot | None = None
         self._writing_own: StoredSnapshot | None = None
@@ -237,6 +240,7 @@ class Driver:
             return
         future.transition_id = (self.raft.term, index)
         self._pending[index] = (self.raft.term, deadline, future)
+        self._next_expiry = min(self._next_expiry, deadline)
 
     def propose_here(self, transition: Any) -> None:
         """The seed's way: a leader appends it, anyone else registers it as Abandoned(NotLeader)."""
@@ -246,7 +250,7 @@ class Driver:
             abandoned = TransitionState.Abandoned(TransitionAbandonedReason.NotLeader)
             self._register_id(transition, None, abandoned)
             return
-        self._pending[index] = (self.raft.term, 1 << 62, Future())
+        self._pending[index] = (self.raft.term, _NEVER, Future())
 
     def read(self, query: Callable[[Any], Any], future: Future, deadline: int) -> None:
         """Read linearizably: the future gets query(machine), run where transitions are applied.
@@ -285,7 +289,10 @@ class Driver:
         self.requester.tick(now)
         self._expire(now)
         ready = self.raft.ready(may_write)
-        self._abandon(ready.truncated)
+        if self.abilities.observes_states:
+            for index, *entry in ready.truncated:
+                if entry[0] != SESSION_OPEN:
+                    self._truncated.setdefault(index, []).append(tuple(entry))
         for message in ready.messages:
             if message.kind == SNAPSHOT and not self._fill_snapshot(message):
                 continue
@@ -441,7 +448,7 @@ class Driver:
             raise NotLeader
 
     def _pend(self, asker: Asker, index: int) -> None:
-        self._pending[index] = (self.raft.term, 1 << 62, asker)
+        self._pending[index] = (self.raft.term, _NEVER, asker)
 
     def _append(self, kind: int, payload: bytes) -> int:
         log = self.raft.log
@@ -549,6 +556,8 @@ class Driver:
             raise InvariantViolated(f"entry {index} changes the configuration, which this version cannot")
         if self.abilities.observes_states and kind != SESSION_OPEN:
             self._register(index, kind, term, payload, TransitionState.Applied)
+        if self._truncated and index in self._truncated:
+            self._register_overwritten(index, term)
         pending = self._pending.pop(index, None) if self._pending else None
         if pending is None:
             return
@@ -650,19 +659,17 @@ class Driver:
 
     # --------------------------------------------------------------- answers
 
-    def _abandon(self, truncated: list[tuple[int, int, int, bytes]]) -> None:
-        """Another leader's entries replaced these: they certainly are not executed from here."""
-        for index, kind, term, payload in truncated:
-            if self.abilities.observes_states and kind != SESSION_OPEN:
+    def _register_overwritten(self, index: int, applied_term: int) -> None:
+        """Truncated entries are gone for certain only once another is committed in their place: a leader may restore them."""
+        for kind, term, payload in self._truncated.pop(index):
+            if term != applied_term:
                 abandoned = TransitionState.Abandoned(TransitionAbandonedReason.ConflictWithLeader)
                 self._register(index, kind, term, payload, abandoned)
-            pending = self._pending.get(index)
-            if pending is not None and pending[0] == term:
-                del self._pending[index]
-                self._resolve_error(pending[2], _overwritten(), REFUSED_UNAVAILABLE)
 
     def _answer_covered(self, index: int) -> None:
         """A snapshot covers entries that were proposed here: whether it holds them cannot be told."""
+        for truncated in [truncated for truncated in self._truncated if truncated <= index]:
+            del self._truncated[truncated]
         for pended in [pended for pended in self._pending if pended <= index]:
             _, _, whom = self._pending.pop(pended)
             text = "a snapshot of the leader's replaced the log before the transition was applied here"
@@ -675,13 +682,13 @@ class Driver:
             whom.set_exception(error)
 
     def _expire(self, now: int) -> None:
-        """Futures whose time is up: they were appended, so nobody knows.  The oldest come first."""
-        while self._pending:
-            index, (_, deadline, whom) = next(iter(self._pending.items()))
-            if deadline > now or isinstance(whom, Asker):
-                return
-            del self._pending[index]
+        """Futures whose time is up: they were appended, so nobody knows."""
+        if now < self._next_expiry:
+            return
+        for index in [index for index, (_, deadline, _) in self._pending.items() if deadline <= now]:
+            _, _, whom = self._pending.pop(index)
             self._resolve_error(whom, OutcomeUnknown("no quorum confirmed the transition in time"), UNKNOWN)
+        self._next_expiry = min((deadline for _, deadline, _ in self._pending.values()), default=_NEVER)
 
     def _notice_role(self, now: int) -> None:
         """Tell who must know when leadership changed."""

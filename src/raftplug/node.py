@@ -59,6 +59,7 @@ class NodeLoop:
         executor: runs commits of the storage; one is under way at a time.
         clock: monotonic time, µs.
         generator: the source of randomness.
+        wall_ms: wall-clock time, only for the directory's readers to tell a record of today from one of yesterday.
         core: one of the two cores; None is the process's.
         on_event: called with a hook's name and its arguments.
     """
@@ -73,6 +74,7 @@ class NodeLoop:
         executor: Executor,
         clock: Callable[[], int],
         generator: random.Random,
+        wall_ms: Callable[[], int] = lambda: 0,
         core: Any = None,
         on_event: Callable[..., None] | None = None,
     ) -> None:
@@ -85,6 +87,7 @@ class NodeLoop:
         self._settings = settings
         self._executor = executor
         self._clock = clock
+        self._wall_ms = wall_ms
         self._sender = Sender(identity.node, identity.cluster, identity.storage, identity.boot, identity.nonce)
         self._calls: deque[tuple[Any, ...]] = deque()
         self._outgoing: dict[Id, list[tuple[int, int, bytes]]] = {}
@@ -280,6 +283,7 @@ class NodeLoop:
                 "core": self.core.name,
                 "version": VERSION,
                 "boot": self._sender.boot,
+                "at": self._wall_ms(),
             }
         )
 
@@ -403,6 +407,7 @@ class Node:
                 executor=self._store.submit,
                 clock=lambda: time.monotonic_ns() // 1000,
                 generator=random.Random(storage.identity.nonce),
+                wall_ms=lambda: time.time_ns() // 1_000_000,
                 on_event=self._plugins.events,
             )
         except BaseException:
