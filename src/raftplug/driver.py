@@ -660,7 +660,7 @@ class Driver:
     # --------------------------------------------------------------- answers
 
     def _register_overwritten(self, index: int, applied_term: int) -> None:
-        """Truncated entries are gone for certain only once another is committed in their place: a leader may restore them."""
+        """Truncated entries are gone once another is committed in their place: until then they may return."""
         for kind, term, payload in self._truncated.pop(index):
             if term != applied_term:
                 abandoned = TransitionState.Abandoned(TransitionAbandonedReason.ConflictWithLeader)
