@@ -243,7 +243,7 @@ def test_unknown_answers_are_asked_again_with_the_same_sequence() -> None:
 def test_a_call_whose_timer_was_put_off_is_looked_at_again() -> None:
     wire = Wire()
     future, target, counter = wire.proposed(seconds=5)
-    wire.take(0.5)
+    wire.take(0.3)
     wire.requester.on_reply(target, counter, REFUSED_NOT_LEADER, "b")
     assert [target for target, *_ in wire.take()] == ["b"]  # Its patience ends later than the first attempt's would.
     assert wire.take(0.6) == []
@@ -342,11 +342,49 @@ def test_a_slow_node_that_answers_others_is_not_left() -> None:
     wire = Wire()
     wire.proposed()
     read = wire.read()
-    ((target, counter, *_),) = wire.take(0.5)
+    ((target, counter, *_),) = wire.take(0.3)
     wire.requester.on_reply(target, counter, OK, plain.encode(1))
     assert read.done()
     ((target, *_),) = wire.take(1.2)
     assert target == "a"
+
+
+def test_a_hint_at_a_node_that_has_just_been_silent_is_not_followed_for_a_while() -> None:
+    wire = Wire()
+    wire.proposed(seconds=60)
+    ((target, counter, *_),) = wire.take(0.6)
+    assert target == "b"  # "a" is dead, and "b" does not know it yet.
+    targets = []
+    while "a" not in targets:
+        wire.requester.on_reply(target, counter, REFUSED_NOT_LEADER, "a")
+        ((target, counter, *_),) = (sent := wire.take()) or wire.take(0.4)
+        targets.append(target)
+        assert sent or wire.now < 10 * SECOND
+    assert len(targets) >= 2
+    assert wire.now >= 1.1 * SECOND
+
+
+def test_a_read_that_a_dead_leader_left_unanswered_goes_to_its_successor_at_once() -> None:
+    wire = Wire()
+    wire.proposed()
+    wire.read()
+    assert [op for _, _, op, _ in wire.take()] == ["read"]
+    wire.take(0.2)
+    wire.requester.set_leader("b")
+    assert sorted((target, op) for target, _, op, _ in wire.take()) == [("b", "propose"), ("b", "read")]
+
+
+def test_an_answer_that_reveals_the_leader_brings_everything_else_there() -> None:
+    wire = Wire()
+    wire.proposed(seconds=60)
+    wire.propose(2, seconds=60)
+    ((_, _, _, args),) = wire.take(0.1)
+    late = args[1]
+    ((target, counter, *_),) = wire.take(0.45)  # The first is asked of the next node; the second waits for "a".
+    assert target == "b"
+    wire.requester.on_reply(target, counter, OK, plain.encode(1))
+    ((target, _, _, args),) = wire.take()
+    assert (target, args[1]) == ("b", late)
 
 
 def test_the_window_and_the_span_bound_what_is_under_way() -> None:

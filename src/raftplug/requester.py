@@ -58,6 +58,7 @@ SPAN: Final = MAX_RESULTS // 2
 """How far ahead of the oldest unfinished sequence of a session a new one may be: what the replicated table can keep."""
 ATTEMPTS: Final = 8
 """Attempts at one call whose answers are still awaited; an older one counts as unsettled for good."""
+_MOST_SILENT: Final = 64
 
 _PROPOSE: Final = 0
 _READ: Final = 1
@@ -172,12 +173,13 @@ class Requester:
         self._name = name or None
         self._explain = explain or (lambda: "")
         self._now = 0
-        self._patience_us = 2000 * settings.election_timeout_ms
+        self._patience_us = 1000 * settings.election_timeout_ms  # A dead leader's successor is there soon after.
         self._pause_us = 1000 * max(1, settings.election_timeout_ms // 20)
         self._leader: Id | None = None
         self._nodes: list[Id] = []
         self._target: Id | None = None  # Whom to ask: the leader, or who is being tried.
         self._heard_us = 0  # When the target last said anything.
+        self._silent: dict[Id, int] = {}  # Who left an attempt unanswered, and when that was noticed.
         self._session: _Session | None = None
         self._opening: _Call | None = None
         self._open_refusal: RaftplugError | None = None
@@ -261,13 +263,17 @@ class Requester:
         self._leader = leader
         if leader is None:
             return  # Go on asking the old one: it knows better, and answers.
+        before, heard_us = self._target, self._heard_us
         self._aim(leader)
         for call in self._calls.values():
             if call.to is not None:
                 continue
             if call.state == _RESTING:
                 self._set_due(call, self._now)
-            elif call.state == _FLYING and call.target != leader and call.kind != _READ:  # A follower reads, too.
+            elif call.state == _FLYING and call.target != leader:
+                silent = call.target in self._silent or (call.target == before and heard_us <= call.sent_us)
+                if call.kind == _READ and not silent:
+                    continue  # A follower reads, too, while it is there.
                 # Not more often than every pause, should two hints contend.
                 self._set_due(call, min(call.due, max(self._now, call.sent_us + self._pause_us)))
 
@@ -298,12 +304,12 @@ class Requester:
         newest = call.state == _FLYING and call.open[-1] == counter
         del self._counters[counter]
         call.open.remove(counter)
+        self._silent.pop(source, None)
         if source == self._target:
             self._heard_us = self._now
         if outcome is not None:
             if code == OK and call.kind in (_PROPOSE, _OPEN) and self._leader is None:
-                self._leader = source
-                self._aim(source)
+                self.set_leader(source)
             self._finish(call, *outcome)
         elif code == ALREADY and call.kind == _PROPOSE:
             self._finish(call, None, None)
@@ -466,10 +472,11 @@ class Requester:
         if not newest:
             return  # An older attempt's answer: the newest goes on.
         if code == REFUSED_NOT_LEADER and call.to is None and source == call.target:
-            if hint is not None and hint != source and call.follows < 3:
+            # A follower names a dead leader until it campaigns itself: do not go and wait there again.
+            if hint is not None and hint != source and call.follows < 3 and not self._is_silent(hint):
                 call.follows += 1
                 if self._target == source:
-                    self._leader = hint
+                    self.set_leader(hint)
                     self._aim(hint)
                 self._make_ready(call)
                 return
@@ -532,8 +539,13 @@ class Requester:
         if call.kind == _OPEN and not self._writes:
             self._finish(call, None, Unavailable("no write needs the session any more"))
             return
-        if call.state == _FLYING and call.target == self._target and call.to is None and self._heard_us < call.sent_us:
-            self._try_next()  # It has been silent for a whole attempt.
+        if call.state == _FLYING and call.to is None and call.target is not None and call.target == self._target:
+            # Since the attempt; or lately, if it died just after it had said something.
+            if self._heard_us <= max(call.sent_us, self._now - self._patience_us // 2):
+                if len(self._silent) >= _MOST_SILENT:
+                    self._silent.clear()
+                self._silent[call.target] = self._now
+                self._try_next()
         self._make_ready(call)  # In the queue and when ready, a call is due at its deadline only.
 
     def _make_ready(self, call: _Call) -> None:
@@ -580,7 +592,12 @@ class Requester:
         if not self._nodes:
             return
         at = self._nodes.index(self._target) + 1 if self._target in self._nodes else 0
-        self._aim(self._nodes[at % len(self._nodes)])
+        ring = self._nodes[at:] + self._nodes[:at]
+        self._aim(next((node for node in ring if not self._is_silent(node)), ring[0]))
+
+    def _is_silent(self, node: Id) -> bool:
+        """Whether it has just left an attempt unanswered, and said nothing since.  After a while it is tried again."""
+        return self._now - self._silent.get(node, -self._patience_us) < self._patience_us
 
     # -- inside: sending -------------------------------------------------------------------------------------------
 
