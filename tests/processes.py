@@ -105,7 +105,8 @@ class Cluster:
         for name in names:
             more = ("--peers", ",".join(PEERS), "--bootstrap") if bootstrap else ()
             data_dir = str(self.directory / name)
-            options = ("--id", name, "--machine", "kv", "--data-dir", data_dir, "--core", core)
+            options = ("--id", name, "--machine", "kv", "--data-dir", data_dir)
+            more += () if core == "auto" else ("--core", core)
             self.nodes[name] = Running(self.directory / f"{name}.log", "node", *options, *self.options, *more)
         for name in names:
             self.nodes[name].wait_for_line(rf"^{name}: node of group g, ")

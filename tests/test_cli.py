@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from processes import PEERS, Cluster, raftplug, refused, succeeded, wait_until
+from processes import PEERS, Cluster, Running, raftplug, refused, succeeded, wait_until
 from processes import cluster as cluster
 from processes import server as server
 from raftplug import Client
@@ -36,8 +37,6 @@ def three(cluster: Cluster) -> Cluster:
 @pytest.fixture
 def one(cluster: Cluster, tmp_path: Path) -> Iterator[tuple[str, ...]]:
     """A group "g" of one node, which is enough where nothing is killed: the options that name it."""
-    from processes import Running
-
     options = ("--redis", cluster.server.url, "--group", "g")
     where = ("--data-dir", str(tmp_path / "solo"), "--machine", "kv", "--bootstrap", "--peers", "n1")
     running = Running(tmp_path / "solo.log", "node", "--id", "n1", *where, *options)
@@ -139,6 +138,48 @@ def test_a_second_process_on_a_data_directory_is_refused(cluster: Cluster) -> No
     cluster.start("n1", bootstrap=True)
     where = ("--id", "n1", "--machine", "kv", "--data-dir", str(cluster.directory / "n1"))
     refused(cluster.run("node", *where), 1, "n1")
+
+
+def test_a_node_warns_of_a_server_that_evicts_and_goes_on(tmp_path: Path) -> None:
+    with EmbeddedServer(arguments=("--maxmemory-policy", "allkeys-lru")) as server:
+        cluster = Cluster(server, tmp_path)
+        try:
+            cluster.start("n1", bootstrap=True)
+            cluster.nodes["n1"].wait_for_line("^n1: WARNING .*noeviction")
+        finally:
+            cluster.end()
+
+
+def test_a_node_that_stops_by_itself_says_why_in_one_line(server: EmbeddedServer, tmp_path: Path) -> None:
+    plugin = tmp_path / "plugin"  # Installed by being on the path: a module, and the metadata that names it.
+    metadata = plugin / "broken-1.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n")
+    (metadata / "entry_points.txt").write_text("[raftplug]\nbroken = broken_machine\n")
+    (plugin / "broken_machine.py").write_text(
+        "import raftplug\n"
+        "class Broken(raftplug.StateMachine):\n"
+        "    def apply_transition(self, transition):\n"
+        "        raise OSError('no such device')\n"
+        "@raftplug.hookimpl\n"
+        "def raftplug_state_machines():\n"
+        "    return {'broken': Broken}\n"
+    )
+    path = os.pathsep.join([str(plugin), os.environ.get("PYTHONPATH", "")])
+    options = ("--redis", server.url, "--group", "g")
+    where = ("--data-dir", str(tmp_path / "n1"), "--machine", "broken", "--bootstrap", "--peers", "n1")
+    node = Running(tmp_path / "log", "node", "--id", "n1", *where, *options, PYTHONPATH=path)
+    try:
+        node.wait_for_line("leads")
+        refused(raftplug("propose", *options, "1", "--timeout", "3"), 1, "may have been executed")
+        assert node.wait() == 1
+    finally:
+        node.end()
+    lines = node.stderr().splitlines()
+    assert [line for line in lines if "no such device" in line] == [
+        "Error: the node stopped: OSError: no such device"
+    ], lines
+    assert "Traceback" not in node.stderr()
 
 
 # -- propose and read ------------------------------------------------------------------------------------------------
@@ -310,6 +351,23 @@ def test_a_load_shows_its_progress_on_a_terminal_and_only_there(one: tuple[str, 
     assert b"acknowledged" in shown
 
 
+def test_an_interrupted_load_says_how_far_it_came_and_how_to_go_on(cluster: Cluster, one: tuple[str, ...]) -> None:
+    load = cluster.begin("propose", "--session", "s", "--json", "-", stdin=subprocess.PIPE)
+    feed(load, [append("k", "a")])
+    wait_until(lambda: read(one, "k") == "a", "the line to be executed")
+    assert load.end(signal.SIGINT) == 130
+    report = json.loads(load.stdout())
+    assert (report["error"], report["lines"]) == ("interrupted", 1)
+    (line,) = load.stderr().splitlines()
+    assert "--session s:" in line
+
+
+def test_a_load_without_standard_input_is_refused() -> None:
+    command = f"{shlex.quote(sys.executable)} -m raftplug propose --redis redis://127.0.0.1:1 - <&-"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60, check=False)
+    refused(done, 2, "standard input")
+
+
 # -- status ----------------------------------------------------------------------------------------------------------
 
 STATUS = ["group", "leader", "term", "quorum", "nodes"]
@@ -351,6 +409,10 @@ def test_status_tells_of_a_healthy_a_degraded_and_a_leaderless_group(three: Clus
     text = succeeded(three.run("status")).stdout.splitlines()
     assert text[0].startswith("group g: waiting for quorum: 1 of 3 up")
     assert len(text) == 5
+
+    three.kill(*three.nodes)
+    text = succeeded(three.run("status")).stdout.splitlines()
+    assert text[0] == "group g: waiting for quorum: 0 of 3 up"
 
 
 def test_status_of_a_group_that_nobody_carries_is_an_error(server: EmbeddedServer) -> None:

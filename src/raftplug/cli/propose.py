@@ -86,6 +86,8 @@ def command(
     if session == "":
         raise InvalidArgument("the name of a session cannot be empty")
     if transition == "-":
+        if sys.stdin is None:
+            raise InvalidArgument("standard input is closed: give the lines there, as in `raftplug propose … - < FILE`")
         load = _Load(sys.stdin.buffer, timeout or _EACH_S, window, session or f"load-{secrets.token_hex(8)}")
         load.check()
         from raftplug.client import Client
@@ -163,7 +165,9 @@ class _Load:
                     self._wait_for_one()
                     show(self._acknowledged, self._lines)
             except KeyboardInterrupt as error:
-                self._fail(self._flying[0][0] if self._flying else self._lines, error)
+                self._take_answers()
+                self._error = self._error or error
+                self._failed_line = self._failed_line or (self._flying[0][0] if self._flying else None)
 
     def tell(self, as_json: bool) -> None:
         """Print how it ended.
@@ -187,7 +191,8 @@ class _Load:
             click.echo(f"{self._acknowledged} acknowledged, {self._lines} lines, session {output.clean(session)}")
         if error is None:
             return
-        what = f"line {self._failed_line}: {why}; {self._acknowledged} acknowledged"
+        where = f"line {self._failed_line}: " if self._failed_line is not None else ""
+        what = f"{where}{why}; {self._acknowledged} acknowledged"
         again = f"run it again with --session {session}: nothing is executed twice"
         if isinstance(error, TransitionFailed):
             # Its failure is its result for good: the line must not be tried again, and the others keep their numbers.

@@ -33,7 +33,7 @@ _WATCH_S: Final = 1.0
 @options.redis
 @options.group
 @options.prefix
-@options.timeout(4.0)
+@options.timeout(3.0)  # So that the whole command takes less than five.
 @options.as_json
 @click.option("--watch", is_flag=True, help="Show it again every second, until Ctrl-C.")
 def command(redis: str, group: str, prefix: str, timeout: float, as_json: bool, watch: bool) -> None:
@@ -84,8 +84,8 @@ def headline(status: dict[str, Any]) -> str:
     """
     needed, reachable = status["quorum"]["needed"], status["quorum"]["reachable"]
     up = f"{reachable} of {len(status['nodes'])} up"
-    if needed is None or reachable is None:
-        return f"group {status['group']}: no node answers"
+    if needed is None:
+        return f"group {status['group']}: waiting for quorum: {up}"
     if reachable < needed:
         return f"group {status['group']}: waiting for quorum: {up}, {needed} needed"
     if status["leader"] is None:
