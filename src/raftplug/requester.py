@@ -539,9 +539,10 @@ class Requester:
         if call.kind == _OPEN and not self._writes:
             self._finish(call, None, Unavailable("no write needs the session any more"))
             return
-        if call.state == _FLYING and call.to is None and call.target is not None and call.target == self._target:
-            # Since the attempt; or lately, if it died just after it had said something.
-            if self._heard_us <= max(call.sent_us, self._now - self._patience_us // 2):
+        if call.state == _FLYING and call.to is None and call.target == self._target:
+            # Silent since the attempt; or lately, if it died just after it had said something.
+            silent = self._heard_us <= max(call.sent_us, call.due - self._patience_us // 2)
+            if silent and call.target is not None:
                 if len(self._silent) >= _MOST_SILENT:
                     self._silent.clear()
                 self._silent[call.target] = self._now
