@@ -47,7 +47,10 @@ class Counter(StateMachine):
 class World:
     """A clock, a network, and three nodes whose disks complete at once or when the test says so."""
 
-    def __init__(self, core: Any, seed: int = 1, settings: Settings | None = None) -> None:
+    def __init__(
+        self, core: Any, seed: int = 1, settings: Settings | None = None, machine: type[Counter] = Counter
+    ) -> None:
+        self.machine = machine
         self.core = core
         self.now = 1_000_000
         self.random = random.Random(seed)
@@ -66,7 +69,7 @@ class World:
             self.boot(id)
 
     def boot(self, id: str) -> None:
-        self.machines[id] = Counter()
+        self.machines[id] = self.machine()
 
         def execute(job: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
             def run() -> None:
@@ -275,3 +278,18 @@ def test_the_same_seed_gives_the_same_history(core: Any) -> None:
         return [world.now, world.events]
 
     assert history() == history()
+
+
+def test_a_snapshot_that_every_machine_brings_along_is_where_a_new_group_begins(core: Any) -> None:
+    class Brought(Counter):
+        def get_snapshot(self) -> Snapshot:
+            return Snapshot(5, 1, [50, ["brought"]])
+
+    world = World(core, machine=Brought)
+    leader = world.elect()
+    assert world.result(world.propose(leader, {"add": 1, "tag": "new"})) == 51
+    world.until(lambda: all(world.machines[id].executed == ["brought", "new"] for id in IDS))
+    for id in IDS:
+        world.boot(id)
+    world.elect()
+    world.until(lambda: all(world.machines[id].value == 51 for id in IDS))

@@ -141,6 +141,8 @@ class Driver:
         self.sessions = Sessions()
         self.applied = 0
         self.leader: Id | None = None
+        self.initial_write: Write | None = None
+        """To be made durable before the first turn: a snapshot that the machine brought along."""
         self.abilities = abilities(machine)
         self._read_snapshot = read_snapshot
         self._send = send
@@ -175,9 +177,13 @@ class Driver:
             # The seed's: a snapshot that the machine keeps by itself counts only when storage is empty.
             own = machine.get_snapshot() if not stored.blocks else None
             if own is not None:
-                log = self.core.Log(own.last_included_index, own.last_included_term, 0)
+                index, term = own.last_included_index, own.last_included_term
+                data = encode_snapshot(configuration, self.sessions.snapshot(), own.data)
+                adopted = StoredSnapshot(index, term, 0, data)
+                self.initial_write = Write(group, term, None, snapshot=adopted, snapshot_resets_log=True)
+                log = self.core.Log(index, term, 0)
                 machine.set_snapshot(own)
-                self.applied = own.last_included_index
+                self.applied = index
         try:
             for block in stored.blocks:
                 log.restore(block)

@@ -120,6 +120,8 @@ class NodeLoop:
                 core=self.core,
                 more_status=self._more_status,
             )
+            if driver.initial_write is not None:
+                storage.commit([driver.initial_write])
             self.drivers[group] = driver
             self._by_number[number] = driver
 

@@ -103,6 +103,8 @@ class Replica:
             election_spread_us=round((longest - shortest) * 1e6),
             core=core,
         )
+        if self._driver.initial_write is not None:
+            storage.commit([self._driver.initial_write])
         self._leader: Id | None = None
 
     def start(self, recv_msg: queue.SimpleQueue[Any], recv_transition: queue.SimpleQueue[Any]) -> None:

@@ -122,7 +122,10 @@ class StateMachine(ABC):
         return []
 
     def get_snapshot(self) -> Snapshot | None:
-        """Return the snapshot to start from, or None.  Asked once, and only if storage is empty."""
+        """Return the snapshot to start from, or None.  Asked once, and only if storage is empty.
+
+        It is where the group's history begins, so the machines of all first members must bring the same one along.
+        """
         return None
 
     def create_snapshot(self, last_included_index: int, last_included_term: int) -> Snapshot:
