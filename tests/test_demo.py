@@ -5,18 +5,24 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis as redis_py
 
+from conftest import load_core
 from raftplug.cli.ycsb import History, Keys, Load, Write, percentile, value_of, version_of
+from raftplug.embedded import EmbeddedServer
 from raftplug.errors import OutcomeUnknown, TransitionFailed, Unavailable
 
 KEY = "user0001"
@@ -316,3 +322,199 @@ def test_a_store_that_loses_a_write_now_and_then_is_found() -> None:
 def test_an_error_that_nobody_expected_ends_the_load_and_is_told() -> None:
     with pytest.raises(TransitionFailed, match="a bug"):
         run_load(Shop("failed"))
+
+
+# -------------------------------------------------------------------- for real
+
+PATIENCE_S = 100.0
+MARK = "RAFTPLUG_DEMO_TEST"
+
+
+class Demo:
+    """`raftplug demo` as a process, with a directory for temporary files and a mark on everything that it starts."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self._tmp = tmp_path / "t"
+        self._tmp.mkdir()
+        self._errors = tmp_path / "stderr"
+        self._mark = f"{MARK}={os.urandom(8).hex()}"
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self, *arguments: str) -> None:
+        name, mark = self._mark.split("=")
+        with self._errors.open("wb") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "raftplug", "demo", "--json", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env={**os.environ, "TMPDIR": str(self._tmp), name: mark},
+            )
+
+    def end(self) -> tuple[int, str, str]:
+        """Wait for the end: exit code, stdout, stderr."""
+        assert self.process is not None
+        out, _ = self.process.communicate(timeout=PATIENCE_S)
+        return self.process.returncode, out, self.errors()
+
+    def errors(self) -> str:
+        return self._errors.read_text()
+
+    def run(self, *arguments: str) -> dict[str, Any]:
+        """Run it to its end and return the object that it printed."""
+        self.start(*arguments)
+        code, out, errors = self.end()
+        assert code == 0, f"{out}{errors}"
+        assert out.count("\n") == 1
+        result: dict[str, Any] = json.loads(out)
+        return result
+
+    def wait_for(self, pattern: str) -> None:
+        """Wait for a line of progress."""
+        assert self.process is not None
+        process = self.process
+        wait_until(lambda: re.search(pattern, self.errors()) or process.poll() is not None)
+        assert re.search(pattern, self.errors()), self.errors()
+
+    def processes(self) -> list[int]:
+        """Everything alive that the demo started, itself among it."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            try:
+                ours = entry.name.isdecimal() and self._mark.encode() in (entry / "environ").read_bytes()
+                if ours and "(zombie)" not in (entry / "status").read_text():
+                    found.append(int(entry.name))
+            except OSError:
+                continue  # It has just ended.
+        return found
+
+    def files(self) -> list[str]:
+        return sorted(str(path.relative_to(self._tmp)) for path in self._tmp.rglob("*"))
+
+
+def wait_until(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Iterator[Demo]:
+    demo = Demo(tmp_path)
+    yield demo
+    for pid in demo.processes():  # Only after a failure.
+        os.kill(pid, signal.SIGKILL)
+    if demo.process is not None and demo.process.stdout is not None:
+        demo.process.wait()
+        demo.process.stdout.close()
+
+
+FIELDS = (
+    "nodes core server embedded acknowledged lost duplicated reads stale_reads leader_kills server_kills failover_ms "
+    "throughput_per_s latency_ms replicas_equal"
+)
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("core_name", ["python", "cython"])
+def test_the_demo_loses_nothing_and_leaves_nothing_behind(demo: Demo, core_name: str) -> None:
+    load_core(core_name)  # Skips without a compiled one.
+    result = demo.run("--seconds", "6", "--core", core_name)
+    assert " ".join(result) == FIELDS
+    assert (result["lost"], result["duplicated"], result["stale_reads"], result["replicas_equal"]) == (0, 0, 0, True)
+    assert (result["nodes"], result["core"], result["embedded"]) == (3, core_name, True)
+    assert (result["leader_kills"], result["server_kills"]) == (1, 1)
+    assert re.fullmatch(r"(valkey|redis) [0-9.]+", result["server"])
+    assert result["acknowledged"] > 1000
+    assert result["reads"] > 1000
+    assert result["throughput_per_s"] > 0
+    assert [value > 0 for value in result["failover_ms"]] == [True]
+    assert 0 < result["latency_ms"]["p50"] <= result["latency_ms"]["p99"]
+    assert (demo.processes(), demo.files()) == ([], [])
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(
+    ("number", "moment", "code"),
+    [
+        (signal.SIGINT, "three nodes", 130),
+        (signal.SIGINT, "is killed with SIGKILL", 130),
+        (signal.SIGTERM, "YCSB-A", 143),
+    ],
+)
+def test_a_demo_that_is_told_to_end_leaves_nothing_behind(demo: Demo, number: int, moment: str, code: int) -> None:
+    demo.start("--seconds", "12")
+    demo.wait_for(moment)
+    assert demo.process is not None
+    demo.process.send_signal(number)
+    returned, out, errors = demo.end()
+    assert (returned, out) == (code, "")
+    assert "Traceback" not in errors
+    assert (demo.processes(), demo.files()) == ([], [])
+
+
+@pytest.mark.timeout(180)
+def test_a_demo_that_is_killed_leaves_nothing_behind_for_long(demo: Demo) -> None:
+    demo.start("--seconds", "12")
+    demo.wait_for("YCSB-A")
+    assert demo.process is not None
+    demo.process.kill()
+    demo.end()
+    wait_until(lambda: not demo.processes() and not demo.files())
+
+
+@pytest.mark.timeout(180)
+def test_a_server_of_the_users_is_not_killed_and_its_other_keys_stay(demo: Demo) -> None:
+    with EmbeddedServer() as server:
+        store = redis_py.Redis.from_url(server.url)
+        store.set("mine", "1")
+        store.xadd("raftplug:directory", {"r": "another cluster's"})
+        pid = server.pid
+        result = demo.run("--seconds", "5", "--redis", server.url)
+        assert (result["embedded"], result["server_kills"], result["server"]) == (False, 0, server.version)
+        assert (result["lost"], result["duplicated"], result["stale_reads"], result["replicas_equal"]) == (
+            0,
+            0,
+            0,
+            True,
+        )
+        assert server.pid == pid
+        assert sorted(store.keys()) == [b"mine", b"raftplug:directory"]
+        assert (store.get("mine"), store.xlen("raftplug:directory")) == (b"1", 1)
+        store.close()
+    assert (demo.processes(), demo.files()) == ([], [])
+
+
+@pytest.mark.timeout(180)
+def test_an_interrupted_demo_takes_its_keys_along_also_a_dead_nodes(demo: Demo) -> None:
+    with EmbeddedServer() as server:
+        demo.start("--seconds", "12", "--redis", server.url)
+        demo.wait_for("the others go on")
+        assert demo.process is not None
+        demo.process.send_signal(signal.SIGINT)
+        assert demo.end()[0] == 130
+        with redis_py.Redis.from_url(server.url) as store:
+            assert store.keys() == []
+    assert (demo.processes(), demo.files()) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (("--seconds", "1"), 2, "--seconds must be from 5 to 86400"),
+        (("--seconds", "nan"), 2, "--seconds must be from 5 to 86400"),
+        (("--core", "rust"), 2, "rust"),
+        (("--redis", "nats://127.0.0.1"), 2, "nats"),
+        (("--redis", "redis://127.0.0.1:{port}"), 1, "connection refused"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(demo: Demo, arguments: tuple[str, ...], code: int, text: str) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # Not listening: nobody answers there, and nobody else takes it.
+        demo.start(*(argument.format(port=unused.getsockname()[1]) for argument in arguments))
+        returned, out, errors = demo.end()
+    assert (returned, out) == (code, "")
+    assert re.fullmatch(rf"Error: .*{re.escape(text)}.*\n", errors)
+    assert (demo.processes(), demo.files()) == ([], [])
