@@ -9,6 +9,8 @@ from typing import Final
 
 LIMIT: Final = 1 << 63
 """Every decoded integer lies in [0, LIMIT)."""
+HIGHEST: Final = LIMIT - 2
+"""The highest term and index, so that the next one, and one more, are still in range."""
 
 # Kinds of log entries.  The rules know only NOOP and CONFIGURATION.
 NOOP: Final = 0

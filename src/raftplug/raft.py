@@ -24,9 +24,9 @@ from raftplug.constants import (
     APPEND_RESPONSE,
     CANDIDATE,
     FOLLOWER,
+    HIGHEST,
     INSTALL,
     LEADER,
-    LIMIT,
     NOOP,
     PRE_CANDIDATE,
     PRE_VOTE,
@@ -254,7 +254,7 @@ class Raft:
             InvariantViolated: what must never be; the replica must stop.
         """
         kind: cython.longlong = message.kind
-        if message.term >= LIMIT - 1:
+        if message.term > HIGHEST:
             raise MalformedMessage("a term that leaves no room for an election")
         if kind == PRE_VOTE:
             self._on_pre_vote(message)
@@ -432,7 +432,7 @@ class Raft:
     def _campaign(self) -> None:
         """Ask whether an election could be won, without raising the term (Ongaro 2014 §9.6)."""
         self._draw_election_timer()
-        if not self.configuration.is_voter(self.id) or self.term >= LIMIT - 2:
+        if not self.configuration.is_voter(self.id) or self.term >= HIGHEST:
             return
         self.role = PRE_CANDIDATE
         self.leader = None
@@ -656,6 +656,8 @@ class Raft:
 
     @cython.cfunc
     def _on_snapshot(self, message: Message) -> None:
+        if message.index > HIGHEST or message.hint >= 1 << 32:
+            raise MalformedMessage("a snapshot with an index or a check that cannot be")
         self._follow(message.peer)
         if message.index > self.commit:
             if self.log.term_at(message.index) == message.log_term:
