@@ -87,7 +87,10 @@ def command(redis: str | None, seconds: float, core: str | None, as_json: bool) 
     with _signals_raise():
         stage = _Stage(redis, core, Screen(to_stderr=as_json))
         try:
-            result, verdict_text = _play(stage, seconds)
+            result, in_words = _play(stage, seconds)
+        except (KeyboardInterrupt, SystemExit):
+            stage.say("told to end: everything is ended and removed")
+            raise
         finally:
             _ignore_signals()  # What follows is bounded in time, and leaving half of it undone helps nobody.
             stage.close()
@@ -95,7 +98,7 @@ def command(redis: str | None, seconds: float, core: str | None, as_json: bool) 
     if as_json:
         output.emit_json(result)
     else:
-        click.echo(verdict_text)
+        click.echo(in_words)
     if not good:
         raise click.exceptions.Exit(1)
 
@@ -413,9 +416,10 @@ class _Stage:
 
     def _observe(self) -> None:
         """Keep `_status` fresh.  A thread of its own, since status waits for nodes that do not answer."""
-        while not self._closing.wait(0.25):
+        while not self._closing.wait(0.2):
             with contextlib.suppress(RaftplugError):
-                self._status = self.clients[-1].status(timeout=1.0)
+                # Who is dead is waited for to the end: not for long, or what is shown is old.
+                self._status = self.clients[-1].status(timeout=0.5 if self._killed else 3.0)
 
     def _rows(self) -> list[dict[str, Any]]:
         return [row for row in self._status.get("nodes", []) if row["role"] is not None]

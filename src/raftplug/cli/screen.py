@@ -52,8 +52,8 @@ class Screen:
         now = time.monotonic()
         if now - self._shown_at < _EVERY_S[self._live is not None]:
             return
-        if load is not None:
-            operations = load.done()
+        operations = load.done() if load is not None else 0
+        if load is not None and operations:
             p50, p99 = load.recent_ms(self._marks)
             rate = (operations - self._shown_operations) / (now - self._shown_at)
             self._shown_operations = operations
@@ -65,8 +65,9 @@ class Screen:
         if self._live is not None:
             self._live.update(_table(status, dead, self._numbers))
         elif self._numbers:
-            leader = status.get("leader") or "no leader"
-            click.echo(f"{now - self._begun:6.1f} s  {self._numbers}   {leader}", err=self._to_stderr)
+            leader = status.get("leader")
+            leads = "no leader" if leader is None or leader in dead else f"{leader} leads"
+            click.echo(f"{now - self._begun:6.1f} s  {self._numbers}   {leads}", err=self._to_stderr)
 
     def close(self) -> None:
         """Leave the terminal as it was.  May be called twice."""
