@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -45,6 +46,8 @@ _START_S: Final = 30.0
 _RECOVER_S: Final = 30.0
 _AGREE_S: Final = 60.0
 _STOP_S: Final = 5.0
+_READS_AT_ONE_NODE: Final = 0.25
+_PATIENCE_S: Final = 1.0  # With one node; then the group is asked.
 _TICK_S: Final = 0.02
 _DARK_S: Final = 0.5  # How long the server stays dead.
 # The whole group is told to end, then the directory goes, then what is left of the group, the shell among it.
@@ -196,11 +199,22 @@ def _in_words(result: dict[str, Any], history: History, verdict: Verdict, keys: 
 
 
 class _Client(Client):
-    """A client that can also ask one node by itself; what that answers is linearizable all the same."""
+    """A client that asks some of its reads of one node by itself; what that answers is linearizable all the same."""
 
-    def read_at(self, node: Id, query: Any) -> Future:
+    alive: Collection[str] = ()
+    """The nodes that may be asked by themselves."""
+
+    def read(self, query: Any, timeout: float | None = 10.0) -> Any:
+        """As a client reads; but one read in four is asked of one node, a follower as well as the leader."""
+        nodes = list(self.alive) if random.random() < _READS_AT_ONE_NODE else []
+        if nodes:
+            with contextlib.suppress(Unavailable):  # It may just have been killed.
+                return plain.decode(self.read_at(random.choice(nodes), query, _PATIENCE_S).result())
+        return super().read(query, timeout)
+
+    def read_at(self, node: Id, query: Any, timeout: float) -> Future:
         """Ask that node's state machine; the future gets the encoded answer."""
-        return self._submit(self._read_at, _RECOVER_S, node, plain.encode(query))
+        return self._submit(self._read_at, timeout, node, plain.encode(query))
 
     def _read_at(self, node: Id, future: Future, deadline_us: int, query: bytes) -> None:
         self._loop.requester.ask("read", [query], future, deadline_us, to=node)
@@ -268,6 +282,7 @@ class _Stage:
             self.run(node, "--bootstrap")
         for _ in range(_CLIENTS):
             self.clients.append(_Client(self._url, _GROUP, prefix=self._prefix))
+        self._tell_clients()
         self._observer = threading.Thread(target=self._observe, daemon=True)
         self._observer.start()
         self.wait(self._complete, _START_S, "the three nodes did not elect a leader")
@@ -337,12 +352,18 @@ class _Stage:
                 process_group=self._guard.pid,  # Ctrl-C is the demo's to handle; and the guard ends its own group.
             )
         self._killed.discard(node)
+        self._tell_clients()
 
     def kill(self, node: str) -> None:
         """SIGKILL a node, and wait until it is dead."""
         self._killed.add(node)
+        self._tell_clients()
         self._processes[node].kill()
         self._processes[node].wait()
+
+    def _tell_clients(self) -> None:
+        for client in self.clients:
+            client.alive = tuple(node for node in _NODES if node not in self._killed)
 
     def leader(self) -> str:
         """Who leads at this moment, asked afresh."""
@@ -372,7 +393,7 @@ class _Stage:
             history.end_read(read, future.result(0))
         states: dict[str, dict[str, Any]] = {}
         for node in _NODES:
-            answers = {key: client.read_at(node, _get(key)) for key in history.written()}
+            answers = {key: client.read_at(node, _get(key), _RECOVER_S) for key in history.written()}
             for future in answers.values():
                 self.wait(future.done, _RECOVER_S, f"{node} did not answer a read")
             states[node] = {key: plain.decode(future.result(0)) for key, future in answers.items()}
