@@ -15,9 +15,9 @@ from typing import Any
 
 import hiredis
 import pytest
-from processes import PEERS, Cluster, cluster, server, wait_until  # noqa: F401
 
 import raftplug
+from processes import PEERS, Cluster, cluster, server, wait_until  # noqa: F401
 from raftplug import core as chosen_core
 from raftplug.constants import APPEND, APPEND_RESPONSE, PRE_VOTE_RESPONSE, VOTE, VOTE_RESPONSE
 from raftplug.embedded import EmbeddedServer

@@ -11,12 +11,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import servers
-from servers import wait_until
 
 import raftplug
+import servers
 from raftplug import errors
 from raftplug.embedded import EmbeddedServer
+from servers import wait_until
 
 valkey_server = servers.valkey_server
 README = (Path(__file__).parent.parent / "README.md").read_text()

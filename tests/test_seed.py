@@ -1,4 +1,4 @@
-"""The seed's two scenarios and its transition states, on its own API: three replicas in threads, a calculator machine."""
+"""The seed's two scenarios and its transition states, on its own API: three threads, a calculator machine."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Strongly consistent replicated state for Python programs that already have a Redis.
 
 Write a small `StateMachine`, give it to a `Node`, point nodes at the Redis: every node holds the same state in the
-same order, whatever crashes.  `Client` is for processes that are no members; `Replica` is the seed's API, over a `Cluster` of
-your own.
+same order, whatever crashes.  `Client` is for processes that are no members; `Replica` is the seed's API, over a
+`Cluster` of your own.
 """
 
 from __future__ import annotations

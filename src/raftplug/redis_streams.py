@@ -57,7 +57,7 @@ from raftplug.settings import Settings
 _TTL_S: Final = 600
 _REFRESH_S: Final = 60.0
 _ANSWER_S: Final = 3.0  # A connection that owes a reply for so long is given up.
-_BACKOFF_S: Final = (0.05, 1.0)
+_BACKOFF_S: Final = (0.05, 0.2)  # Within an election timeout of the server's return, so that it costs no election.
 _CLOSE_S: Final = 0.5
 _RETRY_S: Final = 0.25  # After an error reply, before the same is asked again.
 _PROBLEM_S: Final = 10.0  # What has not happened again for so long is over.
@@ -173,6 +173,7 @@ class RedisStreams(Cluster):
 
         self._list = f"{prefix}:directory".encode()
         self._list_cursor = _START
+        self._listed = False  # Whether the directory ever took a record of ours.
         self._list_asked = False
         self._list_at = -1e9
         self._list_checked_at = -1e9
@@ -307,12 +308,13 @@ class RedisStreams(Cluster):
         writer, lister = self._writer(self._inbox), self._writer(self._list)
         with contextlib.suppress(Lost):
             self._turn(now)
-            if writer.wire is not None:
+            if writer.wire is not None and self._cursor is not None:
                 self._command(writer, _KEPT, self._inbox, b"EXPIRE", self._inbox, b"0")
             if self._record is not None and lister.wire is not None:
                 self._withdraw(lister, now)
             self._drain(deadline)
-            if self._record is not None and lister.wire is not None and not self._records and not self._list_asked:
+            alone = self._listed and not self._records and not self._list_asked
+            if self._record is not None and lister.wire is not None and alone:
                 # We were the last: nobody else's record is there, so the directory need not wait for its end.
                 self._command(lister, _KEPT, self._list, b"EXPIRE", self._list, b"0")
                 self._drain(deadline)
@@ -595,13 +597,11 @@ class RedisStreams(Cluster):
     def _make_inbox(self, slot: _Slot, now: float) -> None:
         self._refresh_at = now + _REFRESH_S
         self._command(slot, _MADE, self._inbox, b"XADD", self._inbox, b"MAXLEN", b"~", b"%d" % _LARGE, b"*", b"o", b"")
-        self._command(slot, _KEPT, self._inbox, b"EXPIRE", self._inbox, b"%d" % _TTL_S)
 
     def _add_record(self, slot: _Slot, record: dict[str, Any]) -> None:
         data: bytes = msgpack.packb(record)
         words = (b"XADD", self._list, b"MAXLEN", b"~", b"%d" % _DIRECTORY_ENTRIES, b"*", b"r", data)
         self._command(slot, _ANNOUNCED, self._list, *words)
-        self._command(slot, _KEPT, self._list, b"EXPIRE", self._list, b"%d" % _TTL_S)
 
     def _withdraw(self, slot: _Slot, now: float) -> None:
         if self._record is None:
@@ -633,6 +633,11 @@ class RedisStreams(Cluster):
             if self._cursor is None:
                 self._cursor = bytes(reply)
             self._inbox_state = _READY
+            # Only now: a key that refuses an XADD is somebody else's, and must not be given an end.
+            self._command(slot, _KEPT, self._inbox, b"EXPIRE", self._inbox, b"%d" % _TTL_S)
+        elif kind == _ANNOUNCED:
+            self._listed = True
+            self._command(slot, _KEPT, self._list, b"EXPIRE", self._list, b"%d" % _TTL_S)
         elif kind == _INFO:
             if self._cursor is not None and _number(_last_id(reply)) < _number(self._cursor):
                 self._cursor = _START

@@ -97,6 +97,11 @@ def _one_line_errors() -> Iterator[None]:
     except click.ClickException as error:
         output.error(error.format_message())
         raise click.exceptions.Exit(error.exit_code) from None
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        output.error(str(error))
+        raise click.exceptions.Exit(1) from None
     except KeyboardInterrupt:
         raise click.exceptions.Exit(INTERRUPTED) from None
 
