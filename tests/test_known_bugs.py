@@ -1,0 +1,362 @@
+"""Bugs that shipped in real Raft systems, each as the property that holds here.
+
+The numbers and the places where a bug was reported stand in each docstring.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from raftplug.constants import (
+    APPEND,
+    APPEND_RESPONSE,
+    CANDIDATE,
+    FOLLOWER,
+    LEADER,
+    PRE_VOTE,
+    PRE_VOTE_RESPONSE,
+    SNAPSHOT,
+    TRANSITION,
+    VOTE,
+    VOTE_RESPONSE,
+)
+from raftplug.errors import InvariantViolated, MalformedMessage
+from rules import ELECTION, HEARTBEAT, Disk, Net
+
+
+def test_an_entry_of_an_older_term_is_not_committed_by_counting_replicas(core: Any) -> None:
+    """1: PySyncObj#169, async-raft#108, canonical/raft#220, logcabin#44 (Ongaro 2014, figure 3.7)."""
+    logs = {1: [1, 2], 2: [1, 2], 3: [1], 4: [1], 5: [1, 3]}
+    net = Net(core, 5, {id: Disk(core, terms) for id, terms in logs.items()})
+    net.rafts[1].step(_from(2, net.message(APPEND_RESPONSE, 3)))  # Hears of term 3.
+    net.cut = {5}
+    net.campaign(1)
+    net.deliver(lambda source, target, message: message.kind not in (APPEND, APPEND_RESPONSE))
+    leader = net.rafts[1]
+    assert leader.role == LEADER and net.terms(1) == [1, 2, 4]
+    net.sent.clear()
+    for voter in (2, 3):  # With the leader a majority holds entry 2, of term 2 …
+        net.step(1, voter, net.message(APPEND_RESPONSE, 4, index=2, hint=2, flag=True))
+    assert leader.commit < 2
+    for voter in (2, 3):  # … which commits with an entry of the leader's own term.
+        net.step(1, voter, net.message(APPEND_RESPONSE, 4, index=3, hint=3, flag=True))
+    assert leader.commit == 3
+
+
+def test_a_follower_commits_nothing_that_its_leader_has_not_verified(core: Any) -> None:
+    """2: atomix/copycat#265, scylladb#9965.  An old leader's own tail must not commit by a newer one's commit index."""
+    net = Net(core, 3, {1: Disk(core, [1] * 10)})
+    net.append(1, source=2, term=2, previous=(9, 1), terms=[], commit=11)
+    assert net.rafts[1].commit == 9
+
+
+def test_an_acknowledgement_claims_only_what_the_leader_has_verified(core: Any) -> None:
+    """3: microsoft/CCF#6016.  Entries past the verified one may be another leader's."""
+    net = Net(core, 3, {1: Disk(core, [1, 1, 1])})
+    answer = net.append(1, source=2, term=2, previous=(1, 1), terms=[])
+    assert (answer.flag, answer.index, answer.hint) == (True, 1, 1)
+
+
+def test_a_late_append_of_known_entries_truncates_nothing(core: Any) -> None:
+    """4: hashicorp/raft#113, microsoft/CCF#5991, zhebrak/raftos#26."""
+    net = Net(core, 3)
+    net.append(1, source=2, term=1, previous=(0, 0), terms=[1] * 5)
+    answer = net.append(1, source=2, term=1, previous=(0, 0), terms=[1] * 2)
+    assert net.terms(1) == [1] * 5
+    assert answer.flag and answer.index == 5
+
+
+def test_an_append_that_begins_below_the_snapshot_matches_and_deletes_nothing(core: Any) -> None:
+    """5: databendlabs/openraft#511."""
+    net = Net(core, 3)
+    net.append(1, source=2, term=1, previous=(0, 0), terms=[1] * 8, commit=6)
+    net.rafts[1].snapshot_stored(6, 0)
+    log = core.Log()
+    for index in range(1, 5):
+        log.append(1, TRANSITION, b"%d/1" % index)
+    late = net.message(APPEND, 1, index=2, log_term=1, data=log.slice(3, 5))
+    answer = net.step(1, 2, late)[-1]
+    assert answer.flag and answer.index >= 6
+    assert net.rafts[1].log.base_index == 6 and net.terms(1) == [1, 1]
+
+
+def test_a_snapshot_replaces_a_log_that_conflicts_with_it(core: Any) -> None:
+    """6: openraft#753.  Leftovers of an older term must not be replicated by a later leader."""
+    net = Net(core, 3, {1: Disk(core, [1] * 10)})
+    answer = net.step(1, 2, net.message(SNAPSHOT, 2, index=5, log_term=2, hint=77, data=b"state"))[-1]
+    raft = net.rafts[1]
+    assert (raft.log.base_index, raft.log.last_index, raft.commit) == (5, 5, 5)
+    assert answer.flag and answer.index == 5
+    assert net.boot(1).log.last_index == 5
+
+
+def test_a_snapshot_that_the_log_already_holds_keeps_the_entries_after_it(core: Any) -> None:
+    """6, its other half (Ongaro 2014, figure 5.3, step 6)."""
+    net = Net(core, 3, {1: Disk(core, [1] * 10)})
+    net.step(1, 2, net.message(SNAPSHOT, 2, index=5, log_term=1, hint=77, data=b"state"))
+    assert net.rafts[1].log.last_index == 10 and net.rafts[1].commit == 5
+
+
+def test_an_older_snapshot_changes_nothing(core: Any) -> None:
+    """7: hashicorp/raft#248, openraft eed681d5.  Neither a late one of the leader's nor one of our own, overtaken."""
+    net = Net(core, 3)
+    net.append(1, source=2, term=1, previous=(0, 0), terms=[1] * 4, commit=4)
+    net.step(1, 2, net.message(SNAPSHOT, 1, index=10, log_term=1, hint=77, data=b"new"))
+    raft = net.rafts[1]
+    net.step(1, 2, net.message(SNAPSHOT, 1, index=7, log_term=1, hint=66, data=b"old"))
+    raft.snapshot_stored(4, 0)
+    assert (raft.log.base_index, raft.commit, raft.snapshot_index) == (10, 10, 10)
+    net.append(1, source=2, term=1, previous=(10, 1), terms=[1])
+    assert net.disks[1].log.base_index == 10 and net.disks[1].log.last_index == 11
+
+
+def test_a_vote_of_an_older_term_is_not_counted(core: Any) -> None:
+    """8: little-raft#44, ktoso/akka-raft#46."""
+    net = Net(core, 3)
+    net.campaign(1)
+    net.step(1, 2, net.message(PRE_VOTE_RESPONSE, 1, flag=True))
+    assert net.rafts[1].role == CANDIDATE and net.rafts[1].term == 1
+    net.step(1, 3, net.message(VOTE_RESPONSE, 2))  # A refusal, from a later term.
+    net.campaign(1)
+    net.step(1, 2, net.message(PRE_VOTE_RESPONSE, 3, flag=True))
+    assert net.rafts[1].role == CANDIDATE and net.rafts[1].term == 3
+    net.step(1, 2, net.message(VOTE_RESPONSE, 1, flag=True))
+    assert net.rafts[1].role == CANDIDATE
+    net.step(1, 2, net.message(VOTE_RESPONSE, 3, flag=True))
+    assert net.rafts[1].role == LEADER
+
+
+def test_a_vote_that_is_delivered_twice_is_one_vote(core: Any) -> None:
+    """9: PySyncObj, whose candidates count answers."""
+    net = Net(core, 5)
+    net.campaign(1)
+    for _ in range(3):
+        net.step(1, 2, net.message(PRE_VOTE_RESPONSE, 1, flag=True))
+    assert net.rafts[1].role != CANDIDATE
+    net.step(1, 3, net.message(PRE_VOTE_RESPONSE, 1, flag=True))
+    assert net.rafts[1].role == CANDIDATE
+    for _ in range(3):
+        net.step(1, 2, net.message(VOTE_RESPONSE, 1, flag=True))
+    assert net.rafts[1].role == CANDIDATE
+    net.step(1, 4, net.message(VOTE_RESPONSE, 1, flag=True))
+    assert net.rafts[1].role == LEADER
+
+
+def test_a_vote_is_never_taken_back_within_its_term(core: Any) -> None:
+    """10: ktoso/akka-raft#56.  A candidate that steps down to a leader of its own term has still voted."""
+    net = Net(core, 4)
+    net.campaign(1)
+    for voter in (2, 3):
+        net.step(1, voter, net.message(PRE_VOTE_RESPONSE, 1, flag=True))
+    assert net.rafts[1].role == CANDIDATE
+    net.append(1, source=2, term=1, previous=(0, 0), terms=[])
+    assert net.rafts[1].role == FOLLOWER
+    net.wait(10 * ELECTION)
+    net.campaign(1)  # No longer hears its leader.
+    answer = net.step(1, 3, net.message(VOTE, 1, index=9, log_term=1))[-1]
+    assert answer.kind == VOTE_RESPONSE and not answer.flag
+    assert net.rafts[1].vote == 1
+
+
+def test_a_vote_survives_a_restart_and_leaves_only_when_it_will(core: Any) -> None:
+    """11: PySyncObj#84, tikv#8381."""
+    net = Net(core, 3)
+    net.slow = {1}
+    assert net.step(1, 2, net.message(VOTE, 5)) == []  # Granted, and not on disk: nobody hears of it.
+    net.boot(1)
+    assert net.rafts[1].term == 0
+    assert net.step(1, 3, net.message(VOTE, 5)) == []
+    assert [answer.flag for answer in net.sync(1)] == [True]
+    net.boot(1)
+    assert (net.rafts[1].term, net.rafts[1].vote) == (5, 3)
+    net.slow = set()
+    assert [answer.flag for answer in net.step(1, 2, net.message(VOTE, 5))] == [False]
+
+
+def test_a_term_is_never_behind_the_log_after_a_restart(core: Any) -> None:
+    """11: PySyncObj#202.  A term that starts at 0 again over a log of term 5 lets a laggard erase what commits."""
+    with pytest.raises(InvariantViolated, match="behind the log"):
+        Net(core, 3, {1: Disk(core, [1, 5], term=0)})
+
+
+@pytest.mark.parametrize(
+    ("own", "theirs", "granted"),
+    [
+        ([1] * 5, (3, 2), True),  # A later last term wins, however short the log.
+        ([1, 1, 2], (5, 1), False),
+        ([1] * 5, (5, 1), True),
+        ([1] * 5, (6, 1), True),
+        ([1] * 5, (4, 1), False),
+    ],
+)
+def test_logs_are_compared_by_last_term_and_then_by_length(
+    core: Any, own: list[int], theirs: tuple[int, int], granted: bool
+) -> None:
+    """12: openraft a48a3282; little-raft asks for both at once (Ongaro 2014 §3.6.1)."""
+    net = Net(core, 3, {1: Disk(core, own)})
+    fields = {"index": theirs[0], "log_term": theirs[1]}
+    assert net.step(1, 2, net.message(PRE_VOTE, 9, **fields))[-1].flag == granted
+    assert net.step(1, 2, net.message(VOTE, 9, **fields))[-1].flag == granted
+
+
+def test_a_read_is_not_answered_before_the_leader_has_committed_in_its_own_term(core: Any) -> None:
+    """19: etcd#7331, tikv#6340, tikv#9239."""
+    net = Net(core, 3, {id: Disk(core, [1, 1]) for id in (1, 2, 3)})
+    net.campaign(1)
+    net.deliver(lambda source, target, message: message.kind not in (APPEND, APPEND_RESPONSE))
+    leader = net.rafts[1]
+    assert leader.role == LEADER and leader.commit == 0
+    leader.read("r")
+    for voter in (2, 3):
+        net.step(1, voter, net.message(APPEND_RESPONSE, leader.term, index=2, hint=2, flag=True))
+    assert leader.ready().reads == []
+    net.sent.clear()
+    net.heartbeat(1)
+    net.deliver(lambda source, target, message: leader.commit < 3)
+    reads: list[Any] = []
+    while not reads:
+        reads = leader.ready().reads
+        if not reads:
+            net.pump(1)
+            source, target, message = net.sent.pop(0)
+            message.peer = source
+            net.rafts[target].step(message)
+            if target != 1:
+                net.pump(target)
+    assert reads == [("r", 3)]
+
+
+def test_an_answer_to_an_earlier_round_confirms_no_later_read(core: Any) -> None:
+    """20: etcd#20418.  Rounds are numbered by the leader; a deposed one finds nobody to confirm a new one."""
+    net = Net(core, 3)
+    leader = net.elect(1)
+    net.deliver()
+    leader.read("first")
+    first = leader.ready()
+    assert {message.context for message in first.messages if message.kind == APPEND} == {1}
+    leader.read("second")
+    leader.ready()
+    late = net.message(APPEND_RESPONSE, leader.term, index=1, hint=1, context=1, flag=True)
+    net.rafts[1].step(_from(2, late))
+    assert [request for request, _ in leader.ready().reads] == ["first"]
+    newer = net.message(APPEND_RESPONSE, leader.term, index=1, hint=1, context=2, flag=True)
+    net.rafts[1].step(_from(2, newer))
+    assert [request for request, _ in leader.ready().reads] == ["second"]
+
+
+def test_granting_a_pre_vote_changes_nothing(core: Any) -> None:
+    """23: canonical/raft#196, hashicorp/raft#609.  No term, no vote, no election timer."""
+    net = Net(core, 3)
+    raft = net.rafts[1]
+    before = (raft.term, raft.vote, raft.role, raft.deadline())
+    net.wait(ELECTION // 2)
+    assert net.step(1, 2, net.message(PRE_VOTE, 1))[-1].flag
+    assert (raft.term, raft.vote, raft.role, raft.deadline()) == before
+
+
+def test_a_pre_vote_is_not_taken_for_a_vote(core: Any) -> None:
+    """23: canonical/raft#196."""
+    net = Net(core, 3)
+    net.campaign(1)
+    net.step(1, 2, net.message(VOTE_RESPONSE, 0, flag=True))
+    assert net.rafts[1].role not in (CANDIDATE, LEADER)
+    net.step(1, 2, net.message(PRE_VOTE_RESPONSE, 1, flag=True))
+    assert net.rafts[1].role == CANDIDATE
+    net.step(1, 3, net.message(PRE_VOTE_RESPONSE, 1, flag=True))
+    net.step(1, 3, net.message(PRE_VOTE_RESPONSE, 2, flag=True))
+    assert net.rafts[1].role == CANDIDATE
+
+
+def test_a_short_log_of_a_high_term_and_a_long_log_of_a_low_one_elect_a_leader(core: Any) -> None:
+    """23: etcd#8501, canonical/raft#279.  A refused pre-vote teaches the asker the higher term."""
+    net = Net(
+        core, 3, {1: Disk(core, [1], term=10), 2: Disk(core, [1, 2, 2], term=2), 3: Disk(core, [1, 2, 2], term=2)}
+    )
+    net.cut = {3}
+    for _ in range(2):
+        net.campaign(2)
+        net.deliver()
+    assert net.rafts[2].role == LEADER and net.rafts[2].term > 10
+
+
+def test_an_append_that_is_rejected_is_still_contact_with_the_leader(core: Any) -> None:
+    """23: redpanda#30817."""
+    net = Net(core, 3)
+    net.wait(ELECTION - 1)
+    answer = net.step(1, 2, net.message(APPEND, 1, index=9, log_term=1))[-1]
+    assert not answer.flag
+    assert net.rafts[1].leader == 2
+    net.wait(HEARTBEAT)
+    net.rafts[1].tick(net.now)
+    assert net.rafts[1].role == FOLLOWER
+
+
+def test_a_leader_that_hears_no_quorum_steps_down(core: Any) -> None:
+    """24: openraft#2080.  One bridge that still hears it must not keep the others from electing."""
+    net = Net(core, 5)
+    leader = net.elect(1)
+    for _ in range(12):
+        net.heartbeat(1)
+        net.deliver(lambda source, target, message: {source, target} == {1, 2})
+        net.sent.clear()
+    assert leader.role != LEADER
+
+
+def test_a_sole_voter_commits_nothing_before_its_own_sync(core: Any) -> None:
+    """25: etcd#14370."""
+    net = Net(core, 1)
+    net.slow = {1}
+    net.campaign(1)
+    raft = net.rafts[1]
+    assert raft.role == CANDIDATE  # Its own vote is not on its disk yet.
+    net.sync(1)
+    assert raft.role == LEADER and raft.commit == 0
+    net.sync(1)
+    assert raft.commit == 1
+    raft.propose(TRANSITION, b"x")
+    net.pump(1)
+    assert raft.commit == 1 and raft.applicable() == 1
+    net.sync(1)
+    assert raft.commit == 2
+
+
+def test_the_completion_of_an_old_write_vouches_for_no_newer_entry(core: Any) -> None:
+    """28: etcd-io/raft's ABA race.  Entries of three leaders at the same indexes, while one write is under way."""
+    net = Net(core, 5)
+    net.slow = {1}
+    net.append(1, source=2, term=1, previous=(0, 0), terms=[1, 1, 1])
+    net.append(1, source=3, term=2, previous=(0, 0), terms=[2, 2, 2])
+    net.append(1, source=2, term=3, previous=(0, 0), terms=[1, 1, 1])
+    assert net.terms(1) == [1, 1, 1]
+    acknowledged = [m.index for m in net.sync(1) if m.kind == APPEND_RESPONSE and m.flag]
+    assert acknowledged == [] or max(acknowledged) == 0
+    assert net.rafts[1].stable == 0
+    net.sync(1)
+    assert net.rafts[1].stable == 3 and net.disks[1].term == 3
+
+
+def test_progress_never_goes_back_on_late_rejections(core: Any) -> None:
+    """32: etcd-io/raft#148, little-raft#18, raft-rs#555.  0 <= match < next, whatever arrives in whatever order."""
+    net = Net(core, 3)
+    leader = net.elect(1)
+    net.deliver()
+    for _ in range(5):
+        leader.propose(TRANSITION, b"x")
+    net.pump(1)
+    net.deliver()
+    matched = leader.progress[2].match
+    assert matched == 6
+    for index in (0, 1, 3, 6, 9, 1 << 40):
+        for hint in (0, 1, 1 << 40):
+            net.step(1, 2, net.message(APPEND_RESPONSE, leader.term, index=index, hint=hint))
+            progress = leader.progress[2]
+            assert matched <= progress.match < progress.next <= leader.log.last_index + 1
+    with pytest.raises(MalformedMessage):
+        net.step(1, 2, net.message(APPEND_RESPONSE, leader.term, index=99, hint=99, flag=True))
+
+
+def _from(source: int, message: Any) -> Any:
+    message.peer = source
+    return message
