@@ -196,3 +196,13 @@ def test_a_state_machine_without_memory_stops_its_node_and_says_so(
     assert isinstance(error, errors.OutcomeUnknown)
     assert node.join(10)
     assert isinstance(node.failure, MemoryError)
+
+
+def test_a_stopped_node_answers_the_reads_that_no_quorum_confirmed(
+    valkey_server: EmbeddedServer, tmp_path: Path
+) -> None:
+    options: Any = {"redis": valkey_server.url, "data_dir": tmp_path / "n1", "state_machine": Counter()}
+    with raftplug.Node("n1", peers=["n1", "n2"], bootstrap=True, **options) as node:
+        futures = [node.read_async(lambda counter: counter.value, timeout=60) for _ in range(10)]
+        futures += [node.propose({"add": 1}, timeout=60)]
+    assert all(isinstance(future.exception(timeout=0), errors.Unavailable) for future in futures)

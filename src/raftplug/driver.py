@@ -47,6 +47,7 @@ from raftplug.errors import (
     QueryFailed,
     RaftplugError,
     TransitionFailed,
+    Unavailable,
 )
 from raftplug.frames import Id
 from raftplug.future import Future
@@ -236,6 +237,9 @@ class Driver:
             future: gets the result, or TransitionFailed, OutcomeUnknown, NotLeader, Unavailable, Overloaded.
             deadline: when the future gets an error at the latest; microseconds of the clock.
         """
+        if self._closed:
+            future.set_exception(_stopped())
+            return
         if self.raft.role != LEADER:
             self.requester.propose(transition, future, deadline)
             return
@@ -280,6 +284,9 @@ class Driver:
                 else:
                     future.set_result(value)
 
+        if self._closed:
+            future.set_exception(_stopped())
+            return
         self._begin_read(finish, deadline)
 
     def turn(self, now: int, may_write: bool) -> Write | None:
@@ -342,8 +349,9 @@ class Driver:
         for _, _, whom in self._pending.values():
             self._resolve_error(whom, OutcomeUnknown("this node stopped before the transition was applied"), UNKNOWN)
         self._pending.clear()
-        for read in self._reads:
-            read.finish(NotLeader("this node stopped"))
+        self.raft.resign()
+        for read in [*self.raft.ready(False).failed_reads, *self._reads]:
+            read.finish(_stopped())
         self._reads.clear()
 
     def status(self) -> dict[str, Any]:
@@ -781,6 +789,10 @@ def _short(raised: Exception) -> str:
 
 def _overwritten() -> NotLeader:
     return NotLeader("another leader's entry took the place of the transition: it was not executed, propose it again")
+
+
+def _stopped() -> Unavailable:
+    return Unavailable("this node has stopped")
 
 
 def _ignore(name: str, **arguments: Any) -> None:

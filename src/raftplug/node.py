@@ -97,6 +97,7 @@ class NodeLoop:
         self._retry_at: int | None = None
         self._announced: tuple[int, Any] = (-_ANNOUNCE_US, None)
         self._sleeping = False
+        self._closed = False
         self.drivers: dict[str, Driver] = {}
         self._by_number: dict[int, Driver] = {}
         for group, machine in machines.items():
@@ -128,7 +129,9 @@ class NodeLoop:
     def call(self, function: Callable[..., None], *arguments: Any) -> None:
         """Have the loop call `function(*arguments)` in its next turn.  Any thread."""
         self._calls.append((function, *arguments))
-        if self._sleeping:
+        if self._closed:
+            self._run_calls()
+        elif self._sleeping:
             self.cluster.wake()
 
     def queued(self) -> int:
@@ -149,9 +152,7 @@ class NodeLoop:
         to_self, self._to_self = self._to_self, []
         for group, kind, body in to_self:
             self._deliver(self.id, self._sender.nonce, group, kind, body)
-        for _ in range(len(self._calls)):
-            function, *arguments = self._calls.popleft()
-            function(*arguments)
+        self._run_calls()
         may_write = not self._writing
         for driver in self.drivers.values():
             write = driver.turn(now, may_write)
@@ -178,6 +179,18 @@ class NodeLoop:
         for driver in self.drivers.values():
             driver.close()
         self._flush()
+        # Before the look at the queue: whoever appends after it sees this, and looks itself.
+        self._closed = True
+        self._run_calls()
+
+    def _run_calls(self) -> None:
+        """Make the calls that wait; each is taken by one thread.  A closed driver only refuses."""
+        for _ in range(len(self._calls)):
+            try:
+                function, *arguments = self._calls.popleft()
+            except IndexError:
+                return
+            function(*arguments)
 
     # ------------------------------------------------------------------ disk
 
@@ -185,6 +198,8 @@ class NodeLoop:
         self._executor(lambda: self._storage.commit(writes), lambda error: self.call(self._committed, error))
 
     def _committed(self, error: BaseException | None) -> None:
+        if self._closed:
+            return
         if isinstance(error, DiskFull):
             # Rolled back: nothing is durable, nothing is acknowledged.  Somebody with space should lead.
             _logger.error("%s", error)
@@ -501,9 +516,8 @@ class Node:
 
     def status(self) -> dict[str, Any]:
         """This node's row of `raftplug status`."""
-        loop = self._running()
-        future = Future()
-        loop.call(lambda: future.set_result(self._driver.status()))
+        loop, driver, future = self._running(), self._driver, Future()
+        loop.call(lambda: future.set_result(driver.status()))
         try:
             row: dict[str, Any] = future.result(5.0)
         except TimeoutError:

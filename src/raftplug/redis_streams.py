@@ -308,6 +308,8 @@ class RedisStreams(Cluster):
         writer, lister = self._writer(self._inbox), self._writer(self._list)
         with contextlib.suppress(Lost):
             self._turn(now)
+            if self._cursor is None:
+                self._drain(deadline)  # The inbox may have been made, and not been answered yet.
             if writer.wire is not None and self._cursor is not None:
                 self._command(writer, _KEPT, self._inbox, b"EXPIRE", self._inbox, b"0")
             if self._record is not None and lister.wire is not None:

@@ -1,0 +1,109 @@
+"""The house stays small, and its imports point down."""
+
+from __future__ import annotations
+
+import ast
+import io
+import tokenize
+from pathlib import Path
+
+SOURCE = Path(__file__).parent.parent / "src" / "raftplug"
+
+# From the ground up; a file may import only files of lower floors.
+FLOORS = (
+    {"_cy", "_source", "constants", "errors", "version"},
+    {"_refusals", "settings", "plain", "future", "frames", "state_machine", "redis_connection", "embedded"},
+    {"configuration", "sessions", "storage", "cluster", "_core_py"},
+    {"raft", "requester", "hooks", "redis_streams"},
+    {"core", "plugins"},
+    {"driver"},
+    {"replica", "node", "client"},
+    {"cli"},
+    {"__main__"},
+)
+FACES = {"__init__"}  # Hands names on, lazily.
+FORBIDDEN_IN_RULES = {"time", "datetime", "socket", "threading", "random", "secrets", "logging", "pluggy", "asyncio"}
+
+
+def _lines_of_code(path: Path) -> int:
+    """Physical lines without blanks, comments and docstrings."""
+    text = path.read_text()
+    docstrings: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            first = node.body[0] if node.body else None
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                docstrings.update(range(first.lineno, (first.end_lineno or first.lineno) + 1))
+    code: set[int] = set()
+    skipped = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in skipped:
+            code.update(range(token.start[0], token.end[0] + 1))
+    return len(code - docstrings)
+
+
+def _imports(path: Path) -> set[str]:
+    """The modules that a file imports when it is loaded or later; type-checking imports do not count."""
+    tree = ast.parse(path.read_text())
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            if node.module == "raftplug":
+                found.update(f"raftplug.{alias.name}" for alias in node.names)
+            else:
+                found.add(node.module)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(tree)
+    return found
+
+
+def _room(module: str) -> str:
+    return module.split(".")[1]
+
+
+def test_the_rules_hold_fewer_than_1000_lines_of_code() -> None:
+    lines = {name: _lines_of_code(SOURCE / name) for name in ("raft.py", "configuration.py")}
+    assert sum(lines.values()) < 1000, lines
+
+
+def test_the_rules_import_no_clock_socket_thread_chance_or_logging() -> None:
+    for name in ("raft.py", "configuration.py"):
+        outside = {module.split(".")[0] for module in _imports(SOURCE / name)}
+        assert not outside & FORBIDDEN_IN_RULES
+
+
+def test_imports_point_down_only() -> None:
+    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    for path in [*SOURCE.glob("*.py"), *SOURCE.glob("cli/*.py")]:
+        own = "cli" if path.parent.name == "cli" else path.stem
+        if own in FACES:
+            continue
+        assert own in floor, f"{own} has no floor: give it one"
+        for module in _imports(path):
+            if not module.startswith("raftplug.") or (own == "cli" and module.startswith("raftplug.cli")):
+                continue
+            room = _room(module)
+            if room in floor:
+                assert floor[room] < floor[own] or (own, room) in SIDEWAYS, (
+                    f"{own} imports {room}, which is not below it"
+                )
+
+
+# On one floor, and never back: there are no circles.
+SIDEWAYS = {("redis_connection", "embedded"), ("storage", "frames")}
+
+
+def test_nothing_pickles() -> None:
+    for path in SOURCE.rglob("*.py"):
+        assert not {"pickle", "marshal", "shelve", "dill"} & {module.split(".")[0] for module in _imports(path)}
