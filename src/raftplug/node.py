@@ -167,12 +167,17 @@ class NodeLoop:
     def sleep(self) -> None:
         """Wait until there is something to do."""
         self._sleeping = True  # Before the look at the queue: whoever appends after it sees this, and wakes us.
-        timeout = 0.0
-        if not self._calls and not self._to_self:
-            deadline = min([driver.deadline() for driver in self.drivers.values()], default=1 << 62)
-            timeout = max(0.0, min((deadline - self._clock()) / 1e6, _ANNOUNCE_US / 1e6))
-        self.cluster.wait(timeout)
+        self.cluster.wait(max(0.0, (self.due() - self._clock()) / 1e6))
         self._sleeping = False
+
+    def due(self) -> int:
+        """When the next turn is due if nothing arrives: microseconds of the clock; 0 is at once."""
+        if self._calls or self._to_self:
+            return 0
+        deadlines = [driver.deadline() for driver in self.drivers.values()]
+        if self._retry_at is not None:
+            deadlines.append(self._retry_at)
+        return min([*deadlines, self._announced[0] + _ANNOUNCE_US])
 
     def close(self) -> None:
         """Answer what is pending, send those answers, and forget the rest.  Does not close transport or storage."""

@@ -541,6 +541,7 @@ class RecordStorage(Storage):
         node: the id that it must belong to.
         cluster: the cluster's uuid, 16 bytes, that it must belong to; None takes what is there.
         bootstrap: it must be new, and is founded.
+        entropy: gives so many random bytes, for uuids and nonces; a simulation hands in its own.
 
     Raises:
         WrongDirectory: another node's, another cluster's, used where a new one is wanted, new where a used one is.
@@ -548,7 +549,13 @@ class RecordStorage(Storage):
     """
 
     def __init__(
-        self, rows: Transactional, node: str | int, *, cluster: bytes | None = None, bootstrap: bool = False
+        self,
+        rows: Transactional,
+        node: str | int,
+        *,
+        cluster: bytes | None = None,
+        bootstrap: bool = False,
+        entropy: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
         if cluster is not None and len(cluster) != 16:
             raise InvalidArgument("a cluster uuid has 16 bytes")
@@ -556,6 +563,7 @@ class RecordStorage(Storage):
         self._lock = threading.RLock()
         self._states: dict[str, _State] = {}
         self._failed: str | None = None
+        self._entropy = entropy
         self.identity = self._identify(node, cluster, bootstrap)
         i = self.identity
         record = msgpack.packb([i.node, i.cluster, i.storage, i.boot, i.nonce])
@@ -569,7 +577,7 @@ class RecordStorage(Storage):
         found: Identity | None = None
         if record is not None:
             found = Identity(*self._unpacked("node", "", record, 5))
-        storage, boot = (found.storage, found.boot + 1) if found is not None else (secrets.token_bytes(16), 1)
+        storage, boot = (found.storage, found.boot + 1) if found is not None else (self._entropy(16), 1)
         if found is not None and used:
             if found.node != node:
                 text = f"{where} belongs to node {found.node!r}, not {node!r}"
@@ -583,7 +591,8 @@ class RecordStorage(Storage):
         elif not bootstrap:
             # No group yet: a founding died halfway.  It promised nothing to anybody, so it can be begun again.
             raise _is_new(where)
-        return Identity(node, cluster or secrets.token_bytes(16), storage, boot, secrets.randbits(63))
+        nonce = int.from_bytes(self._entropy(8), "little") & _LAST_NUMBER
+        return Identity(node, cluster or self._entropy(16), storage, boot, nonce)
 
     # -------------------------------------------------------------------- rows
 

@@ -1,0 +1,986 @@
+"""The simulator: whole nodes and clients on a fake clock, network and disk, under faults, one seed at a time.
+
+One thread, one seed, no wall clock: the same seed gives the same trace on both cores.  What runs is what runs in
+production (`NodeLoop`, `Driver`, `RecordStorage`, `ClientLoop`); what is faked lies below it: the clock, the transport,
+the rows of the disk, the process.  After every event the invariants of Raft are checked (Ongaro 2014, figure 3.2), and
+that an acknowledgement means synced on a quorum of disks.  Then the faults stop for a random majority, which must elect,
+commit and converge.
+
+::
+
+    report = Simulation(seed=7).run()
+    assert report.violation is None, report.violation
+
+A plugin author gives `machine=` and `workload=`: see `Simulation`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import random
+import struct
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from zlib import crc32
+
+from raftplug import core as chosen_core
+from raftplug import plain
+from raftplug.client import ClientLoop
+from raftplug.cluster import Cluster
+from raftplug.constants import LEADER
+from raftplug.errors import Corrupt, DiskFull, OutcomeUnknown, RaftplugError, StorageFailed
+from raftplug.frames import Id, cluster_uuid
+from raftplug.future import Future
+from raftplug.node import NodeLoop
+from raftplug.settings import Settings
+from raftplug.state_machine import Snapshot, StateMachine
+from raftplug.storage import Delete, MemoryRows, Put, RecordStorage, Write
+
+GROUP = "simulated"
+EVENTS = 8_000
+_ENTRY = struct.Struct("<QQBII")
+_MS = 1_000
+_KEYS = 5
+
+FAULTS: dict[str, str] = {
+    "drop": "a frame is lost",
+    "duplicate": "a frame is delivered twice",
+    "delay": "a frame takes up to two seconds",
+    "reorder": "a frame overtakes those before it",
+    "replay": "an old frame is delivered again",
+    "cut_one_way": "a link loses everything in one direction for a while",
+    "cut_both_ways": "a link loses everything in both directions for a while",
+    "clog": "a link holds everything for a while, then delivers it at once",
+    "isolate": "a node is cut off from all others for a while",
+    "partition": "the nodes fall into two halves for a while",
+    "redis_down": "the Redis takes and gives nothing for a while",
+    "redis_flush": "everything that was under way is gone",
+    "redis_lose_suffix": "one inbox loses what came last",
+    "redis_full": "the Redis refuses every write for a while",
+    "redis_rewind": "an inbox gives nothing, then everything it still holds again",
+    "crash": "a process is killed; a write under way is lost",
+    "crash_after_sync": "a process is killed after a sync and before it heard of it",
+    "restart_all": "all processes are killed at once",
+    "pause": "a process stands still for a while, then goes on",
+    "clock_fast": "a process's clock runs up to twice as fast",
+    "clock_slow": "a process's clock runs at half speed",
+    "clock_jump": "a process's monotonic clock leaps ahead",
+    "slow_disk": "a process's writes take up to three seconds each for a while",
+    "write_error": "a write fails, and nobody can say how much of it is on disk",
+    "disk_full": "a disk has no space for a while",
+    "bit_flip": "a bit on the disk of a dead process flips; its restart must notice",
+    "row_loss": "a row on the disk of a dead process is gone; its restart must notice",
+    "row_swap": "two rows on the disk of a dead process change places; its restart must notice",
+    "client_crash": "a client is gone, with everything that it waited for",
+}
+
+
+class Violation(Exception):
+    """An invariant does not hold; the first word of the message names it."""
+
+
+@dataclass(slots=True)
+class Report:
+    """What a run found.
+
+    Args:
+        seed: of the run.
+        events: how many there were.
+        violation: None, or what does not hold and at which event.
+        faults: how often each happened.
+        acknowledged, unknown: outcomes of the clients' writes.
+        history: every client operation: see `raftplug.testing.linearizability`.
+        trace_sha256: over the trace, which is the same on both cores.
+        trace: its lines, if they were asked for.
+    """
+
+    seed: int
+    events: int = 0
+    violation: str | None = None
+    faults: Counter[str] = field(default_factory=Counter)
+    acknowledged: int = 0
+    unknown: int = 0
+    history: list[Recorded] = field(default_factory=list)
+    trace_sha256: str = ""
+    trace: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Recorded:
+    """One operation of a client: when it was called and answered, and how; `answered` is None for an unknown outcome."""
+
+    client: Id
+    operation: dict[str, Any]
+    called: int
+    answered: int | None = None
+    result: Any = None
+
+
+class SimulatedRows(MemoryRows):
+    """A disk: rows that are durable once `apply` returns, and can be damaged while nobody has them open."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.where = f"disk of {name}"
+        self.full = False
+        self.failing = False
+
+    def apply(self, changes: Sequence[Put | Delete]) -> None:
+        """Make the changes, unless there is no space or the disk fails."""
+        if self.full:
+            raise DiskFull(f"{self.where}: no space left")
+        if self.failing:
+            raise StorageFailed(f"{self.where}: input/output error")
+        super().apply(changes)
+
+    def rows(self) -> list[tuple[tuple[str, str], int]]:
+        """Where every row is, in a fixed order."""
+        return [(place, number) for place in sorted(self._values) for number in self._numbers[place]]
+
+    def copy(self) -> dict[tuple[str, str], dict[int, bytes]]:
+        """All rows, to put back later."""
+        return {place: dict(rows) for place, rows in self._values.items()}
+
+    def put_back(self, copy: dict[tuple[str, str], dict[int, bytes]]) -> None:
+        """Make the rows those of `copy` again."""
+        self._values = copy
+        self._numbers = {place: sorted(rows) for place, rows in copy.items()}
+
+    def value(self, place: tuple[str, str], number: int) -> bytes:
+        """One row."""
+        return self._values[place][number]
+
+    def damage(self, place: tuple[str, str], number: int, value: bytes | None) -> None:
+        """Change a row behind everybody's back; None removes it."""
+        if value is None:
+            del self._values[place][number]
+            self._numbers[place].remove(number)
+        else:
+            self._values[place][number] = value
+
+
+class Register(StateMachine):
+    """The machine of the built-in workload: keys, and a digest of everything that was ever applied."""
+
+    def __init__(self, applied: Callable[[int, int], None] = lambda count, digest: None) -> None:
+        self.values: dict[str, Any] = {}
+        self.count = 0
+        self.digest = 0
+        self._applied = applied
+
+    def apply_transition(self, transition: Any) -> Any:
+        self.count += 1
+        self.digest = crc32(plain.encode(transition), self.digest)
+        self._applied(self.count, self.digest)
+        operation, key = transition["op"], transition["key"]
+        old = self.values.get(key)
+        if operation == "put":
+            self.values[key] = transition["value"]
+            return None
+        if operation == "delete":
+            return self.values.pop(key, None) is not None
+        if operation == "append":
+            self.values[key] = (old or "") + transition["value"]
+            return self.values[key]
+        if operation == "cas":
+            if old == transition["expect"]:
+                self.values[key] = transition["value"]
+                return True
+            return False
+        if operation == "add":
+            self.values[key] = (old or 0) + transition["value"]
+            return self.values[key]
+        raise ValueError(f"no operation {operation!r}")
+
+    def query(self, request: Any) -> Any:
+        return self.values.get(request["key"])
+
+    def create_snapshot(self, last_included_index: int, last_included_term: int) -> Snapshot:
+        data = [dict(self.values), self.count, self.digest]
+        return Snapshot(last_included_index, last_included_term, data)
+
+    def set_snapshot(self, snapshot: Snapshot) -> None:
+        values, self.count, self.digest = snapshot.data
+        self.values = dict(values)
+        self._applied(self.count, self.digest)
+
+
+class _Link(Cluster):
+    """A process's transport."""
+
+    def __init__(self, world: Simulation, id: Id) -> None:
+        self.world = world
+        self.id = id
+        self.inbox: list[bytes] = []
+        self.seen: deque[bytes] = deque(maxlen=50)
+        self.silent_until = 0
+
+    def send_message(self, to_id: Id, message: bytes) -> None:
+        self.world.send(self.id, to_id, message)
+
+    def receive_messages(self) -> list[bytes]:
+        messages, self.inbox = self.inbox, []
+        return messages
+
+    def announce(self, record: dict[str, Any]) -> None:
+        self.world.directory[self.id] = dict(record)
+
+    def directory(self) -> list[dict[str, Any]]:
+        return [self.world.directory[id] for id in sorted(self.world.directory, key=str)]
+
+
+class _Process:
+    """A node's process: what dies with it, and its disk, which does not."""
+
+    def __init__(self, id: str) -> None:
+        self.id = id
+        self.rows = SimulatedRows(id)
+        self.node: NodeLoop | None = None
+        self.link: _Link | None = None
+        self.life = 0
+        self.wake_at = -1
+        self.paused_until = 0
+        self.started_at = 0
+        self.rate = 1.0
+        self.offset = 0
+        self.disk_us = 300
+        self.job: Callable[[], None] | None = None
+        self.good_rows: Any = None  # The rows before they were damaged.
+        # What the checks remember of this life, and of the disk.
+        self.term = self.commit = self.applied = 0
+        self.last_as_leader: tuple[int, int, int] | None = None  # term, last index, its check
+        self.durable: dict[int, int] = {}  # index -> check of what is on disk
+        self.durable_base = 0
+        self.durable_term = 0
+        self.votes: dict[int, Any] = {}
+
+    def driver(self) -> Any:
+        return self.node.drivers[GROUP] if self.node is not None else None
+
+
+class Simulation:
+    """One seeded run.
+
+    Args:
+        seed: decides everything.
+        core: one of the two cores; None is the process's.
+        nodes: how many.
+        events: how many before the liveness phase.
+        faults: the names of those that may happen; None lets the seed choose among all.
+        clients: how many.
+        keep_trace: whether the report holds the trace's lines.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        core: Any = None,
+        nodes: int = 5,
+        events: int = EVENTS,
+        faults: Sequence[str] | None = None,
+        clients: int = 2,
+        keep_trace: bool = False,
+    ) -> None:
+        self.core = core or chosen_core
+        self.random = random.Random(seed)
+        self.report = Report(seed)
+        self.now = 1_000_000
+        self.directory: dict[Id, dict[str, Any]] = {}
+        self._limit = events
+        self._keep_trace = keep_trace
+        self._hash = hashlib.sha256()
+        self._queue: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._number = 0
+        self._quiet = False
+        chance = self.random
+        chosen = [name for name in FAULTS if chance.random() < 0.5]
+        self.faults = frozenset(chosen if faults is None else faults)
+        # A snapshot every few entries, or hardly ever: both ways of catching up are met.
+        self.settings = Settings(
+            snapshot_entries=chance.choice((0, 20, 100, 1000)),
+            keep_entries=chance.choice((0, 5, 50)),
+            max_append_bytes=chance.choice((200, 65536)),
+            window_bytes=chance.choice((400, 262144)),
+        )
+        self._cut: dict[tuple[Id, Id], int] = {}
+        self._clogged: dict[tuple[Id, Id], list[bytes]] = {}
+        self._last_arrival: dict[tuple[Id, Id], int] = {}
+        self._redis_down_until = 0
+        self._links: dict[Id, _Link] = {}
+        self._epoch = 0
+        # What all nodes must agree on.
+        self._leaders: dict[int, Id] = {}
+        self._checks: dict[tuple[int, int], int] = {}
+        self._committed: dict[int, int] = {0: 0}
+        self._highest_commit = 0
+        self._digests: dict[int, int] = {0: 0}
+        ids = [f"n{number}" for number in range(1, nodes + 1)]
+        self._ids = ids
+        uuid = cluster_uuid(GROUP, ids)
+        self._uuid = uuid
+        self.processes = {id: _Process(id) for id in ids}
+        for process in self.processes.values():
+            storage = RecordStorage(process.rows, process.id, cluster=uuid, bootstrap=True, entropy=chance.randbytes)
+            storage.create(GROUP, plain.encode(self.core.Configuration(tuple(ids)).plain()))
+            self._boot(process)
+        self._clients: list[_Client] = [_Client(self, number) for number in range(clients)]
+
+    # ------------------------------------------------------------------- run
+
+    def run(self) -> Report:
+        """Run to the end or to the first violation."""
+        report = self.report
+        try:
+            self._after(self.random.randint(0, 50 * _MS), self._next_fault)
+            while report.events < self._limit:
+                self._step()
+            self._liveness()
+            self._check_counters()
+        except Violation as violation:
+            report.violation = f"{violation} (event {report.events})"
+            self._note("VIOLATION", report.violation)
+        report.trace_sha256 = self._hash.hexdigest()
+        return report
+
+    def _step(self) -> None:
+        at, _, function, arguments = heapq.heappop(self._queue)
+        self.now = max(self.now, at)
+        self.report.events += 1
+        function(*arguments)
+
+    def _after(self, delay: int, function: Callable[..., None], *arguments: Any) -> None:
+        self._number += 1
+        heapq.heappush(self._queue, (self.now + delay, self._number, function, arguments))
+
+    def _note(self, *words: Any) -> None:
+        line = f"{self.now} {' '.join(map(str, words))}"
+        self._hash.update(line.encode() + b"\n")
+        if self._keep_trace:
+            self.report.trace.append(line)
+
+    def _fault(self, name: str, *words: Any) -> None:
+        self.report.faults[name] += 1
+        self._note(name, *words)
+
+    # ------------------------------------------------------------- processes
+
+    def _clock(self, process: _Process) -> int:
+        return process.offset + int((self.now - process.started_at) * process.rate)
+
+    def _boot(self, process: _Process) -> None:
+        process.life += 1
+        process.started_at = self.now
+        process.offset = self.random.randint(0, 10_000_000)
+        process.rate = 1.0
+        process.paused_until = 0
+        process.job = None
+        process.rows.failing = False
+        process.disk_us = self.random.choice((100, 300, 2_000))
+        life = process.life
+        try:
+            storage = RecordStorage(process.rows, process.id, entropy=self.random.randbytes)
+            link = _Link(self, process.id)
+            node = NodeLoop(
+                storage=storage,
+                cluster=link,
+                machines={GROUP: Register(self._applied)},
+                settings=self.settings,
+                executor=lambda job, done: self._execute(process, life, storage, job, done),
+                clock=lambda: self._clock(process),
+                generator=random.Random(self.random.getrandbits(32)),
+                core=self.core,
+            )
+        except DiskFull:
+            self._after(500 * _MS, self._boot_if_down, process)
+            return
+        except Corrupt:
+            if process.good_rows is None:
+                raise Violation(f"durability: {process.id} finds a disk damaged that nobody damaged") from None
+            # An operator puts the good disk back.
+            process.rows.put_back(process.good_rows)
+            process.good_rows = None
+            self._note("restored", process.id)
+            self._boot(process)
+            return
+        if process.good_rows is not None:
+            raise Violation(f"corruption: {process.id} started on a damaged disk")
+        process.node, process.link = node, link
+        self._links[process.id] = link
+        link.world = self
+        driver = process.driver()
+        process.commit, process.applied = driver.raft.commit, driver.applied
+        if driver.raft.term < process.durable_term:
+            raise Violation(f"durability: {process.id} forgot term {process.durable_term}")
+        process.term = driver.raft.term
+        process.last_as_leader = None
+        self._note("boot", process.id, driver.raft.term, driver.raft.log.last_index)
+        self._wake(process, 0)
+
+    def _boot_if_down(self, process: _Process) -> None:
+        if process.node is None:
+            self._boot(process)
+
+    def _kill(self, process: _Process, restart_after: int | None) -> None:
+        process.node = None
+        process.job = None
+        self._links.pop(process.id, None)
+        self._note("down", process.id)
+        if restart_after is not None:
+            self._after(restart_after, self._boot_if_down, process)
+
+    def _wake(self, process: _Process, delay: int) -> None:
+        at = self.now + max(0, delay)
+        if process.wake_at < 0 or at < process.wake_at or process.wake_at < self.now:
+            process.wake_at = at
+            self._after(at - self.now, self._turn, process, process.life, at)
+
+    def _turn(self, process: _Process, life: int, at: int) -> None:
+        node = process.node
+        if node is None or life != process.life or at != process.wake_at:
+            return
+        process.wake_at = -1
+        if self.now < process.paused_until:
+            self._wake(process, process.paused_until - self.now)
+            return
+        try:
+            node.turn()
+        except StorageFailed:
+            self._note("stops", process.id)
+            self._kill(process, self.random.randint(1, 2_000) * _MS)
+            return
+        except RaftplugError as error:
+            raise Violation(f"{type(error).__name__}: {process.id}: {error}") from error
+        self._check(process)
+        due = node.due()
+        self._wake(process, int((due - self._clock(process)) / process.rate) + 1 if due else 0)
+
+    def _execute(
+        self,
+        process: _Process,
+        life: int,
+        storage: RecordStorage,
+        job: Callable[[], None],
+        done: Callable[[BaseException | None], None],
+    ) -> None:
+        """A commit of the node's: durable after a while, and heard of then."""
+
+        def durable() -> None:
+            job()
+            for _, write in process.node._writing if process.node is not None else ():
+                self._record(process, write)
+
+        def complete() -> None:
+            if process.life != life or process.node is None or process.job is None:
+                return
+            process.job = None
+            error: BaseException | None = None
+            try:
+                durable()
+            except RaftplugError as raised:
+                error = raised
+            self._note("synced", process.id, type(error).__name__ if error else "")
+            done(error)
+            self._wake(process, 0)
+
+        process.job = durable
+        self._after(max(1, int(self.random.expovariate(1 / process.disk_us))), complete)
+
+    # --------------------------------------------------------------- network
+
+    def send(self, source: Id, target: Id, message: bytes) -> None:
+        """Put a frame on its way."""
+        chance, link = self.random, (source, target)
+        if self.now < self._redis_down_until:
+            return
+        if self._cut.get(link, 0) > self.now:
+            return
+        if link in self._clogged:
+            self._clogged[link].append(message)
+            return
+        delay = 150 + int(chance.expovariate(1 / 200))
+        if not self._quiet:
+            faults = self.faults
+            if "drop" in faults and chance.random() < 0.02:
+                self._fault("drop", source, target)
+                return
+            if "duplicate" in faults and chance.random() < 0.02:
+                self._fault("duplicate", source, target)
+                self._after(delay + chance.randint(0, 100 * _MS), self._arrive, source, target, message, self._epoch)
+            if "delay" in faults and chance.random() < 0.005:
+                self._fault("delay", source, target)
+                delay += chance.randint(1, 2_000) * _MS
+            if "reorder" in faults and chance.random() < 0.02:
+                self._fault("reorder", source, target)
+                self._after(delay + chance.randint(1, 20) * _MS, self._arrive, source, target, message, self._epoch)
+                return
+        arrival = max(self.now + delay, self._last_arrival.get(link, 0) + 1)
+        self._last_arrival[link] = arrival
+        self._after(arrival - self.now, self._arrive, source, target, message, self._epoch)
+
+    def _arrive(self, source: Id, target: Id, message: bytes, epoch: int) -> None:
+        if epoch != self._epoch:
+            return  # The Redis was flushed meanwhile.
+        link = self._links.get(target)
+        if link is None or link.silent_until > self.now:
+            if link is not None:
+                link.seen.append(message)
+            return
+        link.inbox.append(message)
+        link.seen.append(message)
+        self._wake_owner(target)
+
+    def _wake_owner(self, target: Id) -> None:
+        process = self.processes.get(str(target))
+        if process is not None:
+            self._wake(process, 0)
+        else:
+            for client in self._clients:
+                if client.id == target:
+                    client.turn()
+
+    # ---------------------------------------------------------------- faults
+
+    def _next_fault(self) -> None:
+        if self._quiet:
+            return
+        self._after(self.random.randint(1, 400) * _MS, self._next_fault)
+        scheduled = [name for name in FAULTS if name in self.faults and hasattr(self, f"_do_{name}")]
+        if scheduled:
+            getattr(self, f"_do_{self.random.choice(scheduled)}")()
+
+    def _some_node(self, up: bool = True) -> _Process | None:
+        fitting = [each for each in self.processes.values() if (each.node is not None) == up]
+        return self.random.choice(fitting) if fitting else None
+
+    def _while(self) -> int:
+        return self.random.choice((100, 700, 3_000)) * _MS
+
+    def _do_replay(self) -> None:
+        links = [self._links[id] for id in sorted(self._links, key=str) if self._links[id].seen]
+        if links:
+            link = self.random.choice(links)
+            self._fault("replay", link.id)
+            link.inbox.append(self.random.choice(link.seen))
+            self._wake_owner(link.id)
+
+    def _cut_links(self, links: list[tuple[Id, Id]]) -> None:
+        until = self.now + self._while()
+        for link in links:
+            self._cut[link] = until
+
+    def _pair(self) -> tuple[str, str]:
+        first, second = self.random.sample(self._ids, 2)
+        return first, second
+
+    def _do_cut_one_way(self) -> None:
+        first, second = self._pair()
+        self._fault("cut_one_way", first, second)
+        self._cut_links([(first, second)])
+
+    def _do_cut_both_ways(self) -> None:
+        first, second = self._pair()
+        self._fault("cut_both_ways", first, second)
+        self._cut_links([(first, second), (second, first)])
+
+    def _do_isolate(self) -> None:
+        node = self.random.choice(self._ids)
+        self._fault("isolate", node)
+        others = [id for id in self._ids if id != node]
+        self._cut_links([(node, other) for other in others] + [(other, node) for other in others])
+
+    def _do_partition(self) -> None:
+        size = self.random.randint(1, len(self._ids) - 1)
+        half = self.random.sample(self._ids, size)
+        self._fault("partition", *half)
+        rest = [id for id in self._ids if id not in half]
+        self._cut_links([(a, b) for a in half for b in rest] + [(b, a) for a in half for b in rest])
+
+    def _do_clog(self) -> None:
+        link = self._pair()
+        if link not in self._clogged:
+            self._fault("clog", *link)
+            self._clogged[link] = []
+            self._after(self._while(), self._unclog, link)
+
+    def _unclog(self, link: tuple[Id, Id]) -> None:
+        for message in self._clogged.pop(link, []):
+            self._after(self.random.randint(0, 5 * _MS), self._arrive, *link, message, self._epoch)
+
+    def _do_redis_down(self) -> None:
+        self._fault("redis_down")
+        self._redis_down_until = self.now + self._while()
+
+    def _do_redis_full(self) -> None:
+        self._fault("redis_full")
+        self._redis_down_until = self.now + self._while()
+
+    def _do_redis_flush(self) -> None:
+        self._fault("redis_flush")
+        self._epoch += 1
+        for link in self._links.values():
+            link.seen.clear()
+
+    def _do_redis_lose_suffix(self) -> None:
+        node = self._some_node()
+        if node is not None and node.link is not None and node.link.inbox:
+            self._fault("redis_lose_suffix", node.id)
+            del node.link.inbox[self.random.randrange(len(node.link.inbox)) :]
+
+    def _do_redis_rewind(self) -> None:
+        node = self._some_node()
+        if node is not None and node.link is not None:
+            self._fault("redis_rewind", node.id)
+            node.link.silent_until = self.now + 250 * _MS
+            self._after(250 * _MS, self._reread, node, node.life)
+
+    def _reread(self, process: _Process, life: int) -> None:
+        if process.life == life and process.link is not None:
+            process.link.inbox += list(process.link.seen)
+            self._wake(process, 0)
+
+    def _do_crash(self) -> None:
+        node = self._some_node()
+        if node is not None:
+            self._fault("crash", node.id)
+            self._kill(node, self.random.randint(1, 3_000) * _MS)
+
+    def _do_crash_after_sync(self) -> None:
+        fitting = [each for each in self.processes.values() if each.job is not None and not each.rows.full]
+        if fitting:
+            node = self.random.choice(fitting)
+            self._fault("crash_after_sync", node.id)
+            job = node.job
+            if job is not None and not node.rows.failing:
+                job()
+            self._kill(node, self.random.randint(1, 3_000) * _MS)
+
+    def _do_restart_all(self) -> None:
+        if self.random.random() < 0.2:
+            self._fault("restart_all")
+            for node in self.processes.values():
+                if node.node is not None:
+                    self._kill(node, self.random.randint(1, 500) * _MS)
+
+    def _do_pause(self) -> None:
+        node = self._some_node()
+        if node is not None:
+            self._fault("pause", node.id)
+            node.paused_until = self.now + self._while()
+
+    def _set_rate(self, name: str, rate: float) -> None:
+        node = self._some_node()
+        if node is not None:
+            self._fault(name, node.id)
+            node.offset, node.started_at, node.rate = self._clock(node), self.now, rate
+            self._wake(node, 0)
+
+    def _do_clock_fast(self) -> None:
+        self._set_rate("clock_fast", 1.0 + self.random.random())
+
+    def _do_clock_slow(self) -> None:
+        self._set_rate("clock_slow", 0.5)
+
+    def _do_clock_jump(self) -> None:
+        node = self._some_node()
+        if node is not None:
+            self._fault("clock_jump", node.id)
+            node.offset += self.random.randint(1, 5_000) * _MS
+            self._wake(node, 0)
+
+    def _do_slow_disk(self) -> None:
+        node = self._some_node()
+        if node is not None:
+            self._fault("slow_disk", node.id)
+            node.disk_us = self.random.choice((20, 200, 1_500)) * _MS
+            self._after(self._while(), setattr, node, "disk_us", 300)
+
+    def _do_write_error(self) -> None:
+        node = self._some_node()
+        if node is not None:
+            self._fault("write_error", node.id)
+            node.rows.failing = True
+
+    def _do_disk_full(self) -> None:
+        node = self._some_node()
+        if node is not None:
+            self._fault("disk_full", node.id)
+            node.rows.full = True
+            self._after(self._while(), setattr, node.rows, "full", False)
+
+    def _damage(self, name: str, change: Callable[[SimulatedRows], bool]) -> None:
+        node = self._some_node(up=False)
+        if node is not None and node.good_rows is None:
+            copy = node.rows.copy()
+            if change(node.rows):
+                self._fault(name, node.id)
+                node.good_rows = copy
+
+    def _do_bit_flip(self) -> None:
+        def flip(rows: SimulatedRows) -> bool:
+            place, number = self.random.choice(rows.rows())
+            value = bytearray(rows.value(place, number))
+            if not value:
+                return False
+            value[self.random.randrange(len(value))] ^= 1 << self.random.randrange(8)
+            rows.damage(place, number, bytes(value))
+            return True
+
+        self._damage("bit_flip", flip)
+
+    def _do_row_loss(self) -> None:
+        def lose(rows: SimulatedRows) -> bool:
+            fitting = [row for row in rows.rows() if row[0][0] == "log"]
+            if not fitting or rows.get("snapshot", GROUP, 0) is not None:
+                return False  # With a snapshot the row may be one that it covers.
+            rows.damage(*self.random.choice(fitting), None)
+            return True
+
+        self._damage("row_loss", lose)
+
+    def _do_row_swap(self) -> None:
+        def swap(rows: SimulatedRows) -> bool:
+            fitting = [row for row in rows.rows() if row[0][0] == "log"]
+            if len(fitting) < 2 or rows.get("snapshot", GROUP, 0) is not None:
+                return False
+            (place, first), (_, second) = self.random.sample(fitting, 2)
+            one, other = rows.value(place, first), rows.value(place, second)
+            rows.damage(place, first, other)
+            rows.damage(place, second, one)
+            return True
+
+        self._damage("row_swap", swap)
+
+    def _do_client_crash(self) -> None:
+        client = self.random.choice(self._clients)
+        self._fault("client_crash", client.id)
+        client.crash()
+
+    # ---------------------------------------------------------------- checks
+
+    def _check(self, process: _Process) -> None:
+        """The invariants, as far as this process can have broken them since its last turn."""
+        driver = process.driver()
+        raft = driver.raft
+        log = raft.log
+        term, commit, last, base = raft.term, raft.commit, log.last_index, log.base_index
+        if term < process.term:
+            raise Violation(f"monotony: term of {process.id} went from {process.term} to {term}")
+        if commit < process.commit or driver.applied < process.applied:
+            raise Violation(f"monotony: commit or applied index of {process.id} went back")
+        last_check = log.check_at(last)
+        if self._checks.setdefault((last, log.last_term), last_check) != last_check:
+            raise Violation(f"log matching: {process.id} has another history up to entry {last}, term {log.last_term}")
+        if raft.role == LEADER:
+            if self._leaders.setdefault(term, process.id) != process.id:
+                raise Violation(f"election safety: {self._leaders[term]} and {process.id} lead term {term}")
+            before = process.last_as_leader
+            if before is not None and before[0] == term:
+                if last < before[1] or (before[1] >= base and log.check_at(before[1]) != before[2]):
+                    raise Violation(f"leader append-only: {process.id} changed its log in term {term}")
+            elif self._highest_commit > last or (
+                self._highest_commit >= base and log.check_at(self._highest_commit) != self._committed[self._highest_commit]
+            ):
+                raise Violation(f"leader completeness: {process.id} leads term {term} without what is committed")
+            process.last_as_leader = (term, last, last_check)
+        if commit > process.commit:
+            for index in range(max(process.commit, base) + 1, commit + 1):
+                self._commit(process, index, log.check_at(index))
+        elif commit >= base and commit in self._committed and log.check_at(commit) != self._committed[commit]:
+            raise Violation(f"state machine safety: {process.id} replaced the committed entry {commit}")
+        changed = (term, commit) != (process.term, process.commit)
+        process.term, process.commit, process.applied = term, commit, driver.applied
+        if changed or raft.role == LEADER:
+            self._note(process.id, raft.role, term, last, commit, driver.applied)
+
+    def _commit(self, process: _Process, index: int, check: int) -> None:
+        if self._committed.setdefault(index, check) != check:
+            raise Violation(f"state machine safety: {process.id} committed another entry {index}")
+        if index > self._highest_commit:
+            self._highest_commit = index
+            holders = sum(
+                each.durable.get(index) == check or each.durable_base >= index for each in self.processes.values()
+            )
+            if 2 * holders <= len(self.processes):
+                raise Violation(f"durability: entry {index} is committed, and on {holders} disks only")
+
+    def _applied(self, count: int, digest: int) -> None:
+        if self._digests.setdefault(count, digest) != digest:
+            raise Violation(f"state machine safety: transition {count} differs between two machines")
+
+    def _record(self, process: _Process, write: Write) -> None:
+        """Keep account of what is on a disk now."""
+        process.durable_term = max(process.durable_term, write.term)
+        voted = process.votes.setdefault(write.term, write.vote) if write.vote is not None else None
+        if voted != write.vote:
+            raise Violation(f"one vote a term: {process.id} voted for {voted} and {write.vote} in term {write.term}")
+        if write.snapshot is not None and write.snapshot_resets_log:
+            process.durable.clear()
+        if write.snapshot is not None:
+            process.durable_base = max(process.durable_base, write.snapshot.index)
+            process.durable[write.snapshot.index] = write.snapshot.check
+        if write.first:
+            for index in [index for index in process.durable if index >= write.first]:
+                del process.durable[index]
+            at = 0
+            while at < len(write.block):
+                index, _, _, length, check = _ENTRY.unpack_from(write.block, at)
+                process.durable[index] = check
+                at += _ENTRY.size + length
+
+    def _check_counters(self) -> None:
+        """Exactly once: a counter holds what was acknowledged, and at most what is unknown on top of it."""
+        machine = max((each.driver().machine for each in self.processes.values() if each.node), key=lambda m: m.count)
+        for key in range(_KEYS):
+            adds = [each for each in self.report.history if each.operation == {"op": "add", "key": f"c{key}", "value": 1}]
+            low = sum(each.answered is not None for each in adds)
+            value = machine.values.get(f"c{key}", 0)
+            if not low <= value <= len(adds):
+                raise Violation(f"exactly once: counter {key} is {value}, acknowledged {low} of {len(adds)}")
+
+    # -------------------------------------------------------------- liveness
+
+    def _liveness(self) -> None:
+        """Faults stop for a random majority: it must elect, commit and converge within 20 election timeouts."""
+        self._quiet = True
+        self._cut.clear()
+        self._redis_down_until = 0
+        for link in sorted(self._clogged, key=str):
+            self._unclog(link)
+        majority = self.random.sample(self._ids, len(self._ids) // 2 + 1)
+        self._note("liveness", *majority)
+        for id, process in self.processes.items():
+            process.rows.full = process.rows.failing = False
+            process.paused_until = 0
+            process.disk_us = 300
+            if process.link is not None:
+                process.link.silent_until = 0
+            if id not in majority:
+                if process.node is not None:
+                    self._kill(process, None)
+                process.life += 1
+            elif process.node is None:
+                if process.good_rows is not None:
+                    process.rows.put_back(process.good_rows)
+                    process.good_rows = None
+                self._boot(process)
+            else:
+                process.offset, process.started_at, process.rate = self._clock(process), self.now, 1.0
+                self._wake(process, 0)
+        chosen = [self.processes[id] for id in majority]
+        limit = self.now + 20 * self.settings.election_timeout_ms * _MS
+        client = _Client(self, len(self._clients), idle=True)
+        self._clients.append(client)
+        future = client.propose({"op": "add", "key": f"c{_KEYS}", "value": 1})
+        while self.now < limit and self._queue:
+            self._step()
+            if future.done() and future.exception(0) is None and self._converged(chosen):
+                return
+        raise Violation(f"liveness: {', '.join(sorted(majority))} did not elect, commit and converge in time")
+
+    def _converged(self, chosen: list[_Process]) -> bool:
+        drivers = [each.driver() for each in chosen if each.node is not None]
+        return len(drivers) == len(chosen) and len({(driver.applied, driver.machine.digest) for driver in drivers}) == 1
+
+
+class _Client:
+    """A client that keeps a few operations under way."""
+
+    def __init__(self, world: Simulation, number: int, idle: bool = False) -> None:
+        self.world = world
+        self.id: Id = f"~c{number}"
+        self._number = number
+        self._idle = idle
+        self._lives = 0
+        self._wake_at = -1
+        self._start()
+
+    def _start(self) -> None:
+        world = self.world
+        self._lives += 1
+        self.id = f"~c{self._number}.{self._lives}"
+        link = _Link(world, self.id)
+        world._links[self.id] = link
+        self.loop = ClientLoop(
+            cluster=link,
+            own_id=self.id,
+            group=GROUP,
+            settings=world.settings,
+            generator=random.Random(world.random.getrandbits(32)),
+        )
+        self._pending = 0
+        if not self._idle:
+            world._after(world.random.randint(0, 100 * _MS), self._next, self._lives)
+
+    def crash(self) -> None:
+        """Be gone; another client takes over.  What was under way is unknown."""
+        self.world._links.pop(self.id, None)
+        self.loop.close()
+        self._start()
+
+    def turn(self) -> None:
+        deadline = self.loop.turn(self.world.now)
+        at = max(self.world.now + 1, deadline)
+        if deadline < 1 << 62 and (self._wake_at <= self.world.now or at < self._wake_at):
+            self._wake_at = at
+            self.world._after(at - self.world.now, self._timer, self._lives, at)
+
+    def _timer(self, life: int, at: int) -> None:
+        if life == self._lives and at == self._wake_at:
+            self._wake_at = -1
+            self.turn()
+
+    def _next(self, life: int) -> None:
+        world = self.world
+        if life != self._lives or world._quiet:
+            return
+        world._after(world.random.randint(1, 20) * _MS, self._next, life)
+        if self._pending < 4:
+            self.propose(self._operation(world.random))
+
+    def _operation(self, chance: random.Random) -> dict[str, Any]:
+        key, token = f"k{chance.randrange(_KEYS)}", chance.randrange(1_000_000)
+        kind = chance.choice(("get", "get", "get", "put", "append", "cas", "delete", "add", "add"))
+        if kind == "get":
+            return {"op": "get", "key": key}
+        if kind == "put":
+            return {"op": "put", "key": key, "value": f"{token};"}
+        if kind == "append":
+            return {"op": "append", "key": key, "value": f"{token};"}
+        if kind == "cas":
+            return {"op": "cas", "key": key, "expect": None, "value": f"{token};"}
+        if kind == "delete":
+            return {"op": "delete", "key": key}
+        return {"op": "add", "key": f"c{chance.randrange(_KEYS)}", "value": 1}
+
+    def propose(self, operation: dict[str, Any]) -> Future:
+        """Begin an operation, and keep its history."""
+        world, report = self.world, self.world.report
+        future = Future()
+        recorded = Recorded(self.id, operation, world.now)
+        self._pending += 1
+
+        def ended(_: Future) -> None:
+            self._pending -= 1
+            error = future.exception(0)
+            if error is None:
+                recorded.answered, recorded.result = world.now, future.result(0)
+                report.acknowledged += 1
+            elif isinstance(error, OutcomeUnknown):
+                report.unknown += 1
+            else:
+                report.history.remove(recorded)  # It certainly did not happen.
+            world._note(self.id, operation["op"], operation["key"], type(error).__name__ if error else "ok")
+
+        report.history.append(recorded)
+        future.add_done_callback(ended)
+        deadline = world.now + 5_000 * _MS
+        if operation["op"] == "get":
+            self.loop.read(plain.encode(operation), future, deadline)
+        else:
+            self.loop.propose(plain.encode(operation), future, deadline)
+        self.turn()
+        return future
