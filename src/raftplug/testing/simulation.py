@@ -3,15 +3,13 @@
 One thread, one seed, no wall clock: the same seed gives the same trace on both cores.  What runs is what runs in
 production (`NodeLoop`, `Driver`, `RecordStorage`, `ClientLoop`); what is faked lies below it: the clock, the transport,
 the rows of the disk, the process.  After every event the invariants of Raft are checked (Ongaro 2014, figure 3.2), and
-that an acknowledgement means synced on a quorum of disks.  Then the faults stop for a random majority, which must elect,
-commit and converge.
+that an acknowledgement means synced on a quorum of disks.  Then the faults stop for a random majority, which must
+elect, commit and converge.
 
 ::
 
     report = Simulation(seed=7).run()
     assert report.violation is None, report.violation
-
-A plugin author gives `machine=` and `workload=`: see `Simulation`.
 """
 
 from __future__ import annotations
@@ -91,6 +89,7 @@ class Report:
         events: how many there were.
         violation: None, or what does not hold and at which event.
         faults: how often each happened.
+        chosen: those that could have.
         acknowledged, unknown: outcomes of the clients' writes.
         history: every client operation: see `raftplug.testing.linearizability`.
         trace_sha256: over the trace, which is the same on both cores.
@@ -101,6 +100,7 @@ class Report:
     events: int = 0
     violation: str | None = None
     faults: Counter[str] = field(default_factory=Counter)
+    chosen: tuple[str, ...] = ()
     acknowledged: int = 0
     unknown: int = 0
     history: list[Recorded] = field(default_factory=list)
@@ -110,7 +110,7 @@ class Report:
 
 @dataclass(slots=True)
 class Recorded:
-    """One operation of a client: when it was called and answered, and how; `answered` is None for an unknown outcome."""
+    """One operation of a client: when it was called and answered, and how.  An unknown outcome has no `answered`."""
 
     client: Id
     operation: dict[str, Any]
@@ -298,7 +298,8 @@ class Simulation:
         self._quiet = False
         chance = self.random
         chosen = [name for name in FAULTS if chance.random() < 0.5]
-        self.faults = frozenset(chosen if faults is None else faults)
+        self.report.chosen = tuple(chosen if faults is None else faults)
+        self.faults = frozenset(self.report.chosen)
         # A snapshot every few entries, or hardly ever: both ways of catching up are met.
         self.settings = Settings(
             snapshot_entries=chance.choice((0, 20, 100, 1000)),
@@ -311,7 +312,7 @@ class Simulation:
         self._last_arrival: dict[tuple[Id, Id], int] = {}
         self._redis_down_until = 0
         self._links: dict[Id, _Link] = {}
-        self._epoch = 0
+        self._epochs: Counter[Id] = Counter()
         # What all nodes must agree on.
         self._leaders: dict[int, Id] = {}
         self._checks: dict[tuple[int, int], int] = {}
@@ -509,21 +510,25 @@ class Simulation:
                 return
             if "duplicate" in faults and chance.random() < 0.02:
                 self._fault("duplicate", source, target)
-                self._after(delay + chance.randint(0, 100 * _MS), self._arrive, source, target, message, self._epoch)
+                self._after(
+                    delay + chance.randint(0, 100 * _MS), self._arrive, source, target, message, self._epochs[target]
+                )
             if "delay" in faults and chance.random() < 0.005:
                 self._fault("delay", source, target)
                 delay += chance.randint(1, 2_000) * _MS
             if "reorder" in faults and chance.random() < 0.02:
                 self._fault("reorder", source, target)
-                self._after(delay + chance.randint(1, 20) * _MS, self._arrive, source, target, message, self._epoch)
+                self._after(
+                    delay + chance.randint(1, 20) * _MS, self._arrive, source, target, message, self._epochs[target]
+                )
                 return
         arrival = max(self.now + delay, self._last_arrival.get(link, 0) + 1)
         self._last_arrival[link] = arrival
-        self._after(arrival - self.now, self._arrive, source, target, message, self._epoch)
+        self._after(arrival - self.now, self._arrive, source, target, message, self._epochs[target])
 
     def _arrive(self, source: Id, target: Id, message: bytes, epoch: int) -> None:
-        if epoch != self._epoch:
-            return  # The Redis was flushed meanwhile.
+        if epoch != self._epochs[target]:
+            return  # The inbox was flushed meanwhile.
         link = self._links.get(target)
         if link is None or link.silent_until > self.now:
             if link is not None:
@@ -567,7 +572,7 @@ class Simulation:
             link.inbox.append(self.random.choice(link.seen))
             self._wake_owner(link.id)
 
-    def _cut_links(self, links: list[tuple[Id, Id]]) -> None:
+    def _cut_links(self, links: Sequence[tuple[Id, Id]]) -> None:
         until = self.now + self._while()
         for link in links:
             self._cut[link] = until
@@ -608,7 +613,7 @@ class Simulation:
 
     def _unclog(self, link: tuple[Id, Id]) -> None:
         for message in self._clogged.pop(link, []):
-            self._after(self.random.randint(0, 5 * _MS), self._arrive, *link, message, self._epoch)
+            self._after(self.random.randint(0, 5 * _MS), self._arrive, *link, message, self._epochs[link[1]])
 
     def _do_redis_down(self) -> None:
         self._fault("redis_down")
@@ -620,15 +625,15 @@ class Simulation:
 
     def _do_redis_flush(self) -> None:
         self._fault("redis_flush")
-        self._epoch += 1
         for link in self._links.values():
+            self._epochs[link.id] += 1
             link.seen.clear()
 
     def _do_redis_lose_suffix(self) -> None:
         node = self._some_node()
-        if node is not None and node.link is not None and node.link.inbox:
+        if node is not None:
             self._fault("redis_lose_suffix", node.id)
-            del node.link.inbox[self.random.randrange(len(node.link.inbox)) :]
+            self._epochs[node.id] += 1
 
     def _do_redis_rewind(self) -> None:
         node = self._some_node()
@@ -782,7 +787,8 @@ class Simulation:
                 if last < before[1] or (before[1] >= base and log.check_at(before[1]) != before[2]):
                     raise Violation(f"leader append-only: {process.id} changed its log in term {term}")
             elif self._highest_commit > last or (
-                self._highest_commit >= base and log.check_at(self._highest_commit) != self._committed[self._highest_commit]
+                self._highest_commit >= base
+                and log.check_at(self._highest_commit) != self._committed[self._highest_commit]
             ):
                 raise Violation(f"leader completeness: {process.id} leads term {term} without what is committed")
             process.last_as_leader = (term, last, last_check)
@@ -835,7 +841,9 @@ class Simulation:
         """Exactly once: a counter holds what was acknowledged, and at most what is unknown on top of it."""
         machine = max((each.driver().machine for each in self.processes.values() if each.node), key=lambda m: m.count)
         for key in range(_KEYS):
-            adds = [each for each in self.report.history if each.operation == {"op": "add", "key": f"c{key}", "value": 1}]
+            adds = [
+                each for each in self.report.history if each.operation == {"op": "add", "key": f"c{key}", "value": 1}
+            ]
             low = sum(each.answered is not None for each in adds)
             value = machine.values.get(f"c{key}", 0)
             if not low <= value <= len(adds):
