@@ -34,8 +34,13 @@ class Disk:
 class Net:
     """Replicas 1 to n.  `sent` holds what left and was not delivered: (source, target, message)."""
 
-    def __init__(self, core: Any, size: int, logs: dict[int, Disk] | None = None) -> None:
+    def __init__(
+        self, core: Any, size: int, logs: dict[int, Disk] | None = None, configuration: Any = None, **limits: int
+    ) -> None:
         self.core = core
+        self.configuration = configuration
+        self.limits = limits
+        self.draws: dict[int, int] = {}
         self.ids = list(range(1, size + 1))
         self.now = 1_000_000
         self.disks = {id: (logs or {}).get(id) or Disk(core) for id in self.ids}
@@ -54,9 +59,18 @@ class Net:
         if disk.log.last_index > disk.log.base_index:
             log.restore(disk.log.slice(disk.log.base_index + 1, disk.log.last_index + 1))
         self.writing.pop(id, None)
-        configuration = self.core.Configuration(tuple(self.ids))
+        configuration = self.configuration or self.core.Configuration(tuple(self.ids))
         self.rafts[id] = self.core.Raft(
-            id, configuration, log, disk.term, disk.vote, self.now, ELECTION, HEARTBEAT, lambda bound: 0
+            id,
+            configuration,
+            log,
+            disk.term,
+            disk.vote,
+            self.now,
+            ELECTION,
+            HEARTBEAT,
+            lambda bound: self.draws.get(id, 0),
+            **self.limits,
         )
         return self.rafts[id]
 

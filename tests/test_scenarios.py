@@ -1,0 +1,456 @@
+"""Stories of the protocol, told as scripts: tests/scenarios/*.txt, each with the output that it must give on both cores.
+
+A line at the margin is a command; the indented lines below it are what it must print; `#` begins a comment.  After a
+change of the rules, or for a new script, let the outputs be written anew, and read the difference before it is committed:
+
+    RAFTPLUG_REWRITE_SCENARIOS=1 pytest tests/test_scenarios.py
+
+Commands, where N, FROM and TO are replicas (`*` is any) and KIND is a kind of message, as the outputs name it:
+
+    nodes COUNT [NAME=VALUE…]    start replicas 1 to COUNT; voters=, outgoing=, learners=, max_append_bytes=, window_bytes=
+    disk N TERMS [term=T] [vote=V]   start N anew from a disk whose entries have these terms (`-`: none)
+    draw N 250ms                 what N's random source gives: its election timeout is 500 ms more
+    wait 100ms                   let time pass
+    tick N                       let N look at the clock
+    campaign N                   let N's election timer run out, and nobody else's
+    heartbeat N                  wait 100ms, tick N
+    deliver [FROM TO] [KIND…]    deliver what is in flight and what that causes, until nothing of the kind is left
+    next FROM TO [KIND…]         deliver the oldest one only
+    drop, repeat, reverse FROM TO [KIND…]   lose what is in flight; send the oldest once more; turn the order round
+    cut N…, heal N…              lose what is sent from or to N from now on; no longer
+    slow N, sync N, fast N       N's disk takes its time; its write is durable now; it is quick again
+    look N                       take what is ready but write nothing
+    crash N, restart N           lose what is not on disk; start from it
+    propose N PAYLOAD…           (x*100 is a hundred of x)        read N REQUEST        resign N
+    snapshot N INDEX [keep=K]    a snapshot of N up to INDEX is durable
+    forge FROM TO KIND NAME=VALUE…   hand TO a message made by hand; entries=1,1,2 are terms, damage=1 breaks them
+    configure N voters=…         N's members from now on
+    sent, status, progress N     what is in flight; the replicas; what leader N knows of the others
+    quietly COMMAND              print nothing
+
+Everything is written index/term: `3/2` is entry 3 of term 2.  Safety is checked after every command.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from raftplug.constants import APPEND, APPEND_RESPONSE, LEADER, NOOP, ROLE_NAMES, SNAPSHOT, TRANSITION
+from raftplug.errors import RaftplugError
+from rules import ELECTION, HEARTBEAT, Disk, Net
+
+SCRIPTS = sorted(Path(__file__).parent.joinpath("scenarios").glob("*.txt"))
+REWRITE = os.environ.get("RAFTPLUG_REWRITE_SCENARIOS") == "1"
+KINDS = {
+    "pre-vote": 1,
+    "pre-vote-answer": 2,
+    "vote": 3,
+    "vote-answer": 4,
+    "append": 5,
+    "answer": 6,
+    "snapshot": 7,
+}
+NAMES = {number: name for name, number in KINDS.items()}
+STATES = ("probe", "replicate", "install")
+
+
+class Stage(Net):
+    """The replicas of a script.  `lines` is what they did, in words; `raw` is the same in bytes."""
+
+    def __init__(self, core: Any, size: int, **options: Any) -> None:
+        self.lines: list[str] = []
+        self.raw: list[bytes] = []
+        self.down: set[int] = set()
+        self.leaders: dict[int, int] = {}
+        self.committed: list[int] = []
+        super().__init__(core, size, **options)
+        self.seen = {id: self.facts(id) for id in self.ids}
+
+    # What happens.
+
+    def pump(self, id: int) -> list[Any]:
+        raft, sent = self.rafts[id], []
+        while True:
+            ready = raft.ready()
+            sent += self.take(id, ready)
+            if not ready.write:
+                break
+            self.writing[id] = ready
+            self.say(f"  {id} writes {self.write_text(id, ready)}")
+            if id in self.slow:
+                break
+            self.sync(id, pump=False)
+        return sent
+
+    def take(self, id: int, ready: Any) -> list[Any]:
+        for message in ready.messages:
+            self.sent.append((id, message.peer, message))
+            self.raw.append(b"%d>%d:" % (id, message.peer) + message.encode())
+        self.raw.append(repr((ready.write, ready.term, ready.vote, ready.first, ready.block)).encode())
+        for request, index in ready.reads:
+            self.say(f"  {id} may answer {request} at {index}")
+        for request in ready.failed_reads:
+            self.say(f"  {id} cannot answer {request}")
+        for index, kind, term, payload in ready.truncated:
+            self.say(f"  {id} drops {index}/{term} {content(kind, payload)}")
+        return list(ready.messages)
+
+    def act(self, id: int, action: Callable[[], object]) -> None:
+        """Let a replica do something, and say what it did."""
+        try:
+            action()
+        except RaftplugError as error:
+            self.say(f"  {id} refuses: {type(error).__name__}: {error}")
+        self.pump(id)
+        self.compare(id)
+
+    def arrive(self, position: int) -> None:
+        source, target, message = self.sent.pop(position)
+        if message.kind == SNAPSHOT:
+            message.hint, message.data = self.disks[source].log.check_at(message.index), b"state"
+        lost = {source, target} & self.cut or target in self.down
+        self.say(f"{self.message_text(source, target, message)}{' LOST' if lost else ''}")
+        if lost:
+            return
+        arrived = self.core.Message.decode(message.encode())
+        arrived.peer = source
+        self.rafts[target].set_time(self.now)
+        self.act(target, lambda: self.rafts[target].step(arrived))
+
+    # What is said of it.
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def facts(self, id: int) -> dict[str, Any]:
+        raft = self.rafts[id]
+        role = ROLE_NAMES[raft.role]
+        if raft.leader is not None and raft.leader != id:
+            role += f" of {raft.leader}"
+        log = " ".join(self.entry_text(raft.log, index) for index in range(raft.log.base_index + 1, raft.log.last_index + 1))
+        if raft.log.base_index:
+            log = f"({raft.log.base_index}/{raft.log.base_term}) {log}".strip()
+        return {
+            "role": role,
+            "term": raft.term,
+            "vote": raft.vote,
+            "commit": raft.commit,
+            "stable": raft.stable,
+            "log": log,
+        }
+
+    def compare(self, id: int) -> None:
+        """Say what has changed, and check what must hold."""
+        before, now = self.seen[id], self.facts(id)
+        self.seen[id] = now
+        changes = [f"{name} {now[name]}" for name in now if now[name] != before[name] and name not in ("log", "stable")]
+        if changes:
+            self.say(f"  {id}: {', '.join(changes)}")
+        raft = self.rafts[id]
+        if raft.role == LEADER:
+            assert self.leaders.setdefault(raft.term, id) == id, f"two leaders in term {raft.term}"
+        assert raft.stable <= raft.log.last_index and raft.log.base_index <= raft.commit <= raft.log.last_index
+        for index in range(raft.log.base_index + 1, raft.commit + 1):
+            check = raft.log.check_at(index)
+            self.committed += [-1] * (index - len(self.committed))
+            assert self.committed[index - 1] in (-1, check), f"{id} commits another entry {index}"
+            self.committed[index - 1] = check
+
+    def entry_text(self, log: Any, index: int) -> str:
+        return f"{index}/{log.term_at(index)}"
+
+    def write_text(self, id: int, ready: Any) -> str:
+        parts = [f"term {ready.term} vote {ready.vote}"]
+        if ready.snapshot is not None:
+            parts.append(f"snapshot {ready.snapshot.index}/{ready.snapshot.log_term}")
+        if ready.first:
+            parts.append(f"log from {ready.first}: {block_text(ready.block)}")
+        return ", ".join(parts)
+
+    def message_text(self, source: int, target: int, message: Any) -> str:
+        text = f"{source}>{target} {NAMES[message.kind]} term {message.term}"
+        if message.kind in (1, 3):
+            text += f", log to {message.index}/{message.log_term}"
+        elif message.kind in (2, 4):
+            text += ", granted" if message.flag else ", refused"
+        elif message.kind == APPEND:
+            text += f", after {message.index}/{message.log_term}: {block_text(message.data)}, commit {message.commit}"
+        elif message.kind == APPEND_RESPONSE and message.flag:
+            text += f", durable to {message.index}, verified to {message.hint}"
+        elif message.kind == APPEND_RESPONSE:
+            text += f", no match at {message.index}, perhaps at {message.hint}/{message.log_term}"
+        else:
+            text += f", {message.index}/{message.log_term}, commit {message.commit}"
+        return f"{text}, round {message.context}" if message.context else text
+
+
+class Player:
+    """Plays one script, command by command."""
+
+    def __init__(self, core: Any) -> None:
+        self.core = core
+        self.stage: Any = None
+
+    def play(self, line: str) -> list[str]:
+        """Carry out one command; return what it prints."""
+        words = line.split()
+        quiet = words[0] == "quietly"
+        name, *arguments = words[quiet:]
+        plain = [word for word in arguments if "=" not in word]
+        options = dict(word.split("=", 1) for word in arguments if "=" in word)
+        getattr(self, f"do_{name}")(plain, options)
+        lines, self.stage.lines = self.stage.lines, []
+        return [] if quiet else lines
+
+    def do_nodes(self, plain: list[str], options: dict[str, str]) -> None:
+        size = int(plain[0])
+        members = {name: ids(options.pop(name)) for name in ("voters", "outgoing", "learners") if name in options}
+        members.setdefault("voters", tuple(range(1, size + 1)))
+        limits = {name: int(value) for name, value in options.items()}
+        self.stage = Stage(self.core, size, configuration=self.core.Configuration(**members), **limits)
+
+    def do_disk(self, plain: list[str], options: dict[str, str]) -> None:
+        id = int(plain[0])
+        terms = [] if plain[1] == "-" else [int(each) for each in plain[1].split(",")]
+        term = int(options["term"]) if "term" in options else None
+        vote = int(options["vote"]) if "vote" in options else None
+        self.stage.disks[id] = Disk(self.core, terms, term, vote)
+        self.stage.boot(id)
+        self.stage.seen[id] = self.stage.facts(id)
+
+    def do_draw(self, plain: list[str], options: dict[str, str]) -> None:
+        self.stage.draws[int(plain[0])] = duration(plain[1])
+
+    def do_wait(self, plain: list[str], options: dict[str, str]) -> None:
+        self.stage.wait(duration(plain[0]))
+
+    def do_tick(self, plain: list[str], options: dict[str, str]) -> None:
+        id = int(plain[0])
+        self.stage.act(id, lambda: self.stage.rafts[id].tick(self.stage.now))
+
+    def do_campaign(self, plain: list[str], options: dict[str, str]) -> None:
+        id = int(plain[0])
+        self.stage.now = max(self.stage.now + ELECTION, self.stage.rafts[id].deadline())
+        self.do_tick(plain, options)
+
+    def do_heartbeat(self, plain: list[str], options: dict[str, str]) -> None:
+        self.stage.wait(HEARTBEAT)
+        self.do_tick(plain, options)
+
+    def do_deliver(self, plain: list[str], options: dict[str, str]) -> None:
+        for position in self.positions(plain):
+            self.stage.arrive(position)
+
+    def do_next(self, plain: list[str], options: dict[str, str]) -> None:
+        self.stage.arrive(next(self.positions(plain)))
+
+    def do_drop(self, plain: list[str], options: dict[str, str]) -> None:
+        for position in self.positions(plain):
+            self.stage.say(f"{self.stage.message_text(*self.stage.sent.pop(position))} LOST")
+
+    def do_repeat(self, plain: list[str], options: dict[str, str]) -> None:
+        self.stage.sent.append(self.stage.sent[next(self.positions(plain))])
+
+    def do_reverse(self, plain: list[str], options: dict[str, str]) -> None:
+        wanted = selector(plain)
+        positions = [index for index, each in enumerate(self.stage.sent) if wanted(*each)]
+        messages = [self.stage.sent[index] for index in positions]
+        for index, message in zip(positions, reversed(messages), strict=True):
+            self.stage.sent[index] = message
+
+    def do_cut(self, plain: list[str], options: dict[str, str]) -> None:
+        self.stage.cut.update(map(int, plain))
+
+    def do_heal(self, plain: list[str], options: dict[str, str]) -> None:
+        self.stage.cut.difference_update(map(int, plain))
+
+    def do_slow(self, plain: list[str], options: dict[str, str]) -> None:
+        self.stage.slow.add(int(plain[0]))
+
+    def do_sync(self, plain: list[str], options: dict[str, str]) -> None:
+        id = int(plain[0])
+        self.stage.say(f"  {id} has written")
+        self.stage.sync(id)
+        self.stage.compare(id)
+
+    def do_fast(self, plain: list[str], options: dict[str, str]) -> None:
+        self.stage.slow.discard(int(plain[0]))
+        if int(plain[0]) in self.stage.writing:
+            self.do_sync(plain, options)
+
+    def do_look(self, plain: list[str], options: dict[str, str]) -> None:
+        id = int(plain[0])
+        self.stage.take(id, self.stage.rafts[id].ready(False))
+        self.stage.compare(id)
+
+    def do_crash(self, plain: list[str], options: dict[str, str]) -> None:
+        self.stage.down.add(int(plain[0]))
+
+    def do_restart(self, plain: list[str], options: dict[str, str]) -> None:
+        id = int(plain[0])
+        self.stage.down.discard(id)
+        self.stage.boot(id)
+        self.stage.seen[id] = self.stage.facts(id)
+        self.status(id)
+
+    def do_propose(self, plain: list[str], options: dict[str, str]) -> None:
+        id = int(plain[0])
+
+        def propose() -> None:
+            for word in plain[1:]:
+                text, _, times = word.partition("*")
+                self.stage.rafts[id].propose(TRANSITION, text.encode() * int(times or 1))
+
+        self.stage.act(id, propose)
+
+    def do_read(self, plain: list[str], options: dict[str, str]) -> None:
+        id = int(plain[0])
+        self.stage.act(id, lambda: self.stage.rafts[id].read(plain[1]))
+
+    def do_resign(self, plain: list[str], options: dict[str, str]) -> None:
+        id = int(plain[0])
+        self.stage.act(id, self.stage.rafts[id].resign)
+
+    def do_snapshot(self, plain: list[str], options: dict[str, str]) -> None:
+        id, index, keep = int(plain[0]), int(plain[1]), int(options.get("keep", "0"))
+        self.stage.act(id, lambda: self.stage.rafts[id].snapshot_stored(index, keep))
+        self.stage.say(f"  {id}: log {self.stage.facts(id)['log']}")
+
+    def do_forge(self, plain: list[str], options: dict[str, str]) -> None:
+        source, target, kind = int(plain[0]), int(plain[1]), KINDS.get(plain[2])
+        fields = {name: int(value) for name, value in options.items() if name not in ("entries", "damage")}
+        if "entries" in options:
+            index, log_term = fields["index"], fields["log_term"]
+            log = self.core.Log(index, log_term, max(0, self.stage.rafts[target].log.check_at(index)))
+            for term in ids(options["entries"]):
+                log.append(term, TRANSITION, b"%d/%d" % (log.last_index + 1, term))
+            fields["data"] = log.slice(index + 1, log.last_index + 1)
+        if "damage" in options:
+            fields["data"] = fields["data"][:-1] + b"?"
+        message = self.core.Message(kind, fields.pop("term"), **fields)
+        if "flag" in fields:
+            message.flag = bool(fields["flag"])
+        self.stage.sent.append((source, target, message))
+        if message.kind == SNAPSHOT:
+            hint = message.hint
+            self.stage.sent.pop()
+            self.stage.say(self.stage.message_text(source, target, message))
+            message.peer, message.hint = source, hint
+            self.stage.act(target, lambda: self.stage.rafts[target].step(message))
+        else:
+            self.stage.arrive(len(self.stage.sent) - 1)
+
+    def do_configure(self, plain: list[str], options: dict[str, str]) -> None:
+        members = {name: ids(value) for name, value in options.items()}
+        self.stage.rafts[int(plain[0])].set_configuration(self.core.Configuration(**members))
+
+    def do_sent(self, plain: list[str], options: dict[str, str]) -> None:
+        for source, target, message in self.stage.sent:
+            self.stage.say(self.stage.message_text(source, target, message))
+
+    def do_status(self, plain: list[str], options: dict[str, str]) -> None:
+        for id in self.stage.ids:
+            self.status(id)
+
+    def status(self, id: int) -> None:
+        facts = {name: value for name, value in self.stage.facts(id).items() if value != ""}
+        text = ", ".join(f"{name} {value}" for name, value in facts.items() if name != "role")
+        self.stage.say(f"{id} {'down' if id in self.stage.down else facts['role']}, {text}")
+
+    def do_progress(self, plain: list[str], options: dict[str, str]) -> None:
+        for peer, each in self.stage.rafts[int(plain[0])].progress.items():
+            paused = ", paused" if each.paused else ""
+            pending = f", snapshot {each.pending_snapshot}" if each.state == 2 else ""
+            self.stage.say(f"{peer} {STATES[each.state]}, match {each.match}, next {each.next}{pending}{paused}")
+
+    def positions(self, plain: list[str]) -> Iterator[int]:
+        """Where the oldest wanted message in flight is, again and again."""
+        wanted = selector(plain)
+        while True:
+            position = next((i for i, each in enumerate(self.stage.sent) if wanted(*each)), None)
+            if position is None:
+                return
+            yield position
+
+
+def selector(plain: list[str]) -> Callable[[int, int, Any], bool]:
+    source, target = plain[:2] if plain and plain[0] not in KINDS else ("*", "*")
+    kinds = {KINDS[word] for word in plain if word in KINDS}
+    return lambda *each: (
+        source in ("*", str(each[0])) and target in ("*", str(each[1])) and (not kinds or each[2].kind in kinds)
+    )
+
+
+def ids(text: str) -> tuple[int, ...]:
+    return tuple(int(each) for each in text.split(",") if each)
+
+
+def duration(text: str) -> int:
+    assert text.endswith("ms")
+    return int(text[:-2]) * 1000
+
+
+def content(kind: int, payload: bytes) -> str:
+    if kind == NOOP:
+        return "no-op"
+    return payload.decode() if len(payload) < 20 else f"{len(payload)} bytes"
+
+
+def block_text(block: bytes) -> str:
+    """The entries of a block, in words."""
+    parts, position = [], 0
+    while position < len(block):
+        index, term = int.from_bytes(block[position : position + 8], "little"), block[position + 8]
+        length = int.from_bytes(block[position + 17 : position + 21], "little")
+        payload = block[position + 25 : position + 25 + length]
+        parts.append(f"{index}/{term} {content(block[position + 16], payload)}")
+        position += 25 + length
+    return "; ".join(parts) or "nothing"
+
+
+def commands(text: str) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(text.splitlines()):
+        if line.strip() and not line.startswith(("#", " ")):
+            yield number, line
+
+
+def told(text: str, core: Any) -> tuple[str, list[bytes]]:
+    """The script with the outputs that this core gives, and what was sent and written, in bytes."""
+    player, lines, raw = Player(core), [], []
+    for line in text.splitlines():
+        if line.startswith(" "):
+            continue
+        lines.append(line.rstrip())
+        if line.strip() and not line.startswith("#"):
+            lines += [f"    {each}" for each in player.play(line)]
+    if player.stage is not None:
+        raw = player.stage.raw
+    return "\n".join(lines) + "\n", raw
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_a_story_goes_as_it_is_told(script: Path, core: SimpleNamespace) -> None:
+    text = script.read_text()
+    now, _ = told(text, core)
+    if REWRITE and core.Raft.__module__ == "raftplug.raft":
+        script.write_text(now)
+    else:
+        assert now == text
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_a_story_sends_and_writes_the_same_bytes_on_both_cores(
+    script: Path, both_cores: tuple[SimpleNamespace, SimpleNamespace]
+) -> None:
+    first, second = (told(script.read_text(), core)[1] for core in both_cores)
+    assert first == second
+
+
+def test_there_are_enough_stories() -> None:
+    assert len(SCRIPTS) >= 25
