@@ -134,7 +134,9 @@ class Stage(Net):
         role = ROLE_NAMES[raft.role]
         if raft.leader is not None and raft.leader != id:
             role += f" of {raft.leader}"
-        log = " ".join(self.entry_text(raft.log, index) for index in range(raft.log.base_index + 1, raft.log.last_index + 1))
+        log = " ".join(
+            self.entry_text(raft.log, index) for index in range(raft.log.base_index + 1, raft.log.last_index + 1)
+        )
         if raft.log.base_index:
             log = f"({raft.log.base_index}/{raft.log.base_term}) {log}".strip()
         return {
