@@ -17,13 +17,14 @@ from conftest import load_core
 from raftplug.constants import (
     APPEND,
     APPEND_RESPONSE,
-    CANDIDATE,
     HIGHEST,
     LEADER,
     LIMIT,
-    REPLICATE,
+    PRE_CANDIDATE,
+    PRE_VOTE_RESPONSE,
     SNAPSHOT,
     TRANSITION,
+    VOTE_RESPONSE,
 )
 from raftplug.errors import InvariantViolated, RaftplugError
 from rules import ELECTION, HEARTBEAT, Disk, Net
@@ -118,6 +119,8 @@ operation = st.one_of(
         )
     ]
     * 8,
+    *[st.tuples(st.just("lead"))] * 4,
+    *[st.tuples(st.just("acknowledge"), st.sampled_from([2, 3]), st.booleans())] * 3,
     st.tuples(st.just("kind"), st.sampled_from([0, 8, 32, 33, -1])),
     st.tuples(st.just("propose"), st.sampled_from([0, 1, 4, 255, 256, -1]), st.binary(max_size=8)),
     st.tuples(st.just("propose"), st.just(1), st.sampled_from([b"", b"x"])),
@@ -191,6 +194,25 @@ class One:
             numbers[1] = self.raft.progress[peer].next - 1
         return self.step(kind, numbers, flag, peer, entries)
 
+    def lead(self) -> Any:
+        """All others elect it."""
+        seen = [outcome(self.elapse, 3 * ELECTION), outcome(self.settle)]
+        for kind in (PRE_VOTE_RESPONSE, VOTE_RESPONSE):
+            for peer in (2, 3, 4, 5):
+                message = self.core.Message(kind, self.raft.term + (self.raft.role == PRE_CANDIDATE), flag=True)
+                message.peer = peer
+                seen.append(outcome(self.raft.step, message))
+            seen.append(outcome(self.settle))
+        return seen
+
+    def acknowledge(self, peer: int, last: bool) -> Any:
+        """The answer that a leader waits for: a peer has all, or all but what the leader sent last."""
+        log = self.raft.log
+        index = log.last_index if last else max(log.last_index - 1, 0)
+        message = self.core.Message(APPEND_RESPONSE, self.raft.term, index, hint=log.last_index, context=1, flag=True)
+        message.peer = peer
+        return self.raft.step(message)
+
     def block(self, entries: Any, index: int, log_term: int) -> bytes:
         """Entries that continue the replica's log at `index`, perhaps with one bit turned over."""
         if entries is None or isinstance(entries, bytes):
@@ -231,7 +253,7 @@ class One:
         return self.raft.set_configuration(self.core.Configuration(voters))
 
 
-@given(start=starts, script=st.lists(operation, max_size=60))
+@given(start=starts, script=st.lists(operation, min_size=25, max_size=60))
 @LOCKSTEP
 def test_a_replica_that_is_told_anything_is_the_same_on_both_cores(
     both_cores: tuple[SimpleNamespace, SimpleNamespace], start: Any, script: list[tuple[Any, ...]]
@@ -254,6 +276,7 @@ group_operation = st.one_of(
     st.tuples(st.just("damage"), st.integers(0, 40), st.sampled_from(FIELDS[1:]), number),
     *[st.tuples(st.just("elapse"), st.integers(1, 3), st.sampled_from([HEARTBEAT, ELECTION, 2 * ELECTION]))] * 4,
     *[st.tuples(st.just("beat"))] * 3,
+    *[st.tuples(st.just("elect"), st.integers(1, 3))] * 2,
     *[st.tuples(st.just("propose"), st.integers(1, 3), st.integers(0, 300))] * 3,
     st.tuples(st.just("read"), st.integers(1, 3), st.integers(0, 9)),
     st.tuples(st.just("resign"), st.integers(1, 3)),
@@ -335,6 +358,12 @@ class Group(Net):
         self.now += microseconds
         self.attempt(id, self.rafts[id].tick, self.now)
 
+    def do_elect(self, id: int) -> None:
+        """Without trouble on the way, that is."""
+        self.cut.clear()
+        self.do_elapse(id, 2 * ELECTION)
+        self.do_all()
+
     def do_beat(self) -> None:
         self.now += HEARTBEAT
         for id, raft in self.rafts.items():
@@ -379,7 +408,7 @@ class Group(Net):
 @given(
     limits=st.sampled_from([(65536, 262144), (100, 200), (1, 1)]),
     logs=st.lists(st.lists(st.integers(1, 3), max_size=4).map(sorted), min_size=3, max_size=3),
-    script=st.lists(group_operation, max_size=80),
+    script=st.lists(group_operation, min_size=40, max_size=100),
 )
 @LOCKSTEP
 def test_a_group_is_the_same_on_both_cores(

@@ -1,13 +1,14 @@
-"""Stories of the protocol, told as scripts: tests/scenarios/*.txt, each with the output that it must give on both cores.
+"""Stories of the protocol as scripts, tests/scenarios/*.txt, each with the output that it must give on both cores.
 
 A line at the margin is a command; the indented lines below it are what it must print; `#` begins a comment.  After a
-change of the rules, or for a new script, let the outputs be written anew, and read the difference before it is committed:
+change of the rules, or for a new script, let the outputs be written anew, and read the difference before you commit:
 
     RAFTPLUG_REWRITE_SCENARIOS=1 pytest tests/test_scenarios.py
 
 Commands, where N, FROM and TO are replicas (`*` is any) and KIND is a kind of message, as the outputs name it:
 
-    nodes COUNT [NAME=VALUE…]    start replicas 1 to COUNT; voters=, outgoing=, learners=, max_append_bytes=, window_bytes=
+    nodes COUNT [NAME=VALUE…]    start replicas 1 to COUNT; NAME is voters, outgoing, learners (1,2,3), or
+                                 max_append_bytes, window_bytes
     disk N TERMS [term=T] [vote=V]   start N anew from a disk whose entries have these terms (`-`: none)
     draw N 250ms                 what N's random source gives: its election timeout is 500 ms more
     wait 100ms                   let time pass
