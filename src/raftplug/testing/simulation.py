@@ -42,6 +42,7 @@ EVENTS = 8_000
 _ENTRY = struct.Struct("<QQBII")
 _MS = 1_000
 _KEYS = 5
+_LIVENESS_EVENTS = 200_000
 
 FAULTS: dict[str, str] = {
     "drop": "a frame is lost",
@@ -215,7 +216,7 @@ class _Link(Cluster):
         self.world = world
         self.id = id
         self.inbox: list[bytes] = []
-        self.seen: deque[bytes] = deque(maxlen=50)
+        self.seen: deque[bytes] = deque(maxlen=50)  # What the inbox still holds: a restarted reader may meet it again.
         self.silent_until = 0
 
     def send_message(self, to_id: Id, message: bytes) -> None:
@@ -247,6 +248,7 @@ class _Process:
         self.rate = 1.0
         self.offset = 0
         self.disk_us = 300
+        self.seen: deque[bytes] = deque(maxlen=50)
         self.job: Callable[[], None] | None = None
         self.good_rows: Any = None  # The rows before they were damaged.
         # What the checks remember of this life, and of the disk.
@@ -307,6 +309,7 @@ class Simulation:
             max_append_bytes=chance.choice((200, 65536)),
             window_bytes=chance.choice((400, 262144)),
         )
+        self._fault_ms = chance.choice((60, 200, 800))  # A storm, weather, or calm in which long stories can happen.
         self._cut: dict[tuple[Id, Id], int] = {}
         self._clogged: dict[tuple[Id, Id], list[bytes]] = {}
         self._last_arrival: dict[tuple[Id, Id], int] = {}
@@ -319,6 +322,9 @@ class Simulation:
         self._committed: dict[int, int] = {0: 0}
         self._highest_commit = 0
         self._digests: dict[int, int] = {0: 0}
+        self._adds_begun: Counter[str] = Counter()
+        self._adds_acknowledged: Counter[str] = Counter()
+        self._probes: list[tuple[_Process, int, int, Future]] = []
         ids = [f"n{number}" for number in range(1, nodes + 1)]
         self._ids = ids
         uuid = cluster_uuid(GROUP, ids)
@@ -337,10 +343,12 @@ class Simulation:
         report = self.report
         try:
             self._after(self.random.randint(0, 50 * _MS), self._next_fault)
+            self._after(self.random.randint(0, 50 * _MS), self._next_probe)
             while report.events < self._limit:
                 self._step()
             self._liveness()
             self._check_counters()
+            self._check_probes()
         except Violation as violation:
             report.violation = f"{violation} (event {report.events})"
             self._note("VIOLATION", report.violation)
@@ -410,6 +418,7 @@ class Simulation:
         if process.good_rows is not None:
             raise Violation(f"corruption: {process.id} started on a damaged disk")
         process.node, process.link = node, link
+        link.seen = process.seen
         self._links[process.id] = link
         link.world = self
         driver = process.driver()
@@ -442,6 +451,7 @@ class Simulation:
     def _turn(self, process: _Process, life: int, at: int) -> None:
         node = process.node
         if node is None or life != process.life or at != process.wake_at:
+            self.report.events -= 1  # A timer that was overtaken is no event.
             return
         process.wake_at = -1
         if self.now < process.paused_until:
@@ -453,8 +463,8 @@ class Simulation:
             self._note("stops", process.id)
             self._kill(process, self.random.randint(1, 2_000) * _MS)
             return
-        except RaftplugError as error:
-            raise Violation(f"{type(error).__name__}: {process.id}: {error}") from error
+        except Exception as error:
+            raise Violation(f"no crash: {process.id} stops: {type(error).__name__}: {error}") from error
         self._check(process)
         due = node.due()
         self._wake(process, int((due - self._clock(process)) / process.rate) + 1 if due else 0)
@@ -552,14 +562,21 @@ class Simulation:
     def _next_fault(self) -> None:
         if self._quiet:
             return
-        self._after(self.random.randint(1, 400) * _MS, self._next_fault)
+        self._after(self.random.randint(1, self._fault_ms) * _MS, self._next_fault)
         scheduled = [name for name in FAULTS if name in self.faults and hasattr(self, f"_do_{name}")]
         if scheduled:
             getattr(self, f"_do_{self.random.choice(scheduled)}")()
 
     def _some_node(self, up: bool = True) -> _Process | None:
+        """Any node that is up, or down; of those that are up, a leader every other time: that is where bugs live."""
         fitting = [each for each in self.processes.values() if (each.node is not None) == up]
+        leading = [each for each in fitting if up and each.driver().raft.role == LEADER]
+        if leading and self.random.random() < 0.5:
+            return self.random.choice(leading)
         return self.random.choice(fitting) if fitting else None
+
+    def _down_for(self) -> int:
+        return self.random.choice((1, 50, 1_000, 3_000)) * _MS
 
     def _while(self) -> int:
         return self.random.choice((100, 700, 3_000)) * _MS
@@ -592,7 +609,8 @@ class Simulation:
         self._cut_links([(first, second), (second, first)])
 
     def _do_isolate(self) -> None:
-        node = self.random.choice(self._ids)
+        some = self._some_node()
+        node = some.id if some is not None else self.random.choice(self._ids)
         self._fault("isolate", node)
         others = [id for id in self._ids if id != node]
         self._cut_links([(node, other) for other in others] + [(other, node) for other in others])
@@ -651,7 +669,7 @@ class Simulation:
         node = self._some_node()
         if node is not None:
             self._fault("crash", node.id)
-            self._kill(node, self.random.randint(1, 3_000) * _MS)
+            self._kill(node, self._down_for())
 
     def _do_crash_after_sync(self) -> None:
         fitting = [each for each in self.processes.values() if each.job is not None and not each.rows.full]
@@ -661,7 +679,7 @@ class Simulation:
             job = node.job
             if job is not None and not node.rows.failing:
                 job()
-            self._kill(node, self.random.randint(1, 3_000) * _MS)
+            self._kill(node, self._down_for())
 
     def _do_restart_all(self) -> None:
         if self.random.random() < 0.2:
@@ -792,11 +810,21 @@ class Simulation:
             ):
                 raise Violation(f"leader completeness: {process.id} leads term {term} without what is committed")
             process.last_as_leader = (term, last, last_check)
+            for peer, progress in raft.progress.items():
+                holder = self.processes[peer]
+                match = progress.match
+                if holder.durable_term == term and match > holder.durable_base and match not in holder.durable:
+                    raise Violation(
+                        f"durability: {process.id} counts entry {match}, which is not on the disk of {peer}"
+                    )
         if commit > process.commit:
             for index in range(max(process.commit, base) + 1, commit + 1):
                 self._commit(process, index, log.check_at(index))
         elif commit >= base and commit in self._committed and log.check_at(commit) != self._committed[commit]:
             raise Violation(f"state machine safety: {process.id} replaced the committed entry {commit}")
+        at_rest = not raft.writing and raft.vote is not None and term == process.durable_term
+        if at_rest and process.votes.get(term) != raft.vote:
+            raise Violation(f"durability: the vote of {process.id} in term {term} is not on its disk")
         changed = (term, commit) != (process.term, process.commit)
         process.term, process.commit, process.applied = term, commit, driver.applied
         if changed or raft.role == LEADER:
@@ -815,7 +843,8 @@ class Simulation:
 
     def _applied(self, count: int, digest: int) -> None:
         if self._digests.setdefault(count, digest) != digest:
-            raise Violation(f"state machine safety: transition {count} differs between two machines")
+            # The machine must not raise this: to the driver it would be the transition's result.
+            self._after(0, _raise, Violation(f"state machine safety: transition {count} differs between machines"))
 
     def _record(self, process: _Process, write: Write) -> None:
         """Keep account of what is on a disk now."""
@@ -848,6 +877,47 @@ class Simulation:
             value = machine.values.get(f"c{key}", 0)
             if not low <= value <= len(adds):
                 raise Violation(f"exactly once: counter {key} is {value}, acknowledged {low} of {len(adds)}")
+
+    def check_count(self, key: str, low: int, value: Any, who: Id) -> None:
+        """A counter that is read shows what was acknowledged before, and nothing that was not begun."""
+        if not low <= (value or 0) <= self._adds_begun[key]:
+            text = f"{value or 0}, with {low} acknowledged before and {self._adds_begun[key]} begun"
+            raise Violation(f"linearizable reads: {who} reads {key} as {text}")
+
+    def _next_probe(self) -> None:
+        """Read a counter on any node, as its own process would."""
+        if self._quiet:
+            return
+        self._after(self.random.randint(1, 40) * _MS, self._next_probe)
+        process = self._some_node()
+        if process is None or process.node is None or self.now < process.paused_until:
+            return
+        key = f"c{self.random.randrange(_KEYS)}"
+        low, future = self._adds_acknowledged[key], Future()
+
+        def ended(_: Future) -> None:
+            if future.exception(0) is None:
+                self._found(key, low, future.result(0), process.id)
+
+        future.add_done_callback(ended)
+        self._probes.append((process, process.life, self.now, future))
+        deadline = self._clock(process) + 2_000 * _MS
+        process.node.call(process.driver().read, lambda machine: machine.values.get(key), future, deadline)
+        self._wake(process, 0)
+
+    def _found(self, key: str, low: int, value: Any, who: Id) -> None:
+        # A future's callback must not raise: what it found is raised by the next event.
+        try:
+            self.check_count(key, low, value, who)
+        except Violation as violation:
+            self._after(0, _raise, violation)
+
+    def _check_probes(self) -> None:
+        """Nothing is left in limbo: a read that its node took long ago has an answer."""
+        for process, life, asked, future in self._probes:
+            alive = process.life == life and process.node is not None and process.paused_until < asked
+            if alive and self.now - asked > 8_000 * _MS and not future.done():
+                raise Violation(f"no limbo: {process.id} never answered a read")
 
     # -------------------------------------------------------------- liveness
 
@@ -882,16 +952,26 @@ class Simulation:
         limit = self.now + 20 * self.settings.election_timeout_ms * _MS
         client = _Client(self, len(self._clients), idle=True)
         self._clients.append(client)
-        future = client.propose({"op": "add", "key": f"c{_KEYS}", "value": 1})
-        while self.now < limit and self._queue:
+        # First a read: a leader must be able to answer it before anybody writes.
+        future = client.propose({"op": "get", "key": f"c{_KEYS}"})
+        written = False
+        most = self.report.events + _LIVENESS_EVENTS
+        while self.now < limit and self._queue and self.report.events < most:
             self._step()
-            if future.done() and future.exception(0) is None and self._converged(chosen):
-                return
+            if future.done() and future.exception(0) is None:
+                if not written:
+                    written, future = True, client.propose({"op": "add", "key": f"c{_KEYS}", "value": 1})
+                elif self._converged(chosen):
+                    return
         raise Violation(f"liveness: {', '.join(sorted(majority))} did not elect, commit and converge in time")
 
     def _converged(self, chosen: list[_Process]) -> bool:
         drivers = [each.driver() for each in chosen if each.node is not None]
         return len(drivers) == len(chosen) and len({(driver.applied, driver.machine.digest) for driver in drivers}) == 1
+
+
+def _raise(error: Violation) -> None:
+    raise error
 
 
 class _Client:
@@ -945,7 +1025,7 @@ class _Client:
         world = self.world
         if life != self._lives or world._quiet:
             return
-        world._after(world.random.randint(1, 20) * _MS, self._next, life)
+        world._after(world.random.randint(1, 40) * _MS, self._next, life)
         if self._pending < 4:
             self.propose(self._operation(world.random))
 
@@ -953,7 +1033,7 @@ class _Client:
         key, token = f"k{chance.randrange(_KEYS)}", chance.randrange(1_000_000)
         kind = chance.choice(("get", "get", "get", "put", "append", "cas", "delete", "add", "add"))
         if kind == "get":
-            return {"op": "get", "key": key}
+            return {"op": "get", "key": chance.choice((key, f"c{key[1:]}"))}
         if kind == "put":
             return {"op": "put", "key": key, "value": f"{token};"}
         if kind == "append":
@@ -969,6 +1049,10 @@ class _Client:
         world, report = self.world, self.world.report
         future = Future()
         recorded = Recorded(self.id, operation, world.now)
+        key, counts = operation["key"], operation["key"].startswith("c")
+        low = world._adds_acknowledged[key]
+        if operation["op"] == "add":
+            world._adds_begun[key] += 1
         self._pending += 1
 
         def ended(_: Future) -> None:
@@ -977,6 +1061,10 @@ class _Client:
             if error is None:
                 recorded.answered, recorded.result = world.now, future.result(0)
                 report.acknowledged += 1
+                if counts:
+                    world._found(key, low + (operation["op"] == "add"), recorded.result, self.id)
+                if operation["op"] == "add":
+                    world._adds_acknowledged[key] += 1
             elif isinstance(error, OutcomeUnknown):
                 report.unknown += 1
             else:

@@ -1,0 +1,372 @@
+"""Plants one bug at a time in a copy of the sources, and asks whether the simulator finds it.
+
+    python tests/mutation_gate.py --json            # the whole gate
+    python tests/mutation_gate.py --sample 4        # a few of them, as the suite does
+    python tests/mutation_gate.py --only "no no-op"
+
+Each mutant is a change of one place.  It runs on the Python core, from a copied tree that is first on the path (the
+child says where its modules came from, and that is checked).  Killed means that a named invariant or the liveness phase
+failed, with a seed; an import error, a crash of the harness or a time-out is an error, and no kill.  The unmutated
+source and two changes that change nothing must survive.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SOURCE = Path(__file__).parent.parent / "src"
+SEEDS = 120
+PATIENCE_S = 600
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One planted bug: in `file`, the only `old` becomes `new`."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+
+
+EQUIVALENT = (
+    Mutant("equivalent: nothing", "raft.py", "", ""),
+    Mutant(
+        "equivalent: order of a conjunction",
+        "raft.py",
+        "self.role == CANDIDATE and message.flag",
+        "message.flag and self.role == CANDIDATE",
+    ),
+    Mutant(
+        "equivalent: max the other way round",
+        "raft.py",
+        "self.stable = max(self.stable, self._writing_last)",
+        "self.stable = max(self._writing_last, self.stable)",
+    ),
+)
+
+MUTANTS = (
+    Mutant("no vote persisted", "driver.py", "            vote=self.raft.vote,\n", "            vote=None,\n"),
+    Mutant(
+        "vote before fsync",
+        "raft.py",
+        "        if self._hard_durable:\n            self._out.append(message)\n        else:\n            self._held.append(message)",
+        "        self._out.append(message)",
+    ),
+    Mutant("ack before fsync", "raft.py", "index=min(self._verified, self.stable),", "index=self._verified,"),
+    Mutant(
+        "leader counts itself before fsync",
+        "raft.py",
+        "                matches.append(self.stable)",
+        "                matches.append(self.log.last_index)",
+    ),
+    Mutant(
+        "commit by counting an old-term entry",
+        "raft.py",
+        "if index > self.commit and self.log.term_at(index) == self.term:",
+        "if index > self.commit:",
+    ),
+    Mutant(
+        "log comparison by index only",
+        "raft.py",
+        "        if message.log_term != self.log.last_term:\n            return message.log_term > self.log.last_term\n",
+        "",
+    ),
+    Mutant(
+        "log comparison left out",
+        "raft.py",
+        "        return message.index >= self.log.last_index",
+        "        return True",
+    ),
+    Mutant(
+        "quorum n/2 for elections",
+        "configuration.py",
+        "    return 2 * count > len(voters)",
+        "    return 2 * count >= len(voters) - 1",
+    ),
+    Mutant(
+        "quorum n/2 for commits",
+        "raft.py",
+        "        return matches[(len(matches) - 1) // 2]",
+        "        return matches[(len(matches) + 1) // 2]",
+    ),
+    Mutant(
+        "stale vote response counted",
+        "raft.py",
+        "        elif message.term < self.term:\n            self._refuse_stale(message)\n            return\n",
+        "        elif message.term < self.term and message.kind != VOTE_RESPONSE:\n            self._refuse_stale(message)\n            return\n",
+    ),
+    Mutant(
+        "messages of older terms accepted",
+        "raft.py",
+        "        elif message.term < self.term:\n            self._refuse_stale(message)\n            return\n",
+        "",
+    ),
+    Mutant(
+        "second vote in a term",
+        "raft.py",
+        "            self.vote == message.peer or (self.vote is None and self.leader is None)\n        ) and self",
+        "            True\n        ) and self",
+    ),
+    Mutant(
+        "truncate always on append",
+        "raft.py",
+        "            if first:  # Only",
+        "            first = previous + 1\n            if first:  # Only",
+    ),
+    Mutant(
+        "conflict not truncated",
+        "raft.py",
+        "                if first <= self.log.last_index:\n                    self._truncate(first)\n                self.log.extend(message.data, first)",
+        "                if first > self.log.last_index:\n                    self.log.extend(message.data, first)",
+    ),
+    Mutant(
+        "previous-term check skipped",
+        "raft.py",
+        "        if self.log.term_at(previous) != message.log_term:",
+        "        if self.log.term_at(previous) < 0:",
+    ),
+    Mutant(
+        "commit not clamped to what was verified",
+        "raft.py",
+        "self.commit = max(self.commit, min(message.commit, verified))",
+        "self.commit = max(self.commit, min(message.commit, self.log.last_index))",
+    ),
+    Mutant(
+        "match index from the follower's last index",
+        "raft.py",
+        "        verified: cython.longlong = previous\n",
+        "        verified: cython.longlong = self.log.last_index\n",
+    ),
+    Mutant(
+        "no no-op",
+        "raft.py",
+        'self._term_start = self.log.append(self.term, NOOP, b"")',
+        "self._term_start = self.log.last_index",
+    ),
+    Mutant(
+        "read without a quorum round",
+        "raft.py",
+        "            if not self.configuration.has_quorum(answered):\n                return\n",
+        "",
+    ),
+    Mutant("read acknowledged without round id", "raft.py", "if progress.round >= number:", "if progress.contact > 0:"),
+    Mutant(
+        "read before the no-op commits",
+        "raft.py",
+        "if not self._new_reads or self.commit < self._term_start:",
+        "if not self._new_reads:",
+    ),
+    Mutant(
+        "read answered before its index is applied",
+        "driver.py",
+        "while self._reads and self._reads[0].index <= self.applied:",
+        "while self._reads:",
+    ),
+    Mutant(
+        "pre-vote raises the term",
+        "raft.py",
+        "        # Nothing of ours changes: no term, no vote, no timer.\n",
+        "        if message.term > self.term:\n            self._become_follower(message.term, None)\n",
+    ),
+    Mutant(
+        "older snapshot installed",
+        "raft.py",
+        "        if message.index > self.commit:\n            if self",
+        "        if message.index > 0:\n            if self",
+    ),
+    Mutant(
+        "snapshot without its index",
+        "driver.py",
+        "        self.applied = stored.index\n        self._snapshot_failed",
+        "        self._snapshot_failed",
+    ),
+    Mutant(
+        "session table not in the snapshot",
+        "driver.py",
+        "self.sessions.snapshot(), snapshot.data)",
+        "Sessions().snapshot(), snapshot.data)",
+    ),
+    Mutant(
+        "duplicate sequence executed again",
+        "driver.py",
+        "        if known is not None:\n            return _as_reply(*known)\n",
+        "",
+    ),
+    Mutant(
+        "duplicate remembered by a maximum",
+        "sessions.py",
+        "        result = found.results.get(sequence)\n",
+        "        newest = max(found.results, default=0)\n        result = found.results[newest] if 0 < sequence <= newest else None\n",
+    ),
+    Mutant(
+        "seal unchecked",
+        "storage.py",
+        '        if value[: _SEAL.size] != _SEAL.pack(crc32(body, crc32(f"{table}/{name}".encode()))):',
+        "        if False:",
+    ),
+    Mutant("apply beyond what is on disk", "raft.py", "return min(self.commit, self.stable)", "return self.commit"),
+    Mutant(
+        "completion of an old write counts for new entries",
+        "raft.py",
+        "        self._writing_last = min(self._writing_last, index - 1)\n",
+        "",
+    ),
+    Mutant(
+        "no step-down without a quorum",
+        "raft.py",
+        "        if not self.configuration.has_quorum(heard):\n            self._become_follower(self.term, None)\n",
+        "",
+    ),
+    Mutant("step-down keeps the reads", "raft.py", "            self._failed_reads.extend(self._new_reads)\n", ""),
+    Mutant(
+        "no back-off on a rejection",
+        "raft.py",
+        "                progress.next = max(progress.match + 1, min(message.index, hint + 1))\n",
+        "",
+    ),
+    Mutant(
+        "lost frames are never sent again",
+        "raft.py",
+        "                progress.state = PROBE\n                progress.next = progress.match + 1\n                progress.paused = False",
+        "                pass",
+    ),
+    Mutant(
+        "a lost snapshot is never sent again",
+        "raft.py",
+        "        if self.now - progress.sent >= 2 * self._election_timeout:\n            self._send_snapshot(progress)",
+        "        pass",
+    ),
+    Mutant(
+        "a full disk acknowledges",
+        "node.py",
+        "        if isinstance(error, DiskFull):\n",
+        "        if isinstance(error, DiskFull):\n            error = None\n        if isinstance(error, DiskFull):\n",
+    ),
+    Mutant(
+        "a failed write acknowledges",
+        "node.py",
+        "        if error is not None:\n            raise error if",
+        "        if error is not None and not isinstance(error, StorageFailed):\n            raise error if",
+    ),
+    Mutant(
+        "log not compacted in order",
+        "driver.py",
+        "        self.raft.snapshot_stored(own.index, self.settings.keep_entries)",
+        "        self.raft.snapshot_stored(own.index, -1)",
+    ),
+    Mutant(
+        "truncation not written",
+        "storage.py",
+        "            if write.first <= last:\n                check = self._cut(group, write.first, base_check, changes)\n",
+        "",
+    ),
+)
+
+CHILD = """
+import json, sys
+import raftplug
+from raftplug import core
+from raftplug.testing import simulation
+import logging
+logging.disable(logging.CRITICAL)
+first, count = int(sys.argv[1]), int(sys.argv[2])
+namespace = core.load("python")
+for seed in range(first, first + count):
+    report = simulation.Simulation(seed, core=namespace, nodes=[5, 3][seed % 2]).run()
+    if report.violation is not None:
+        break
+print(json.dumps({"path": raftplug.__file__, "seeds": seed - first + 1, "violation": report.violation}))
+"""
+
+
+def run(mutant: Mutant, seeds: int) -> dict[str, Any]:
+    """Plant a bug and run seeds until it is found: {"name", "outcome": killed | survived | error, "seeds", "why"}."""
+    with tempfile.TemporaryDirectory() as directory:
+        tree = Path(directory) / "src"
+        shutil.copytree(SOURCE, tree, ignore=shutil.ignore_patterns("*.so", "__pycache__", "*.egg-info"))
+        path = tree / "raftplug" / mutant.file
+        text = path.read_text()
+        if mutant.old and text.count(mutant.old) != 1:
+            return _outcome(mutant, "error", 0, f"the place to change stands {text.count(mutant.old)} times")
+        path.write_text(text.replace(mutant.old, mutant.new) if mutant.old else text)
+        environment = {**os.environ, "PYTHONPATH": str(tree), "RAFTPLUG_CORE": "python", "PYTHONHASHSEED": "0"}
+        try:
+            done = subprocess.run(
+                [sys.executable, "-c", CHILD, "0", str(seeds)],
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=PATIENCE_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return _outcome(mutant, "error", 0, "time-out")
+        try:
+            found = json.loads(done.stdout.splitlines()[-1])
+        except (IndexError, ValueError):
+            return _outcome(mutant, "error", 0, (done.stderr.strip().splitlines() or ["no output"])[-1])
+        if not found["path"].startswith(directory):
+            return _outcome(mutant, "error", 0, f"ran from {found['path']}")
+        outcome = "killed" if found["violation"] else "survived"
+        return _outcome(mutant, outcome, found["seeds"], found["violation"])
+
+
+def _outcome(mutant: Mutant, outcome: str, seeds: int, why: str | None) -> dict[str, Any]:
+    return {"name": mutant.name, "outcome": outcome, "seeds": seeds, "why": why}
+
+
+def gate(mutants: tuple[Mutant, ...], seeds: int, jobs: int) -> dict[str, Any]:
+    """Run mutants and the equivalent ones; the report of `--json`."""
+
+    def one(mutant: Mutant) -> dict[str, Any]:
+        result = run(mutant, seeds if mutant not in EQUIVALENT else min(seeds, 30))
+        print(f"{result['outcome']:9} {mutant.name}: {result['why']} (seeds: {result['seeds']})", file=sys.stderr)
+        return result
+
+    with ThreadPoolExecutor(jobs) as pool:
+        same = list(pool.map(one, EQUIVALENT))
+        results = list(pool.map(one, mutants))
+    killed = [result for result in results if result["outcome"] == "killed"]
+    return {
+        "planted": len(results),
+        "killed": len(killed),
+        "survivors": [result["name"] for result in results if result["outcome"] == "survived"],
+        "errors": [result for result in [*results, *same] if result["outcome"] == "error"],
+        "median_seeds_to_kill": statistics.median([result["seeds"] for result in killed]) if killed else None,
+        "equivalent_survived": sum(result["outcome"] == "survived" for result in same),
+        "equivalent": len(same),
+    }
+
+
+def main() -> int:
+    """Run the gate; 0 if everything planted was found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print the report as one object")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="how many seeds each may take")
+    parser.add_argument("--sample", type=int, help="only so many, chosen by chance")
+    parser.add_argument("--only", help="only those with this in their name")
+    parser.add_argument("--jobs", type=int, default=2)
+    arguments = parser.parse_args()
+    mutants = tuple(each for each in MUTANTS if arguments.only is None or arguments.only in each.name)
+    if arguments.sample is not None:
+        mutants = tuple(random.sample(mutants, min(arguments.sample, len(mutants))))
+    report = gate(mutants, arguments.seeds, arguments.jobs)
+    print(json.dumps(report) if arguments.json else json.dumps(report, indent=2))
+    return int(report["killed"] != report["planted"] or report["equivalent_survived"] != report["equivalent"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""The simulator: reproducible on both cores, quiet about what is right, and able to find what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import mutation_gate
+import pytest
+
+from raftplug.testing.simulation import FAULTS, Register, Simulation
+
+SEEDS = range(25)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_no_invariant_is_violated_and_a_majority_recovers(core: Any, seed: int) -> None:
+    report = Simulation(seed, core=core, events=4_000, nodes=(5, 3, 4)[seed % 3]).run()
+    assert report.violation is None, f"{report.violation}; raftplug sim --seed {seed} --events 4000"
+    assert report.acknowledged
+
+
+def test_the_same_seed_gives_the_same_trace_on_both_cores(both_cores: Any) -> None:
+    for seed in range(6):
+        python, cython = (Simulation(seed, core=core, events=3_000, keep_trace=True).run() for core in both_cores)
+        assert python.trace == cython.trace
+        assert (python.trace_sha256, python.faults, python.events) == (
+            cython.trace_sha256,
+            cython.faults,
+            cython.events,
+        )
+
+
+def test_the_trace_does_not_depend_on_the_hash_seed() -> None:
+    traces = set()
+    for hash_seed in ("0", "1", "12345"):
+        done = subprocess.run(
+            [sys.executable, "-m", "raftplug", "sim", "--seeds", "3", "--events", "2000", "--json"],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        traces.add(json.loads(done.stdout.splitlines()[-1])["trace_sha256"])
+    assert len(traces) == 1
+
+
+def test_every_fault_happens_and_is_counted() -> None:
+    counted: set[str] = set()
+    for seed in range(200):
+        counted |= set(Simulation(seed, events=3_000, faults=tuple(FAULTS)).run().faults)
+        if counted == set(FAULTS):
+            break
+    assert len(FAULTS) >= 25
+    assert counted == set(FAULTS)
+
+
+def test_a_machine_that_is_not_deterministic_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = Register.apply_transition
+
+    def moody(self: Register, transition: Any) -> Any:
+        return honest(self, {**transition, "value": id(self)} if transition["op"] == "put" else transition)
+
+    monkeypatch.setattr(Register, "apply_transition", moody)
+    found = [Simulation(seed).run().violation for seed in range(5)]
+    assert any(violation is not None and violation.startswith("state machine safety") for violation in found)
+
+
+@pytest.mark.parametrize("name", ["ack before fsync", "duplicate sequence executed again"])
+def test_a_planted_bug_is_found(name: str) -> None:
+    mutant = next(each for each in mutation_gate.MUTANTS if each.name == name)
+    result = mutation_gate.run(mutant, seeds=20)
+    assert result["outcome"] == "killed", result
+
+
+def test_every_mutant_changes_one_place_of_the_sources_as_they_are() -> None:
+    for mutant in (*mutation_gate.MUTANTS, *mutation_gate.EQUIVALENT):
+        text = (mutation_gate.SOURCE / "raftplug" / mutant.file).read_text()
+        assert not mutant.old or text.count(mutant.old) == 1, mutant.name
+
+
+def test_sim_prints_one_object_and_names_the_command_that_replays() -> None:
+    command = [sys.executable, "-m", "raftplug", "sim", "--seeds", "2", "--events", "1000", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert set(found) == {"seeds", "events", "events_per_s", "violations", "faults", "trace_sha256"}
+    assert (found["seeds"], found["violations"]) == (2, [])
+    assert set(found["faults"]) == set(FAULTS)
