@@ -8,9 +8,9 @@ import subprocess
 import sys
 from typing import Any
 
-import mutation_gate
 import pytest
 
+import mutation_gate
 from raftplug.testing.simulation import FAULTS, Register, Simulation
 
 SEEDS = range(25)
