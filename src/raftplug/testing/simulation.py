@@ -250,6 +250,7 @@ class _Process:
         self.disk_us = 300
         self.seen: deque[bytes] = deque(maxlen=50)
         self.job: Callable[[], None] | None = None
+        self.complete: Callable[[], None] = lambda: None
         self.good_rows: Any = None  # The rows before they were damaged.
         # What the checks remember of this life, and of the disk.
         self.term = self.commit = self.applied = 0
@@ -485,7 +486,7 @@ class Simulation:
                 self._record(process, write)
 
         def complete() -> None:
-            if process.life != life or process.node is None or process.job is None:
+            if process.life != life or process.node is None or process.job is not durable:
                 return
             process.job = None
             error: BaseException | None = None
@@ -498,6 +499,7 @@ class Simulation:
             self._wake(process, 0)
 
         process.job = durable
+        process.complete = complete
         self._after(max(1, int(self.random.expovariate(1 / process.disk_us))), complete)
 
     # --------------------------------------------------------------- network
@@ -947,22 +949,27 @@ class Simulation:
                 self._boot(process)
             else:
                 process.offset, process.started_at, process.rate = self._clock(process), self.now, 1.0
+                self._after(_MS, process.complete)  # A slow disk is fast again.
                 self._wake(process, 0)
         chosen = [self.processes[id] for id in majority]
         limit = self.now + 20 * self.settings.election_timeout_ms * _MS
         client = _Client(self, len(self._clients), idle=True)
         self._clients.append(client)
         # First a read: a leader must be able to answer it before anybody writes.
-        future = client.propose({"op": "get", "key": f"c{_KEYS}"})
+        key = f"c{_KEYS}"
+        future = client.propose({"op": "get", "key": key})
         written = False
         most = self.report.events + _LIVENESS_EVENTS
         while self.now < limit and self._queue and self.report.events < most:
             self._step()
-            if future.done() and future.exception(0) is None:
-                if not written:
-                    written, future = True, client.propose({"op": "add", "key": f"c{_KEYS}", "value": 1})
-                elif self._converged(chosen):
-                    return
+            if not future.done():
+                continue
+            if future.exception(0) is not None:  # Its own time was up first: ask again.
+                future = client.propose({"op": "add", "key": key, "value": 1} if written else {"op": "get", "key": key})
+            elif not written:
+                written, future = True, client.propose({"op": "add", "key": key, "value": 1})
+            elif self._converged(chosen):
+                return
         raise Violation(f"liveness: {', '.join(sorted(majority))} did not elect, commit and converge in time")
 
     def _converged(self, chosen: list[_Process]) -> bool:
