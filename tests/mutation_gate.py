@@ -246,8 +246,8 @@ MUTANTS = (
     Mutant(
         "a lost snapshot is never sent again",
         "raft.py",
-        "        if self.now - progress.sent >= 2 * self._election_timeout:\n            self._send_snapshot(progress)",
-        "        pass",
+        "        if self.now - progress.sent >= 2 * self._election_timeout:\n            progress.state = PROBE\n",
+        "        if False:\n            progress.state = PROBE\n",
     ),
     Mutant(
         "a full disk acknowledges",

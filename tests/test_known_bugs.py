@@ -360,3 +360,51 @@ def test_progress_never_goes_back_on_late_rejections(core: Any) -> None:
 def _from(source: int, message: Any) -> Any:
     message.peer = source
     return message
+
+
+def test_a_follower_whose_answer_about_a_snapshot_was_lost_still_catches_up(core: Any) -> None:
+    """Found by `raftplug sim --seed 1016`: the leader had compacted beyond the snapshot before the answer came."""
+    net = Net(core, 3)
+    leader = net.elect(1)
+    net.cut = {3}
+    _grow(net, leader, 10)
+    net.cut = set()
+    net.heartbeat(1)
+    net.deliver(lambda source, target, message: not (source == 3 and message.kind == APPEND_RESPONSE and message.flag))
+    assert net.rafts[3].log.base_index == 11  # It has the snapshot, and what it said of it …
+    net.sent.clear()  # … is lost.
+    net.cut = {3}
+    _grow(net, leader, 10)
+    net.cut = set()
+    for _ in range(2 * ELECTION // HEARTBEAT + 3):
+        net.heartbeat(1)
+        net.deliver()
+    assert net.rafts[3].log.last_index == leader.log.last_index == 21
+    assert net.rafts[3].commit == 21
+
+
+def test_a_follower_with_a_longer_conflicting_log_is_sent_the_snapshot_again(core: Any) -> None:
+    """Found by `raftplug sim --seed 2944`: the snapshot was lost, and the follower's own log reached beyond it."""
+    net = Net(core, 3, {3: Disk(core, [1] * 15), 1: Disk(core, [1, 2], term=2), 2: Disk(core, [1, 2], term=2)})
+    net.cut = {3}
+    leader = net.elect(1)
+    _grow(net, leader, 9)
+    net.cut = set()
+    net.heartbeat(1)
+    net.deliver(lambda source, target, message: message.kind != SNAPSHOT)
+    assert any(message.kind == SNAPSHOT for _, _, message in net.sent)
+    net.sent.clear()
+    for _ in range(2 * ELECTION // HEARTBEAT + 3):
+        net.heartbeat(1)
+        net.deliver()
+    assert net.terms(3) == [] or net.rafts[3].log.last_index == leader.log.last_index
+    assert net.rafts[3].commit == leader.commit == 12
+
+
+def _grow(net: Net, leader: Any, entries: int) -> None:
+    """The leader commits so many more entries, and compacts its log up to the last of them."""
+    for _ in range(entries):
+        leader.propose(TRANSITION, b"x")
+        net.pump(leader.id)
+        net.deliver()
+    leader.snapshot_stored(leader.commit, 0)

@@ -704,17 +704,17 @@ class Raft:
                     hint -= 1
                 progress.next = max(progress.match + 1, min(message.index, hint + 1))
                 progress.paused = False
-        elif message.hint < progress.pending_snapshot:
-            self._retry_snapshot(progress)
+        else:
+            self._look_again(progress, message.hint)
 
     @cython.cfunc
     def _on_success(self, progress: Progress, message: Message) -> None:
         if message.index > progress.match:
             progress.match = message.index
         if progress.state == INSTALL:
-            if progress.match < progress.pending_snapshot:
+            if progress.match < progress.pending_snapshot and progress.match < self.log.base_index:
                 if message.hint < progress.pending_snapshot:
-                    self._retry_snapshot(progress)
+                    self._look_again(progress, message.hint)
                 return
             progress.state = REPLICATE
             progress.next = progress.match + 1
@@ -839,10 +839,15 @@ class Raft:
         )
 
     @cython.cfunc
-    def _retry_snapshot(self, progress: Progress) -> None:
-        """The peer says that it does not have the snapshot: it was lost, or is still on its way."""
+    def _look_again(self, progress: Progress, hint: cython.longlong) -> None:
+        """A snapshot had its time: it was lost, or its answer was, or we have compacted beyond it meanwhile.
+
+        Probe from where the peer says its log ends; if that is compacted, the newest snapshot goes out.
+        """
         if self.now - progress.sent >= 2 * self._election_timeout:
-            self._send_snapshot(progress)
+            progress.state = PROBE
+            progress.next = max(progress.match, min(hint, self.log.last_index)) + 1
+            progress.paused = False
 
     # ----------------------------------------------------------------- reads
 
