@@ -11,6 +11,7 @@ Three replicas run `Raft` of the Python core, unchanged.  In each state any one 
   `--beats` times in a run;
 * a client proposes to a leader, `--entries` times in a run;
 * the write that is under way on a disk becomes durable;
+* `--compactions` times in a run (0 unless asked) a replica stores a snapshot and compacts its log behind it;
 * once in a run (`--crashes`) a replica crashes, before or after the write that is under way, and starts from its disk.
 
 After each of them this must hold, of the whole run and not only of what is in memory: election safety, log matching,
@@ -29,7 +30,7 @@ term that its disk has left, say) is forgotten at once; in the first state of al
 
 What makes it small, and what it therefore does not cover: identical messages in flight are one; times are counted in
 halves of election timeouts (a heartbeat is one, and there is no random delay); each input is a turn of its own; no
-snapshots, reads or changes of members.  So the result is "checked to this bound", and nothing more.
+reads or changes of members.  So the result is "checked to this bound", and nothing more.
 
 How it is fast: a replica's rules depend on nothing but its own state and the input.  Each distinct local state and
 message gets a number, each (local state, input) is computed once by the rules, and the search itself handles numbers.
@@ -38,6 +39,7 @@ message gets a number, each (local state, input) is computed once by the rules, 
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import sys
 import time
@@ -54,6 +56,7 @@ from raftplug.constants import (
     PRE_CANDIDATE,
     PRE_VOTE,
     PRE_VOTE_RESPONSE,
+    SNAPSHOT,
     TRANSITION,
     VOTE,
     VOTE_RESPONSE,
@@ -66,7 +69,7 @@ HEARTBEAT = ELECTION // 2
 LONG_AGO = 100 * ELECTION  # where each replica's clock stands between two inputs
 
 # What may happen.
-ARRIVE, LOSE, REPEAT, CAMPAIGN, LAPSE, LEAD, PROPOSE, SYNC, CRASH, CRASH_DURABLE, ASK = range(11)
+ARRIVE, LOSE, REPEAT, CAMPAIGN, LAPSE, LEAD, PROPOSE, SYNC, CRASH, CRASH_DURABLE, COMPACT, ASK = range(12)
 VERBS = (
     "arrives",
     "is lost",
@@ -78,6 +81,7 @@ VERBS = (
     "has written",
     "crashes before its write",
     "crashes after its write",
+    "has stored a snapshot and compacts its log",
     "exchanges pre-votes with",
 )
 
@@ -91,7 +95,8 @@ class Disk(NamedTuple):
 
     term: int
     vote: int | None
-    entries: tuple[tuple[int, bytes], ...]
+    entries: tuple[tuple[int, bytes], ...]  # of its snapshot, and then of its log
+    base: int = 0  # how many of them the snapshot stands for
 
 
 class Local(NamedTuple):
@@ -113,6 +118,7 @@ class Budget(NamedTuple):
     faults: int
     proposals: int
     beats: int
+    compactions: int
     leaders: tuple[int, ...]  # of each term, 0 for none
     committed: tuple[tuple[int, bytes], ...]
 
@@ -132,7 +138,7 @@ class Exhaustion:
     """One search.
 
     Args:
-        terms, entries, crashes, faults, beats: the bounds.
+        terms, entries, crashes, faults, beats, compactions: the bounds.
         rules: the class `Raft` of the Python core, or one that is to be shown wrong.
         from_start: begin with an empty group only.
         quick: quick disks and quick pre-votes.
@@ -145,6 +151,7 @@ class Exhaustion:
         crashes: int = 1,
         faults: int = 1,
         beats: int = 2,
+        compactions: int = 0,
         rules: Any = None,
         from_start: bool = False,
         quick: bool = False,
@@ -152,6 +159,7 @@ class Exhaustion:
         self.core = cores.load("python")
         self.rules = rules or self.core.Raft
         self.terms, self.entries, self.crashes, self.faults, self.beats = terms, entries, crashes, faults, beats
+        self.compactions = compactions
         self.locals: list[Local] = []
         self.local_numbers: dict[Any, int] = {}
         self.messages: list[tuple[int, int, Any]] = []
@@ -165,7 +173,7 @@ class Exhaustion:
         self.exhausted = False
         self.transitions = 0
         start = [self.number_local(id, *self.boot(id, Disk(0, None, ()))) for id in NODES]
-        budget = self.number_budget(Budget(0, 0, 0, 0, (0,) * (terms + 1), ()))
+        budget = self.number_budget(Budget(0, 0, 0, 0, 0, (0,) * (terms + 1), ()))
         self.start: State = (budget, *start)
         self.parents: dict[State, tuple[State, int, int] | None] = {self.start: None}
         self.ignored: dict[tuple[int, int], bool] = {}
@@ -173,16 +181,17 @@ class Exhaustion:
 
     # ------------------------------------------------------------- one replica
 
-    def boot(self, id: int, disk: Disk) -> tuple[Any, Disk, Any]:
+    def boot(self, id: int, disk: Disk) -> tuple[Any, Disk, Any, Any]:
         """A replica as it starts from its disk."""
         log = self.core.Log()
         for term, payload in disk.entries:
             log.append(term, TRANSITION if payload else 0, payload)
+        log.compact(disk.base)
         configuration = self.core.Configuration(NODES)
         raft = self.rules(
             id, configuration, log, disk.term, disk.vote, LONG_AGO, ELECTION, HEARTBEAT, _no_delay, 65536, 262144
         )
-        return raft, disk, None
+        return raft, disk, None, disk.entries[: disk.base]
 
     def clone(self, raft: Any) -> Any:
         """Another Raft in the same state, which shares with the first only what neither changes."""
@@ -198,7 +207,7 @@ class Exhaustion:
         fields["progress"] = {peer: copy(each) for peer, each in raft.progress.items()}
         return other
 
-    def number_local(self, id: int, raft: Any, disk: Disk, writing: Any) -> int:
+    def number_local(self, id: int, raft: Any, disk: Disk, writing: Any, compacted: tuple[Any, ...]) -> int:
         """The number of a local state; its clock is set back, so that the same situation later is the same state."""
         late = raft.now - LONG_AGO
         raft.now = LONG_AGO
@@ -216,13 +225,15 @@ class Exhaustion:
             raft._votes = set()  # Emptied at the next campaign anyway.
         for progress in raft.progress.values():
             progress.contact = max(progress.contact - late, LONG_AGO - ELECTION)
-            progress.sent = LONG_AGO
-        key = (id, _frozen(raft), disk, _frozen_ready(writing))
+            progress.sent = max(progress.sent - late, LONG_AGO - 2 * ELECTION)
+        key = (id, _frozen(raft), disk, _frozen_ready(writing), compacted)
         number = self.local_numbers.get(key)
         if number is None:
             number = self.local_numbers[key] = len(self.locals)
             log = raft.log
-            entries = tuple((term, payload) for _, term, payload in log.entries(1, log.last_index + 1))
+            here = log.entries(log.base_index + 1, log.last_index + 1) if len(log) else ()
+            entries = (*compacted, *((term, payload) for _, term, payload in here))
+            assert len(entries) == log.last_index
             self.locals.append(Local(raft, disk, writing, raft.term, raft.role, raft.commit, entries))
         return number
 
@@ -260,23 +271,32 @@ class Exhaustion:
                 disk = self.written(disk, writing)
             return Step(self.number_local(id, *self.boot(id, disk)), (), "")
         raft = self.clone(local.raft)
+        compacted = local.log[: raft.log.base_index]
         if verb == ARRIVE:
             source, _, original = self.messages[message]
             arrived = copy(original)
             arrived.peer = source
             raft.step(arrived)
+            if raft.installing is arrived:
+                compacted = _state(arrived.data)
         elif verb == CAMPAIGN:
             raft.tick(raft._election_deadline)
         elif verb == LAPSE:
             raft.set_time(raft.contact + ELECTION)
         elif verb == LEAD:
             raft.tick(raft.now + HEARTBEAT)
+        elif verb == COMPACT:
+            index = raft.applicable()
+            raft.snapshot_stored(index, 0)
+            disk = disk._replace(base=index)
         elif verb == PROPOSE:
             raft.propose(TRANSITION, b"%d" % message)
         else:
             disk = self.written(disk, writing)
             raft.persisted()
             writing = None
+        if verb == COMPACT:
+            compacted = local.log[: raft.log.base_index]
         messages = []
         while True:
             ready = raft.ready()
@@ -288,8 +308,11 @@ class Exhaustion:
                 break
             disk = self.written(disk, ready)
             raft.persisted()
+        for each in messages:
+            if each.kind == SNAPSHOT:
+                each.hint, each.data = raft.log.check_at(each.index), repr(compacted[: each.index]).encode()
         sent = tuple(sorted({self.number_message(id, each.peer, each) for each in messages}))
-        after = self.number_local(id, raft, disk, writing)
+        after = self.number_local(id, raft, disk, writing, compacted)
         new = self.locals[after]
         problem = ""
         if new.term < local.term or new.commit < local.commit:
@@ -303,7 +326,9 @@ class Exhaustion:
         return Step(after, sent, problem)
 
     def written(self, disk: Disk, ready: Any) -> Disk:
-        entries = disk.entries
+        entries, base = disk.entries, disk.base
+        if ready.snapshot is not None:
+            entries, base = _state(ready.snapshot.data), ready.snapshot.index
         if ready.first:
             log = self.core.Log(ready.first - 1)
             block, position, fresh = ready.block, 0, []
@@ -314,7 +339,7 @@ class Exhaustion:
                 position += 25 + length
             assert ready.first <= len(entries) + 1 and log.base_index == ready.first - 1, "a write leaves a gap"
             entries = (*entries[: ready.first - 1], *fresh)
-        return Disk(ready.term, ready.vote, entries)
+        return Disk(ready.term, ready.vote, entries, base)
 
     # -------------------------------------------------------------- the group
 
@@ -348,6 +373,8 @@ class Exhaustion:
                     yield LAPSE, id
             if local.writing is not None:
                 yield SYNC, id
+            if budget.compactions < self.compactions and local.raft.applicable() > local.raft.snapshot_index:
+                yield COMPACT, id
             if budget.crashes < self.crashes:
                 yield CRASH, id
                 if local.writing is not None:
@@ -380,6 +407,8 @@ class Exhaustion:
                 number = self.spend(number, 2)
             elif verb == LEAD:
                 number = self.spend(number, 3)
+            elif verb == COMPACT:
+                number = self.spend(number, 4)
             elif verb >= CRASH:
                 number = self.spend(number, 0)
         step = self.step(id, state[id], verb, argument)
@@ -425,7 +454,7 @@ class Exhaustion:
         return found
 
     def spend(self, number: int, field: int) -> int:
-        """The budget with one crash (0), fault (1), proposal (2) or move of a leader's clock (3) more."""
+        """The budget with one more crash (0), fault (1), proposal (2), move of a leader's clock (3) or compaction (4)."""
         key = (number, -1, field)
         found = self.after.get(key)
         if found is None:
@@ -472,7 +501,7 @@ class Exhaustion:
                 and new.log[: len(committed)] != committed
             ):
                 raise Violation(f"leader completeness: {id} leads term {new.term} without {committed}")
-            found = self.number_budget(Budget(*budget[:4], leaders, committed))
+            found = self.number_budget(Budget(*budget[:5], leaders, committed))
             self.after[key] = found
         committed = self.budgets[found].committed
         if committed and found != number:
@@ -593,6 +622,7 @@ class Exhaustion:
                 "crashes": self.crashes,
                 "faults": self.faults,
                 "beats": self.beats,
+                "compactions": self.compactions,
                 "from": "start" if self.from_start else "run",
                 "quick": self.quick,
             },
@@ -635,14 +665,20 @@ def _frozen(value: Any) -> Any:
     if hasattr(value, "encode") and not isinstance(value, str):
         return value.peer, value.encode()
     if hasattr(value, "base_index"):
-        return value.base_index, tuple(value._entries)
+        entries = value.slice(value.base_index + 1, value.last_index + 1) if len(value) else b""
+        return value.base_index, value.base_term, value.base_check, entries
     if hasattr(value, "__slots__"):
         return tuple(getattr(value, name) for name in value.__slots__)
     return value
 
 
 def _frozen_ready(ready: Any) -> Any:
-    return None if ready is None else (ready.term, ready.vote, ready.first, ready.block)
+    return None if ready is None else (ready.term, ready.vote, ready.first, ready.block, _frozen(ready.snapshot))
+
+
+def _state(data: bytes) -> Any:
+    """What a snapshot of this tool holds: the entries it stands for."""
+    return ast.literal_eval(data.decode())
 
 
 def main() -> None:
@@ -653,6 +689,7 @@ def main() -> None:
     parser.add_argument("--crashes", type=int, default=1)
     parser.add_argument("--faults", type=int, default=1, help="losses and duplicates together")
     parser.add_argument("--beats", type=int, default=2, help="how often a leader's clock goes on")
+    parser.add_argument("--compactions", type=int, default=0, help="snapshots that are stored")
     parser.add_argument("--start", action="store_true", help="begin with an empty group only")
     parser.add_argument(
         "--quick", action="store_true", help="quick disks, quick pre-votes: fewer interleavings, deeper"
@@ -665,6 +702,7 @@ def main() -> None:
         options.crashes,
         options.faults,
         options.beats,
+        options.compactions,
         from_start=options.start,
         quick=options.quick,
     )

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from exhaustion import Exhaustion, Violation
+from raftplug.constants import SNAPSHOT
 from raftplug.raft import Raft
 
 
@@ -28,6 +29,13 @@ def test_no_interleaving_of_a_first_term_breaks_safety() -> None:
     search = Exhaustion(terms=1, entries=0, crashes=0, faults=0, beats=0, from_start=True, quick=True)
     search.run(1_000_000)
     assert search.exhausted and search.report(1)["committed"] == 1
+
+
+def test_no_interleaving_with_a_snapshot_breaks_safety_to_a_small_bound() -> None:
+    search = Exhaustion(compactions=2, crashes=0, faults=0, quick=True)
+    search.run(30_000)
+    assert any(message.kind == SNAPSHOT for _, _, message in search.messages)
+    assert any(local.disk.base for local in search.locals)
 
 
 def test_the_search_is_the_same_each_time() -> None:
