@@ -454,7 +454,7 @@ class Exhaustion:
         return found
 
     def spend(self, number: int, field: int) -> int:
-        """The budget with one more crash (0), fault (1), proposal (2), move of a leader's clock (3) or compaction (4)."""
+        """The budget with one more crash (0), fault (1), proposal (2), leader's clock (3) or compaction (4)."""
         key = (number, -1, field)
         found = self.after.get(key)
         if found is None:
