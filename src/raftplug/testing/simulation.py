@@ -322,6 +322,7 @@ class Simulation:
         self._checks: dict[tuple[int, int], int] = {}
         self._committed: dict[int, int] = {0: 0}
         self._highest_commit = 0
+        self._commit_term = 0  # No lower than that of the leader that committed it.
         self._digests: dict[int, int] = {0: 0}
         self._adds_begun: Counter[str] = Counter()
         self._adds_acknowledged: Counter[str] = Counter()
@@ -806,11 +807,8 @@ class Simulation:
             if before is not None and before[0] == term:
                 if last < before[1] or (before[1] >= base and log.check_at(before[1]) != before[2]):
                     raise Violation(f"leader append-only: {process.id} changed its log in term {term}")
-            elif self._highest_commit > last or (
-                self._highest_commit >= base
-                and log.check_at(self._highest_commit) != self._committed[self._highest_commit]
-            ):
-                raise Violation(f"leader completeness: {process.id} leads term {term} without what is committed")
+            else:
+                self._check_completeness(process.id, term, log)
             process.last_as_leader = (term, last, last_check)
             for peer, progress in raft.progress.items():
                 holder = self.processes[peer]
@@ -832,11 +830,19 @@ class Simulation:
         if changed or raft.role == LEADER:
             self._note(process.id, raft.role, term, last, commit, driver.applied)
 
+    def _check_completeness(self, id: str, term: int, log: Any) -> None:
+        """A new leader holds what leaders of earlier terms have committed; later terms may be ahead of it already."""
+        highest = self._highest_commit
+        if term <= self._commit_term or highest < log.base_index:
+            return
+        if highest > log.last_index or log.check_at(highest) != self._committed[highest]:
+            raise Violation(f"leader completeness: {id} leads term {term} without what is committed")
+
     def _commit(self, process: _Process, index: int, check: int) -> None:
         if self._committed.setdefault(index, check) != check:
             raise Violation(f"state machine safety: {process.id} committed another entry {index}")
         if index > self._highest_commit:
-            self._highest_commit = index
+            self._highest_commit, self._commit_term = index, process.driver().raft.term
             holders = sum(
                 each.durable.get(index) == check or each.durable_base >= index for each in self.processes.values()
             )
