@@ -249,8 +249,8 @@ class Raft:
         """Take a message from `message.peer`.
 
         Raises:
-            MalformedBlock: its entries are damaged; nothing was changed.
-            MalformedMessage: a kind that is not for replicas, or a term too high to be; nothing was changed.
+            MalformedBlock: its entries are damaged; log and commit index are as they were, only who leads was learned.
+            MalformedMessage: it cannot be; likewise, and a higher term may have been learned.
             InvariantViolated: what must never be; the replica must stop.
         """
         kind: cython.longlong = message.kind
