@@ -896,8 +896,11 @@ class Simulation:
         """Read a counter on any node, as its own process would."""
         if self._quiet:
             return
-        self._after(self.random.randint(1, 40) * _MS, self._next_probe)
+        self._after(self.random.randint(1, 30) * _MS, self._next_probe)
         process = self._some_node()
+        leading = [each for each in self.processes.values() if each.node and each.driver().raft.role == LEADER]
+        if len(leading) > 1:  # A deposed leader that does not know it yet is whom to ask.
+            process = min(leading, key=lambda each: each.term)
         if process is None or process.node is None or self.now < process.paused_until:
             return
         key = f"c{self.random.randrange(_KEYS)}"
