@@ -711,6 +711,7 @@ class Raft:
     def _on_success(self, progress: Progress, message: Message) -> None:
         if message.index > progress.match:
             progress.match = message.index
+            progress.next = max(progress.next, progress.match + 1)  # Also while a snapshot is under way.
         if progress.state == INSTALL:
             if progress.match < progress.pending_snapshot and progress.match < self.log.base_index:
                 if message.hint < progress.pending_snapshot:
