@@ -45,7 +45,8 @@ class Replica:
         self.votes: dict[int, Any] = {}
         self.raft: Any = None
         self.writing: Any = None
-        self.slow = False
+        self.slow = False  # Its disk takes its time.
+        self.asleep = False  # It neither hears anything nor looks at the clock, as a stopped process.
         self.term = self.commit = 0
         self.led: tuple[int, int, int] | None = None  # term, last index, its check
         self.reads: dict[int, int] = {}  # request -> what was committed when it was asked
@@ -93,6 +94,7 @@ class Storm:
             (self.crash, chance.choice((0, 0.1, 0.6))),
             (self.change_the_links, chance.choice((0, 0.3, 1))),
             (self.change_a_disk, chance.choice((0, 0.5))),
+            (self.doze, chance.choice((0, 0.3, 1))),
             (self.resign, 0.02),
             (self.look, 2),
         ]
@@ -166,6 +168,8 @@ class Storm:
             del self.net[place]
         if (source, target) in self.cut or (not self.quiet and chance.random() < self.drop):
             return
+        if self.replicas[target].asleep:
+            return
         message = self.core.Message.decode(data)
         message.peer = source
         raft = self.replicas[target].raft
@@ -178,9 +182,13 @@ class Storm:
 
     def look_at_the_clock(self, id: int) -> None:
         raft = self.replicas[id].raft
-        if raft.deadline() <= self.now:
+        if raft.deadline() <= self.now and not self.replicas[id].asleep:
             raft.tick(self.now)
             self.turn(id)
+            if raft.role == LEADER:
+                heard = {peer for peer, each in raft.progress.items() if self.now - each.contact < 2 * ELECTION}
+                if not self.configuration.has_quorum(heard | {id}):
+                    self.fail(f"check-quorum: {id} leads and has heard no quorum for two election timeouts")
 
     def complete(self, id: int) -> None:
         """A write that is under way becomes durable."""
@@ -205,9 +213,9 @@ class Storm:
         replica.disk.write(ready)
 
     def one_that(self, id: int, wanted: Callable[[Replica], bool]) -> int:
-        """Replica `id`, or the next one that is wanted, if any is."""
-        place = id - 1
-        return next((each for each in self.ids[place:] + self.ids[:place] if wanted(self.replicas[each])), id)
+        """Any replica that is wanted, else replica `id`."""
+        found = [each for each in self.ids if wanted(self.replicas[each])]
+        return self.random.choice(found) if found else id
 
     def propose(self, id: int) -> None:
         id = self.one_that(id, lambda replica: replica.raft.role == LEADER)
@@ -257,6 +265,11 @@ class Storm:
 
     def change_a_disk(self, id: int) -> None:
         self.replicas[id].slow = not self.replicas[id].slow
+
+    def doze(self, id: int) -> None:
+        """A process stands still, most likely a leader, and does not know it when it goes on."""
+        id = self.one_that(id, lambda replica: replica.raft.role == LEADER or replica.asleep)
+        self.replicas[id].asleep = not self.replicas[id].asleep
 
     def resign(self, id: int) -> None:
         self.replicas[id].raft.resign()
@@ -379,11 +392,13 @@ class Storm:
         self.quiet, self.disorder = True, 0.0
         self.cut = {(a, b) for a in self.ids for b in self.ids if a not in chosen or b not in chosen}
         self.net = [each for each in self.net if each[:2] not in self.cut]
+        if self.random.random() < 0.3:
+            self.net.clear()
         for id in chosen:
-            self.replicas[id].slow = False
+            self.replicas[id].slow = self.replicas[id].asleep = False
             self.turn(id)
         end = self.now + 20 * ELECTION
-        asked = written = None
+        asked = written = (0, 0)  # In which term, and what.
         most = self.events + 20_000
         while self.now < end and self.events < most:
             self.events += 1
@@ -396,24 +411,25 @@ class Storm:
                 continue
             rafts = [self.replicas[id].raft for id in chosen]
             leader = next((raft for raft in rafts if raft.role == LEADER), None)
-            if leader is not None and (written is None or leader.term != written[0]):
-                self.read(leader.id)
-                asked = self.requests
-                index = leader.propose(TRANSITION, b"last")
-                written = (leader.term, index)
+            if leader is not None and asked[0] != leader.term:
+                self.requests += 1  # A leader must be able to answer before anybody writes.
+                asked = (leader.term, self.requests)
+                self.replicas[leader.id].reads[self.requests] = self.highest
+                leader.read(self.requests)
                 self.turn(leader.id)
                 continue
-            agreed = leader is not None and written is not None and self.agreed(rafts, written[1])
-            if agreed and asked not in self.replicas[leader.id].reads:
-                self.check_limbo(chosen)
-                return
+            if leader is not None and asked[1] not in self.replicas[leader.id].reads:
+                if written[0] != leader.term:
+                    written = (leader.term, leader.propose(TRANSITION, b"last"))
+                    self.turn(leader.id)
+                    continue
+                if all(raft.commit == raft.stable == raft.log.last_index >= written[1] for raft in rafts):
+                    self.check_limbo(chosen)
+                    return
             self.now = max(self.now, min(raft.deadline() for raft in rafts))
             for id in chosen:
                 self.look_at_the_clock(id)
         self.fail(f"liveness: {chosen} did not elect, commit and agree")
-
-    def agreed(self, rafts: list[Any], index: int) -> bool:
-        return all(raft.commit == raft.stable == raft.log.last_index >= index for raft in rafts)
 
     def check_limbo(self, chosen: list[int]) -> None:
         """What a living replica took is answered: reads by an index or a failure, proposals by the log or a drop."""
