@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import raftplug.raft
 from raftplug.constants import APPEND, LEADER, SNAPSHOT, TRANSITION
 
 HEARTBEAT = 100_000
@@ -155,3 +158,19 @@ class Net:
         """The terms of a replica's log after its base."""
         log = self.rafts[id].log
         return [log.term_at(index) for index in range(log.base_index + 1, log.last_index + 1)]
+
+
+def mutated(old: str, new: str) -> SimpleNamespace:
+    """The Python core with one place of raft.py changed: to show that a test can fail.
+
+    Raises:
+        ValueError: `old` does not stand there exactly once.
+    """
+    path = Path(raftplug.raft.__file__)
+    text = path.read_text()
+    if text.count(old) != 1:
+        raise ValueError(f"the place to change stands {text.count(old)} times in {path.name}: {old!r}")
+    names: dict[str, Any] = {"__name__": "mutated_raft"}
+    exec(compile(text.replace(old, new), "raft.py (mutated)", "exec"), names)  # noqa: S102
+    classes = {name: names[name] for name in ("Raft", "Ready", "Log", "Message", "Progress", "Configuration")}
+    return SimpleNamespace(name="mutant", **classes)

@@ -5,10 +5,12 @@ The numbers and the places where a bug was reported stand in each docstring.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+import mutation_gate
 from raftplug.constants import (
     APPEND,
     APPEND_RESPONSE,
@@ -22,8 +24,8 @@ from raftplug.constants import (
     VOTE,
     VOTE_RESPONSE,
 )
-from raftplug.errors import InvariantViolated, MalformedMessage
-from rules import ELECTION, HEARTBEAT, Disk, Net
+from raftplug.errors import InvariantViolated, MalformedMessage, NotLeader, RaftplugError
+from rules import ELECTION, HEARTBEAT, Disk, Net, mutated
 
 
 def test_an_entry_of_an_older_term_is_not_committed_by_counting_replicas(core: Any) -> None:
@@ -201,6 +203,50 @@ def test_logs_are_compared_by_last_term_and_then_by_length(
     assert net.step(1, 2, net.message(VOTE, 9, **fields))[-1].flag == granted
 
 
+def test_a_vote_is_decided_on_the_log_as_it_is_now(core: Any) -> None:
+    """13: sofa-jraft#882 (braft).  An entry that arrived just before counts, also while it is not on the disk."""
+    net = Net(core, 3, {1: Disk(core, [1])})
+    net.slow = {1}
+    net.append(1, source=2, term=1, previous=(1, 1), terms=[1])
+    net.wait(ELECTION)
+    net.step(1, 3, net.message(VOTE, 2, index=1, log_term=1))
+    net.slow = set()
+    answers = [message for message in net.sync(1) if message.kind == VOTE_RESPONSE]
+    assert [answer.flag for answer in answers] == [False]
+    assert net.disks[1].log.last_index == 2 and net.disks[1].vote is None
+
+
+def test_a_member_votes_although_it_does_not_know_yet_that_it_may(core: Any) -> None:
+    """17: tikv/raft-rs#57.  The asker's configuration decides: a promoted learner may be the vote that is needed."""
+    net = Net(core, 4, configuration=core.Configuration((1, 2, 3), (), (4,)))
+    assert net.step(4, 3, net.message(PRE_VOTE, 1))[-1].flag
+    assert net.step(4, 3, net.message(VOTE, 1))[-1].flag
+    assert net.disks[4].vote == 3
+
+
+def test_a_learner_never_campaigns_and_never_counts(core: Any) -> None:
+    """18: hashicorp/raft#398, #524, redpanda#8495, openraft#1805."""
+    net = Net(core, 5, configuration=core.Configuration((1, 2, 3), (), (4, 5)))
+    for _ in range(3):
+        assert net.campaign(4) == []
+    assert (net.rafts[4].role, net.rafts[4].term) == (FOLLOWER, 0)
+    net.cut = {2, 3}
+    net.campaign(1)
+    for learner in (4, 5):  # With the asker these would be three of five.
+        net.step(1, learner, net.message(PRE_VOTE_RESPONSE, 1, flag=True))
+    assert net.rafts[1].role != CANDIDATE
+    net.cut = set()
+    leader = net.elect(1)
+    net.deliver()
+    net.cut = {2, 3}
+    committed = leader.commit
+    leader.propose(TRANSITION, b"x")
+    net.pump(1)
+    net.deliver()
+    assert leader.progress[4].match == leader.progress[5].match == committed + 1
+    assert leader.commit == committed
+
+
 def test_a_read_is_not_answered_before_the_leader_has_committed_in_its_own_term(core: Any) -> None:
     """19: etcd#7331, tikv#6340, tikv#9239."""
     net = Net(core, 3, {id: Disk(core, [1, 1]) for id in (1, 2, 3)})
@@ -304,6 +350,29 @@ def test_a_leader_that_hears_no_quorum_steps_down(core: Any) -> None:
     assert leader.role != LEADER
 
 
+def test_a_bridge_to_a_cut_off_leader_does_not_keep_a_quorum_from_electing(core: Any) -> None:
+    """24: openraft#2080.  The leader reaches the bridge only; the bridge reaches two others, which are a quorum."""
+    net = Net(core, 5)
+    net.draws = {4: 0, 5: ELECTION}
+    net.elect(1)
+    net.deliver()
+    links = ({1, 3}, {3, 4}, {3, 5}, {4, 5})
+    leaders: list[int] = []
+    for _ in range(20 * ELECTION // HEARTBEAT):
+        net.wait(HEARTBEAT)
+        for id in (1, 3, 4, 5):
+            if net.rafts[id].deadline() <= net.now:
+                net.rafts[id].tick(net.now)
+            net.pump(id)
+        net.deliver(lambda source, target, message: {source, target} in links)
+        net.sent.clear()
+        leaders = [id for id in (3, 4, 5) if net.rafts[id].role == LEADER and net.rafts[id].commit > 1]
+        if leaders:
+            break
+    assert leaders
+    assert net.rafts[1].role != LEADER
+
+
 def test_a_sole_voter_commits_nothing_before_its_own_sync(core: Any) -> None:
     """25: etcd#14370."""
     net = Net(core, 1)
@@ -320,6 +389,39 @@ def test_a_sole_voter_commits_nothing_before_its_own_sync(core: Any) -> None:
     assert raft.commit == 1 and raft.applicable() == 1
     net.sync(1)
     assert raft.commit == 2
+
+
+def test_a_leader_that_gave_up_never_uses_an_index_again_in_that_term(core: Any) -> None:
+    """26: canonical/raft#320.  After a failed write another entry must not get the same term and index."""
+    net = Net(core, 3)
+    leader = net.elect(1)
+    net.deliver()
+    net.slow = {1}
+    leader.propose(TRANSITION, b"sent and not written")
+    net.pump(1)
+    term, last = leader.term, leader.log.last_index
+    leader.resign()
+    with pytest.raises(NotLeader):
+        leader.propose(TRANSITION, b"another")
+    assert leader.log.last_index == last
+    net.slow = set()
+    net.boot(1)  # Without the entry, which others may have.
+    net.wait(2 * ELECTION)
+    net.sent.clear()
+    net.elect(2)
+    net.deliver()
+    assert net.rafts[2].term > term
+    assert all(raft.log.payload_at(last) == b"sent and not written" for raft in net.rafts.values()) or all(
+        raft.log.term_at(last) > term for raft in net.rafts.values()
+    )
+
+
+def test_a_restart_commits_nothing_that_its_log_does_not_hold(core: Any) -> None:
+    """27: PySyncObj#197.  The commit index is not stored; what a leader says of it is clamped to what was verified."""
+    net = Net(core, 3, {1: Disk(core, [1, 1, 1])})
+    assert net.rafts[1].commit == 0
+    net.append(1, source=2, term=1, previous=(3, 1), terms=[], commit=9)
+    assert net.rafts[1].commit == net.rafts[1].applicable() == 3
 
 
 def test_the_completion_of_an_old_write_vouches_for_no_newer_entry(core: Any) -> None:
@@ -408,3 +510,82 @@ def _grow(net: Net, leader: Any, entries: int) -> None:
         net.pump(leader.id)
         net.deliver()
     leader.snapshot_stored(leader.commit, 0)
+
+
+def _planted(name: str) -> tuple[str, str]:
+    mutant = next(each for each in mutation_gate.MUTANTS if each.name == name)
+    return mutant.old, mutant.new
+
+
+def _each_comparison(core: Any) -> None:
+    for own, theirs, granted in (([1] * 5, (3, 2), True), ([1, 1, 2], (5, 1), False), ([1] * 5, (4, 1), False)):
+        test_logs_are_compared_by_last_term_and_then_by_length(core, own, theirs, granted)
+
+
+@pytest.mark.parametrize(
+    ("test", "old", "new"),
+    [
+        (
+            test_an_entry_of_an_older_term_is_not_committed_by_counting_replicas,
+            *_planted("commit by counting an old-term entry"),
+        ),
+        (
+            test_a_follower_commits_nothing_that_its_leader_has_not_verified,
+            *_planted("commit not clamped to what was verified"),
+        ),
+        (
+            test_an_acknowledgement_claims_only_what_the_leader_has_verified,
+            *_planted("match index from the follower's last index"),
+        ),
+        (test_a_late_append_of_known_entries_truncates_nothing, *_planted("truncate always on append")),
+        (
+            test_an_append_that_begins_below_the_snapshot_matches_and_deletes_nothing,
+            "        if previous < self.commit:\n",
+            "        if False:\n",
+        ),
+        (
+            test_a_snapshot_replaces_a_log_that_conflicts_with_it,
+            "            if self.log.term_at(message.index) == message.log_term:\n                self.commit",
+            "            if self.log.last_index >= message.index:\n                self.commit",
+        ),
+        (
+            test_a_snapshot_that_the_log_already_holds_keeps_the_entries_after_it,
+            "            if self.log.term_at(message.index) == message.log_term:\n                self.commit",
+            "            if False:\n                self.commit",
+        ),
+        (test_an_older_snapshot_changes_nothing, *_planted("older snapshot installed")),
+        (
+            test_an_older_snapshot_changes_nothing,
+            "        if index <= self.snapshot_index:\n            return\n",
+            "        if index < self.log.base_index:\n            self.snapshot_index = index\n            return\n",
+        ),
+        (test_a_vote_of_an_older_term_is_not_counted, *_planted("stale vote response counted")),
+        (
+            test_a_vote_that_is_delivered_twice_is_one_vote,
+            "        self._votes.add(voter)",
+            "        self._votes.add(next(each for each in self.configuration.voters if each not in self._votes))",
+        ),
+        (
+            test_a_vote_is_never_taken_back_within_its_term,
+            "        self.role = FOLLOWER\n        self.leader = leader\n",
+            "        self.role = FOLLOWER\n        self.leader = leader\n        self.vote = None\n",
+        ),
+        (test_a_vote_survives_a_restart_and_leaves_only_when_it_will, *_planted("vote before fsync")),
+        (
+            test_a_term_is_never_behind_the_log_after_a_restart,
+            "        if term < log.last_term:\n",
+            "        if False:\n",
+        ),
+        (_each_comparison, *_planted("log comparison by index only")),
+        (_each_comparison, *_planted("log comparison left out")),
+        (
+            _each_comparison,
+            "            return message.log_term > self.log.last_term\n",
+            "            return message.log_term > self.log.last_term and message.index >= self.log.last_index\n",
+        ),
+    ],
+)
+def test_with_the_bug_planted_its_test_fails(test: Callable[[Any], None], old: str, new: str) -> None:
+    """1 to 12: each test above can fail, shown on the Python core's rules with one place changed."""
+    with pytest.raises((AssertionError, RaftplugError, pytest.fail.Exception)):
+        test(mutated(old, new))
