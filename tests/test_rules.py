@@ -337,7 +337,7 @@ def test_a_snapshot_that_is_delivered_again_installs_nothing_again(core: Any) ->
 
 
 def test_match_stays_below_next_while_a_snapshot_is_on_its_way(core: Any) -> None:
-    """32: an acknowledgement of earlier entries comes after the leader has turned to a snapshot (found by the storm)."""
+    """32: an acknowledgement of earlier entries comes after the leader turned to a snapshot (storm, seed 73)."""
     net = Net(core, 3)
     leader = net.elect(1)
     net.deliver()
