@@ -327,6 +327,17 @@ def test_a_short_log_of_a_high_term_and_a_long_log_of_a_low_one_elect_a_leader(c
     assert net.rafts[2].role == LEADER and net.rafts[2].term > 10
 
 
+def test_a_former_leader_may_be_elected_again(core: Any) -> None:
+    """23: hashicorp/raft#606.  Who remembers it as leader grants its pre-vote once it has been silent."""
+    net = Net(core, 3)
+    net.elect(1)
+    net.deliver()
+    net.rafts[1].resign()
+    assert net.rafts[2].leader == net.rafts[3].leader == 1
+    net.wait(ELECTION)
+    assert net.elect(1).term == 2
+
+
 def test_an_append_that_is_rejected_is_still_contact_with_the_leader(core: Any) -> None:
     """23: redpanda#30817."""
     net = Net(core, 3)
