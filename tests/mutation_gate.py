@@ -103,6 +103,12 @@ MUTANTS = (
         "        return matches[(len(matches) + 1) // 2]",
     ),
     Mutant(
+        "votes counted as a number, not a set",
+        "raft.py",
+        "        self._votes.add(voter)  # A set",
+        "        self._votes.add(next((each for each in self.configuration.voters if each not in self._votes), voter))  # A set",
+    ),
+    Mutant(
         "stale vote response counted",
         "raft.py",
         "        elif message.term < self.term:\n            self._refuse_stale(message)\n            return\n",
@@ -125,6 +131,12 @@ MUTANTS = (
         "raft.py",
         "            if first:  # Only",
         "            first = previous + 1\n            if first:  # Only",
+    ),
+    Mutant(
+        "truncate committed",
+        "raft.py",
+        "        self._term_start = self.log.append(",
+        "        self._truncate(self.commit + 1)\n        self._term_start = self.log.append(",
     ),
     Mutant(
         "conflict not truncated",
@@ -194,6 +206,12 @@ MUTANTS = (
         "        self._snapshot_failed",
     ),
     Mutant(
+        "snapshot without configuration",
+        "driver.py",
+        "encode_snapshot(self.raft.configuration.plain(), self.sessions",
+        "encode_snapshot([[], [], []], self.sessions",
+    ),
+    Mutant(
         "session table not in the snapshot",
         "driver.py",
         "self.sessions.snapshot(), snapshot.data)",
@@ -212,11 +230,18 @@ MUTANTS = (
         "        newest = max(found.results, default=0)\n        result = found.results[newest] if 0 < sequence <= newest else None\n",
     ),
     Mutant(
-        "seal unchecked",
+        "checksum unchecked",
         "storage.py",
         '        if value[: _SEAL.size] != _SEAL.pack(crc32(body, crc32(f"{table}/{name}".encode()))):',
         "        if False:",
     ),
+    Mutant(
+        "cursor not reset",
+        "redis_streams.py",
+        "        if self.id is not None and _number(last) < _number(self.id):",
+        "        if False:",
+    ),
+    Mutant("queue unbounded", "driver.py", "len(self._pending) >= self.settings.max_pending", "False"),
     Mutant("apply beyond what is on disk", "raft.py", "return min(self.commit, self.stable)", "return self.commit"),
     Mutant(
         "completion of an old write counts for new entries",
@@ -357,10 +382,10 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print the report as one object")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="how many seeds each may take")
     parser.add_argument("--sample", type=int, help="only so many, chosen by chance")
-    parser.add_argument("--only", help="only those with this in their name")
+    parser.add_argument("--only", action="append", help="only those with this in their name; may be repeated")
     parser.add_argument("--jobs", type=int, default=2)
     arguments = parser.parse_args()
-    mutants = tuple(each for each in MUTANTS if arguments.only is None or arguments.only in each.name)
+    mutants = tuple(each for each in MUTANTS if any(part in each.name for part in arguments.only or [""]))
     if arguments.sample is not None:
         mutants = tuple(random.sample(mutants, min(arguments.sample, len(mutants))))
     report = gate(mutants, arguments.seeds, arguments.jobs)

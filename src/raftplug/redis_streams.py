@@ -78,7 +78,7 @@ _LARGE: Final = _INBOX_BYTES // (64 << 10)
 _SMALL_BYTES: Final = 4 << 10
 _SMALL: Final = _INBOX_BYTES // _SMALL_BYTES
 
-_START: Final = b"0-0"
+START: Final = b"0-0"
 _PREFIX: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 # What a reply answers.
@@ -89,6 +89,22 @@ _UNKNOWN, _ASKED, _READY = range(3)
 
 _RECONNECT: Final = frozenset(("READONLY", "UNBLOCKED"))
 _PASSING: Final = frozenset(("OOM", "READONLY", "LOADING", "MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "ASK"))
+
+
+class Cursor:
+    """Up to where a stream was read.
+
+    A server that lost its data, or a successor whose clock is slower, gives new entries ids below the cursor, and an
+    XREAD then returns nothing, silently, for ever: so whoever reads compares now and then with the stream's last id.
+    """
+
+    def __init__(self, id: bytes | None = None) -> None:
+        self.id = id
+
+    def compare(self, last: bytes) -> None:
+        """Start again if the stream, whose last id this is, has fallen behind; frames know what was delivered."""
+        if self.id is not None and _number(last) < _number(self.id):
+            self.id = START
 
 
 class _Slot:
@@ -163,7 +179,7 @@ class RedisStreams(Cluster):
         self._inbox_state = _UNKNOWN
         self._inbox_retry_at = 0.0
         self._refresh_at = 0.0
-        self._cursor: bytes | None = None
+        self._cursor = Cursor()
         self._arm_at = 0.0
         self._messages: list[bytes] = []
         self._queue: deque[tuple[_Target, bytes]] = deque()
@@ -172,7 +188,7 @@ class RedisStreams(Cluster):
         self._problems: dict[tuple[str | int, Any], tuple[str, float]] = {}
 
         self._list = f"{prefix}:directory".encode()
-        self._list_cursor = _START
+        self._list_cursor = Cursor(START)
         self._listed = False  # Whether the directory ever took a record of ours.
         self._list_asked = False
         self._list_at = -1e9
@@ -308,9 +324,9 @@ class RedisStreams(Cluster):
         writer, lister = self._writer(self._inbox), self._writer(self._list)
         with contextlib.suppress(Lost):
             self._turn(now)
-            if self._cursor is None:
+            if self._cursor.id is None:
                 self._drain(deadline)  # The inbox may have been made, and not been answered yet.
-            if writer.wire is not None and self._cursor is not None:
+            if writer.wire is not None and self._cursor.id is not None:
                 self._command(writer, _KEPT, self._inbox, b"EXPIRE", self._inbox, b"0")
             if self._record is not None and lister.wire is not None:
                 self._withdraw(lister, now)
@@ -346,7 +362,7 @@ class RedisStreams(Cluster):
         if reader.wire is not None:
             if self._inbox_state == _READY and not reader.expected and now >= self._arm_at:
                 count, block = b"%d" % _READ_ENTRIES, b"%d" % self._block_ms
-                words = (b"XREAD", b"COUNT", count, b"BLOCK", block, b"STREAMS", self._inbox, self._cursor or _START)
+                words = (b"XREAD", b"COUNT", count, b"BLOCK", block, b"STREAMS", self._inbox, self._cursor.id or START)
                 self._command(reader, _READ, self._inbox, *words)
             self._flush_slot(reader)
 
@@ -461,7 +477,7 @@ class RedisStreams(Cluster):
         self._poll.register(result.fd, slot.mask)
         if slot is self._writers.get(self._route.address(self._list)):
             self._list_asked = False
-            self._list_cursor = _START  # The records are few, and reading them again is harmless.
+            self._list_cursor.id = START  # The records are few, and reading them again is harmless.
             self._announce_due = self._record is not None
 
     def _lose(self, slot: _Slot, text: str, now: float) -> None:
@@ -583,7 +599,7 @@ class RedisStreams(Cluster):
         if slot.wire is not None:
             if self._inbox_state == _UNKNOWN and now >= self._inbox_retry_at:
                 self._inbox_state = _ASKED
-                if self._cursor is not None:
+                if self._cursor.id is not None:
                     # Before the marker is added: its id would hide that the stream had fallen behind the cursor.
                     self._command(slot, _INFO, self._inbox, b"XINFO", b"STREAM", self._inbox)
                 self._make_inbox(slot, now)
@@ -616,7 +632,7 @@ class RedisStreams(Cluster):
         self._list_at = now
         self._list_asked = True
         count = b"%d" % _READ_ENTRIES
-        words = (b"XREAD", b"COUNT", count, b"STREAMS", self._list, self._list_cursor)
+        words = (b"XREAD", b"COUNT", count, b"STREAMS", self._list, self._list_cursor.id or START)
         self._command(self._writer(self._list), _LISTED, self._list, *words)
 
     # --------------------------------------------------------------- replies
@@ -626,14 +642,14 @@ class RedisStreams(Cluster):
             entries = _entries(reply)
             if entries:
                 self._messages += [fields[1] for _, fields in entries if fields[0] == b"f"]
-                self._cursor = entries[-1][0]
+                self._cursor.id = entries[-1][0]
             elif (writer := self._writer(self._inbox)).wire is not None:
                 # Idle: perhaps nobody speaks, perhaps the stream is gone or has fallen behind the cursor.
                 self._inbox_state = _ASKED
                 self._command(writer, _INFO, self._inbox, b"XINFO", b"STREAM", self._inbox)
         elif kind == _MADE:
-            if self._cursor is None:
-                self._cursor = bytes(reply)
+            if self._cursor.id is None:
+                self._cursor.id = bytes(reply)
             self._inbox_state = _READY
             # Only now: a key that refuses an XADD is somebody else's, and must not be given an end.
             self._command(slot, _KEPT, self._inbox, b"EXPIRE", self._inbox, b"%d" % _TTL_S)
@@ -641,8 +657,7 @@ class RedisStreams(Cluster):
             self._listed = True
             self._command(slot, _KEPT, self._list, b"EXPIRE", self._list, b"%d" % _TTL_S)
         elif kind == _INFO:
-            if self._cursor is not None and _number(_last_id(reply)) < _number(self._cursor):
-                self._cursor = _START
+            self._cursor.compare(_last_id(reply))
             if not self._making(slot):
                 self._inbox_state = _READY
         elif kind == _LISTED:
@@ -654,8 +669,8 @@ class RedisStreams(Cluster):
             elif not entries and now - self._list_checked_at >= _DIRECTORY_CHECK_S and not self._closed:
                 self._list_checked_at = now
                 self._command(slot, _LISTED_INFO, self._list, b"XINFO", b"STREAM", self._list)
-        elif kind == _LISTED_INFO and _number(_last_id(reply)) < _number(self._list_cursor):
-            self._list_cursor = _START
+        elif kind == _LISTED_INFO:
+            self._list_cursor.compare(_last_id(reply))
 
     def _refused(self, slot: _Slot, kind: int, key: bytes, text: str, now: float) -> None:
         """An error reply."""
@@ -664,7 +679,7 @@ class RedisStreams(Cluster):
             if kind == _INFO:
                 self._gone(slot, now)
             else:
-                self._list_cursor = _START
+                self._list_cursor.id = START
                 self._announce_due = self._record is not None
             return
         if word in ("MOVED", "ASK") and self._route.moved(key, text):
@@ -682,7 +697,7 @@ class RedisStreams(Cluster):
         elif kind == _READ:
             self._arm_at = now + _RETRY_S
         elif kind == _MADE:
-            if self._cursor is None:
+            if self._cursor.id is None:
                 self._inbox_state = _UNKNOWN
                 self._inbox_retry_at = now + _RETRY_S
             else:
@@ -694,7 +709,7 @@ class RedisStreams(Cluster):
 
     def _gone(self, slot: _Slot, now: float) -> None:
         """The own inbox is not there any more: whatever comes next is new."""
-        self._cursor = _START
+        self._cursor.id = START
         self._announce_due = self._record is not None
         if not self._making(slot):
             self._make_inbox(slot, now)
@@ -716,14 +731,14 @@ class RedisStreams(Cluster):
                 self._reader = _Slot(address)
         elif key == self._list:
             self._list_asked = False
-            self._list_cursor = _START
+            self._list_cursor.id = START
             self._announce_due = self._record is not None
         self._writer(key)
 
     def _learn(self, entries: list[Any]) -> None:
         """Take in directory records; they are hints from anybody, so anything may be in them."""
         for identity, fields in entries:
-            self._list_cursor = identity
+            self._list_cursor.id = identity
             if fields[0] != b"r":
                 continue
             try:
@@ -739,7 +754,7 @@ class RedisStreams(Cluster):
                 self._news = True
         if entries:
             # The server's clock stamped both, so what has not been said again for a time to live is over.
-            oldest = _number(self._list_cursor)[0] - _TTL_S * 1000
+            oldest = _number(entries[-1][0])[0] - _TTL_S * 1000
             while self._records:
                 first = next(iter(self._records))
                 if self._records[first][0] >= oldest and len(self._records) <= _DIRECTORY_MEMBERS:
@@ -782,7 +797,7 @@ class RedisStreams(Cluster):
         nobody = self._inbox_of("~check")
         for words in (
             (b"XADD", nobody, b"NOMKSTREAM", b"*", b"o", b""),
-            (b"XREAD", b"COUNT", b"1", b"STREAMS", nobody, _START),
+            (b"XREAD", b"COUNT", b"1", b"STREAMS", nobody, START),
             (b"EXPIRE", nobody, b"%d" % _TTL_S),
         ):
             problem = self._insist(address, nobody, ask(*words))

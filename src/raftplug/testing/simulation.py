@@ -18,7 +18,7 @@ import hashlib
 import heapq
 import random
 import struct
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,14 +28,16 @@ from raftplug import core as chosen_core
 from raftplug import plain
 from raftplug.client import ClientLoop
 from raftplug.cluster import Cluster
-from raftplug.constants import LEADER
+from raftplug.constants import LEADER, SNAPSHOT, VOTE, VOTE_RESPONSE
 from raftplug.errors import Corrupt, DiskFull, OutcomeUnknown, RaftplugError, StorageFailed
 from raftplug.frames import Id, cluster_uuid
 from raftplug.future import Future
 from raftplug.node import NodeLoop
+from raftplug.redis_streams import START, Cursor
 from raftplug.settings import Settings
 from raftplug.state_machine import Snapshot, StateMachine
 from raftplug.storage import Delete, MemoryRows, Put, RecordStorage, Write
+from raftplug.testing import linearizability
 
 GROUP = "simulated"
 EVENTS = 8_000
@@ -43,6 +45,10 @@ _ENTRY = struct.Struct("<QQBII")
 _MS = 1_000
 _KEYS = 5
 _LIVENESS_EVENTS = 200_000
+_INBOX_ENTRIES = 50
+_NEVER = 1 << 62
+_CHECK_STEPS = 1_000_000
+_Send = Callable[[Id, int, bytes], None]
 
 FAULTS: dict[str, str] = {
     "drop": "a frame is lost",
@@ -50,6 +56,9 @@ FAULTS: dict[str, str] = {
     "delay": "a frame takes up to two seconds",
     "reorder": "a frame overtakes those before it",
     "replay": "an old frame is delivered again",
+    "resend": "a node says something again, up to two seconds later, as if it were new",
+    "late_vote": "the answer to a vote request takes up to two seconds",
+    "lose_snapshot": "a snapshot that a leader sends is lost",
     "cut_one_way": "a link loses everything in one direction for a while",
     "cut_both_ways": "a link loses everything in both directions for a while",
     "clog": "a link holds everything for a while, then delivers it at once",
@@ -59,13 +68,16 @@ FAULTS: dict[str, str] = {
     "redis_flush": "everything that was under way is gone",
     "redis_lose_suffix": "one inbox loses what came last",
     "redis_full": "the Redis refuses every write for a while",
-    "redis_rewind": "an inbox gives nothing, then everything it still holds again",
+    "redis_rewind": "a successor of the Redis lacks an inbox's last entries, and its clock is behind",
+    "old_inbox": "a process that starts reads again what its inbox still holds",
     "crash": "a process is killed; a write under way is lost",
     "crash_after_sync": "a process is killed after a sync and before it heard of it",
+    "crash_new_leader": "a leader is killed a moment after its election",
+    "cut_off_new_leader": "a leader loses some of its links a moment after its election",
     "restart_all": "all processes are killed at once",
     "pause": "a process stands still for a while, then goes on",
     "clock_fast": "a process's clock runs up to twice as fast",
-    "clock_slow": "a process's clock runs at half speed",
+    "clock_slow": "a process's clock runs two or ten times too slow",
     "clock_jump": "a process's monotonic clock leaps ahead",
     "slow_disk": "a process's writes take up to three seconds each for a while",
     "write_error": "a write fails, and nobody can say how much of it is on disk",
@@ -73,7 +85,9 @@ FAULTS: dict[str, str] = {
     "bit_flip": "a bit on the disk of a dead process flips; its restart must notice",
     "row_loss": "a row on the disk of a dead process is gone; its restart must notice",
     "row_swap": "two rows on the disk of a dead process change places; its restart must notice",
+    "node_burst": "a node's own process proposes many transitions at once",
     "client_crash": "a client is gone, with everything that it waited for",
+    "client_burst": "a client begins many operations at once",
 }
 
 
@@ -118,6 +132,21 @@ class Recorded:
     called: int
     answered: int | None = None
     result: Any = None
+
+    def as_operation(self) -> linearizability.Operation:
+        """The same for the checker."""
+        operation, known = self.operation, self.answered is not None
+        return linearizability.Operation(
+            self.client,
+            operation["key"],
+            operation["op"],
+            operation.get("value"),
+            operation.get("expect"),
+            self.called,
+            self.answered,
+            self.result,
+            known,
+        )
 
 
 class SimulatedRows(MemoryRows):
@@ -209,15 +238,52 @@ class Register(StateMachine):
         self._applied(self.count, self.digest)
 
 
-class _Link(Cluster):
-    """A process's transport."""
+class _Stream:
+    """An inbox on the Redis: entries with the ids that the server's clock gives them."""
 
-    def __init__(self, world: Simulation, id: Id) -> None:
+    def __init__(self) -> None:
+        self.entries: deque[tuple[int, bytes]] = deque(maxlen=_INBOX_ENTRIES)
+        self.last = 1
+        self.behind = 0  # The server's clock, µs.
+        self.epoch = 0  # What was on its way before a flush does not arrive.
+
+    def add(self, now: int, message: bytes) -> None:
+        self.last = max(self.last + 1, now - self.behind)
+        self.entries.append((self.last, message))
+
+    def last_id(self) -> bytes:
+        return b"%d-0" % self.last
+
+
+class _Link(Cluster):
+    """A process's transport: what `redis_streams` does with one inbox, less the sockets."""
+
+    def __init__(self, world: Simulation, id: Id, stream: _Stream) -> None:
         self.world = world
         self.id = id
+        self.stream = stream
+        self.cursor = Cursor(stream.last_id())
         self.inbox: list[bytes] = []
-        self.seen: deque[bytes] = deque(maxlen=50)  # What the inbox still holds: a restarted reader may meet it again.
-        self.silent_until = 0
+        self.looking = False
+
+    def read(self) -> None:
+        """XREAD: what lies beyond the cursor.  If that is nothing, the idle check comes in its time."""
+        read = int((self.cursor.id or START).partition(b"-")[0])
+        new = [(id, message) for id, message in self.stream.entries if id > read]
+        if new:
+            self.inbox += [message for _, message in new]
+            self.cursor.id = b"%d-0" % new[-1][0]
+            self.world.wake_owner(self.id)
+        elif not self.looking:
+            self.looking = True
+            self.world.after(self.world.settings.election_timeout_ms * _MS // 2, self._look)
+
+    def _look(self) -> None:
+        self.looking = False
+        before = self.cursor.id
+        self.cursor.compare(self.stream.last_id())
+        if self.cursor.id != before and self.world.links.get(self.id) is self:
+            self.world.reread(self)
 
     def send_message(self, to_id: Id, message: bytes) -> None:
         self.world.send(self.id, to_id, message)
@@ -248,16 +314,19 @@ class _Process:
         self.rate = 1.0
         self.offset = 0
         self.disk_us = 300
-        self.seen: deque[bytes] = deque(maxlen=50)
         self.job: Callable[[], None] | None = None
         self.complete: Callable[[], None] = lambda: None
         self.good_rows: Any = None  # The rows before they were damaged.
+        self.arrived: set[Id] = set()  # Whose frames the next turn finds …
+        self.heard: dict[Id, int] = {}  # … and when, by our own clock, there were any.
         # What the checks remember of this life, and of the disk.
         self.term = self.commit = self.applied = 0
         self.last_as_leader: tuple[int, int, int] | None = None  # term, last index, its check
+        self.elected_at = 0
         self.durable: dict[int, int] = {}  # index -> check of what is on disk
         self.durable_base = 0
         self.durable_term = 0
+        self.durable_last = (0, 0)  # term, index
         self.votes: dict[int, Any] = {}
 
     def driver(self) -> Any:
@@ -309,14 +378,16 @@ class Simulation:
             keep_entries=chance.choice((0, 5, 50)),
             max_append_bytes=chance.choice((200, 65536)),
             window_bytes=chance.choice((400, 262144)),
+            max_pending=chance.choice((10, 100_000)),
         )
         self._fault_ms = chance.choice((60, 200, 800))  # A storm, weather, or calm in which long stories can happen.
+        self._strike_chance = chance.choice((0.1, 0.3, 0.7))
         self._cut: dict[tuple[Id, Id], int] = {}
         self._clogged: dict[tuple[Id, Id], list[bytes]] = {}
         self._last_arrival: dict[tuple[Id, Id], int] = {}
         self._redis_down_until = 0
-        self._links: dict[Id, _Link] = {}
-        self._epochs: Counter[Id] = Counter()
+        self.links: dict[Id, _Link] = {}
+        self._streams: defaultdict[Id, _Stream] = defaultdict(_Stream)
         # What all nodes must agree on.
         self._leaders: dict[int, Id] = {}
         self._checks: dict[tuple[int, int], int] = {}
@@ -344,13 +415,14 @@ class Simulation:
         """Run to the end or to the first violation."""
         report = self.report
         try:
-            self._after(self.random.randint(0, 50 * _MS), self._next_fault)
-            self._after(self.random.randint(0, 50 * _MS), self._next_probe)
+            self.after(self.random.randint(0, 50 * _MS), self._next_fault)
+            self.after(self.random.randint(0, 50 * _MS), self._next_probe)
             while report.events < self._limit:
                 self._step()
             self._liveness()
             self._check_counters()
             self._check_probes()
+            self._check_history()
         except Violation as violation:
             report.violation = f"{violation} (event {report.events})"
             self._note("VIOLATION", report.violation)
@@ -363,7 +435,7 @@ class Simulation:
         self.report.events += 1
         function(*arguments)
 
-    def _after(self, delay: int, function: Callable[..., None], *arguments: Any) -> None:
+    def after(self, delay: int, function: Callable[..., None], *arguments: Any) -> None:
         self._number += 1
         heapq.heappush(self._queue, (self.now + delay, self._number, function, arguments))
 
@@ -394,7 +466,7 @@ class Simulation:
         life = process.life
         try:
             storage = RecordStorage(process.rows, process.id, entropy=self.random.randbytes)
-            link = _Link(self, process.id)
+            link = _Link(self, process.id, self._streams[process.id])
             node = NodeLoop(
                 storage=storage,
                 cluster=link,
@@ -406,7 +478,7 @@ class Simulation:
                 core=self.core,
             )
         except DiskFull:
-            self._after(500 * _MS, self._boot_if_down, process)
+            self.after(500 * _MS, self._boot_if_down, process)
             return
         except Corrupt:
             if process.good_rows is None:
@@ -420,10 +492,13 @@ class Simulation:
         if process.good_rows is not None:
             raise Violation(f"corruption: {process.id} started on a damaged disk")
         process.node, process.link = node, link
-        link.seen = process.seen
-        self._links[process.id] = link
-        link.world = self
+        self.links[process.id] = link
+        if "old_inbox" in self.faults and not self._quiet and self.random.random() < 0.3:
+            self._fault("old_inbox", process.id)
+            link.cursor.id = START
+            self.reread(link)
         driver = process.driver()
+        driver._send = self._speech(process, driver._send)
         process.commit, process.applied = driver.raft.commit, driver.applied
         if driver.raft.term < process.durable_term:
             raise Violation(f"durability: {process.id} forgot term {process.durable_term}")
@@ -439,16 +514,16 @@ class Simulation:
     def _kill(self, process: _Process, restart_after: int | None) -> None:
         process.node = None
         process.job = None
-        self._links.pop(process.id, None)
+        self.links.pop(process.id, None)
         self._note("down", process.id)
         if restart_after is not None:
-            self._after(restart_after, self._boot_if_down, process)
+            self.after(restart_after, self._boot_if_down, process)
 
     def _wake(self, process: _Process, delay: int) -> None:
         at = self.now + max(0, delay)
         if process.wake_at < 0 or at < process.wake_at or process.wake_at < self.now:
             process.wake_at = at
-            self._after(at - self.now, self._turn, process, process.life, at)
+            self.after(at - self.now, self._turn, process, process.life, at)
 
     def _turn(self, process: _Process, life: int, at: int) -> None:
         node = process.node
@@ -459,6 +534,9 @@ class Simulation:
         if self.now < process.paused_until:
             self._wake(process, process.paused_until - self.now)
             return
+        clock = self._clock(process)
+        process.heard.update((source, clock) for source in process.arrived)
+        process.arrived.clear()
         try:
             node.turn()
         except StorageFailed:
@@ -467,7 +545,7 @@ class Simulation:
             return
         except Exception as error:
             raise Violation(f"no crash: {process.id} stops: {type(error).__name__}: {error}") from error
-        self._check(process)
+        self._check(process, clock)
         due = node.due()
         self._wake(process, int((due - self._clock(process)) / process.rate) + 1 if due else 0)
 
@@ -501,7 +579,7 @@ class Simulation:
 
         process.job = durable
         process.complete = complete
-        self._after(max(1, int(self.random.expovariate(1 / process.disk_us))), complete)
+        self.after(max(1, int(self.random.expovariate(1 / process.disk_us))), complete)
 
     # --------------------------------------------------------------- network
 
@@ -523,35 +601,50 @@ class Simulation:
                 return
             if "duplicate" in faults and chance.random() < 0.02:
                 self._fault("duplicate", source, target)
-                self._after(
-                    delay + chance.randint(0, 100 * _MS), self._arrive, source, target, message, self._epochs[target]
+                self.after(
+                    delay + chance.randint(0, 100 * _MS),
+                    self._arrive,
+                    source,
+                    target,
+                    message,
+                    self._streams[target].epoch,
                 )
             if "delay" in faults and chance.random() < 0.005:
                 self._fault("delay", source, target)
                 delay += chance.randint(1, 2_000) * _MS
             if "reorder" in faults and chance.random() < 0.02:
                 self._fault("reorder", source, target)
-                self._after(
-                    delay + chance.randint(1, 20) * _MS, self._arrive, source, target, message, self._epochs[target]
+                self.after(
+                    delay + chance.randint(1, 20) * _MS,
+                    self._arrive,
+                    source,
+                    target,
+                    message,
+                    self._streams[target].epoch,
                 )
                 return
         arrival = max(self.now + delay, self._last_arrival.get(link, 0) + 1)
         self._last_arrival[link] = arrival
-        self._after(arrival - self.now, self._arrive, source, target, message, self._epochs[target])
+        self.after(arrival - self.now, self._arrive, source, target, message, self._streams[target].epoch)
 
     def _arrive(self, source: Id, target: Id, message: bytes, epoch: int) -> None:
-        if epoch != self._epochs[target]:
+        stream, link = self._streams[target], self.links.get(target)
+        if epoch != stream.epoch:
             return  # The inbox was flushed meanwhile.
-        link = self._links.get(target)
-        if link is None or link.silent_until > self.now:
-            if link is not None:
-                link.seen.append(message)
-            return
-        link.inbox.append(message)
-        link.seen.append(message)
-        self._wake_owner(target)
+        stream.add(self.now, message)
+        if link is not None:
+            if target in self.processes:
+                self.processes[str(target)].arrived.add(source)
+            link.read()
 
-    def _wake_owner(self, target: Id) -> None:
+    def reread(self, link: _Link) -> None:
+        """An inbox is read from its beginning."""
+        process = self.processes.get(str(link.id))
+        if process is not None:
+            process.arrived.update(self._ids)
+        link.read()
+
+    def wake_owner(self, target: Id) -> None:
         process = self.processes.get(str(target))
         if process is not None:
             self._wake(process, 0)
@@ -560,12 +653,40 @@ class Simulation:
                 if client.id == target:
                     client.turn()
 
+    def _speech(self, process: _Process, send: _Send) -> _Send:
+        """What a node says, sometimes late or twice.
+
+        Frames are numbered, so what is repeated or overtaken on the way is dropped there: the rules must bear it all
+        the same, so this lies above the numbers.
+        """
+        life = process.life
+
+        def later(target: Id, kind: int, body: bytes) -> None:
+            if process.life == life and process.node is not None:
+                send(target, kind, body)
+                self._wake(process, 0)
+
+        def say(target: Id, kind: int, body: bytes) -> None:
+            chance, election = self.random, kind in (VOTE, VOTE_RESPONSE, SNAPSHOT)
+            if not self._quiet and "resend" in self.faults and chance.random() < (0.2 if election else 0.02):
+                self._fault("resend", process.id, target)
+                self.after(chance.choice((1, 100, 700, 2_000)) * _MS, later, target, kind, body)
+            if not self._quiet and "late_vote" in self.faults and kind == VOTE_RESPONSE and chance.random() < 0.3:
+                self._fault("late_vote", process.id, target)
+                self.after(chance.randint(1, 2_000) * _MS, later, target, kind, body)
+            elif not self._quiet and "lose_snapshot" in self.faults and kind == SNAPSHOT and chance.random() < 0.5:
+                self._fault("lose_snapshot", process.id, target)
+            else:
+                send(target, kind, body)
+
+        return say
+
     # ---------------------------------------------------------------- faults
 
     def _next_fault(self) -> None:
         if self._quiet:
             return
-        self._after(self.random.randint(1, self._fault_ms) * _MS, self._next_fault)
+        self.after(self.random.randint(1, self._fault_ms) * _MS, self._next_fault)
         scheduled = [name for name in FAULTS if name in self.faults and hasattr(self, f"_do_{name}")]
         if scheduled:
             getattr(self, f"_do_{self.random.choice(scheduled)}")()
@@ -585,12 +706,14 @@ class Simulation:
         return self.random.choice((100, 700, 3_000)) * _MS
 
     def _do_replay(self) -> None:
-        links = [self._links[id] for id in sorted(self._links, key=str) if self._links[id].seen]
-        if links:
-            link = self.random.choice(links)
+        fitting = [link for link in self.links.values() if link.stream.entries]
+        if fitting:
+            link = self.random.choice(fitting)
             self._fault("replay", link.id)
-            link.inbox.append(self.random.choice(link.seen))
-            self._wake_owner(link.id)
+            link.inbox.append(self.random.choice(link.stream.entries)[1])
+            if link.id in self.processes:
+                self.processes[str(link.id)].arrived.update(self._ids)
+            self.wake_owner(link.id)
 
     def _cut_links(self, links: Sequence[tuple[Id, Id]]) -> None:
         until = self.now + self._while()
@@ -630,11 +753,11 @@ class Simulation:
         if link not in self._clogged:
             self._fault("clog", *link)
             self._clogged[link] = []
-            self._after(self._while(), self._unclog, link)
+            self.after(self._while(), self._unclog, link)
 
     def _unclog(self, link: tuple[Id, Id]) -> None:
         for message in self._clogged.pop(link, []):
-            self._after(self.random.randint(0, 5 * _MS), self._arrive, *link, message, self._epochs[link[1]])
+            self.after(self.random.randint(0, 5 * _MS), self._arrive, *link, message, self._streams[link[1]].epoch)
 
     def _do_redis_down(self) -> None:
         self._fault("redis_down")
@@ -646,27 +769,25 @@ class Simulation:
 
     def _do_redis_flush(self) -> None:
         self._fault("redis_flush")
-        for link in self._links.values():
-            self._epochs[link.id] += 1
-            link.seen.clear()
+        for stream in self._streams.values():
+            stream.epoch += 1
+            stream.entries.clear()
 
     def _do_redis_lose_suffix(self) -> None:
         node = self._some_node()
         if node is not None:
             self._fault("redis_lose_suffix", node.id)
-            self._epochs[node.id] += 1
+            self._streams[node.id].epoch += 1
 
     def _do_redis_rewind(self) -> None:
         node = self._some_node()
-        if node is not None and node.link is not None:
+        if node is not None:
             self._fault("redis_rewind", node.id)
-            node.link.silent_until = self.now + 250 * _MS
-            self._after(250 * _MS, self._reread, node, node.life)
-
-    def _reread(self, process: _Process, life: int) -> None:
-        if process.life == life and process.link is not None:
-            process.link.inbox += list(process.link.seen)
-            self._wake(process, 0)
+            stream = self._streams[node.id]
+            for _ in range(self.random.randint(0, len(stream.entries))):
+                stream.entries.pop()
+            stream.last = stream.entries[-1][0] if stream.entries else 1
+            stream.behind += self.random.choice((1, 1_000, 60_000)) * _MS
 
     def _do_crash(self) -> None:
         node = self._some_node()
@@ -708,7 +829,7 @@ class Simulation:
         self._set_rate("clock_fast", 1.0 + self.random.random())
 
     def _do_clock_slow(self) -> None:
-        self._set_rate("clock_slow", 0.5)
+        self._set_rate("clock_slow", self.random.choice((0.5, 0.1)))
 
     def _do_clock_jump(self) -> None:
         node = self._some_node()
@@ -722,7 +843,7 @@ class Simulation:
         if node is not None:
             self._fault("slow_disk", node.id)
             node.disk_us = self.random.choice((20, 200, 1_500)) * _MS
-            self._after(self._while(), setattr, node, "disk_us", 300)
+            self.after(self._while(), setattr, node, "disk_us", 300)
 
     def _do_write_error(self) -> None:
         node = self._some_node()
@@ -735,7 +856,7 @@ class Simulation:
         if node is not None:
             self._fault("disk_full", node.id)
             node.rows.full = True
-            self._after(self._while(), setattr, node.rows, "full", False)
+            self.after(self._while(), setattr, node.rows, "full", False)
 
     def _damage(self, name: str, change: Callable[[SimulatedRows], bool]) -> None:
         node = self._some_node(up=False)
@@ -780,6 +901,27 @@ class Simulation:
 
         self._damage("row_swap", swap)
 
+    def _do_node_burst(self) -> None:
+        node = self._some_node()
+        if node is not None:
+            self._burst(node)
+
+    def _burst(self, process: _Process) -> None:
+        self._fault("node_burst", process.id)
+        node, driver, deadline = process.node, process.driver(), self._clock(process) + 2_000 * _MS
+        if node is None:
+            return
+        for _ in range(self.random.randint(2, 20)):
+            transition = plain.encode({"op": "put", "key": "burst", "value": self.random.randrange(1_000_000)})
+            node.call(driver.propose, transition, Future(), deadline)
+        self._wake(process, 0)
+
+    def _do_client_burst(self) -> None:
+        client = self.random.choice(self._clients)
+        self._fault("client_burst", client.id)
+        for _ in range(self.random.randint(5, 30)):
+            client.propose(client.operation(self.random))
+
     def _do_client_crash(self) -> None:
         client = self.random.choice(self._clients)
         self._fault("client_crash", client.id)
@@ -787,7 +929,7 @@ class Simulation:
 
     # ---------------------------------------------------------------- checks
 
-    def _check(self, process: _Process) -> None:
+    def _check(self, process: _Process, clock: int) -> None:
         """The invariants, as far as this process can have broken them since its last turn."""
         driver = process.driver()
         raft = driver.raft
@@ -808,20 +950,26 @@ class Simulation:
                 if last < before[1] or (before[1] >= base and log.check_at(before[1]) != before[2]):
                     raise Violation(f"leader append-only: {process.id} changed its log in term {term}")
             else:
-                self._check_completeness(process.id, term, log)
+                self._elected(process, term, log, clock)
             process.last_as_leader = (term, last, last_check)
             for peer, progress in raft.progress.items():
-                holder = self.processes[peer]
-                match = progress.match
-                if holder.durable_term == term and match > holder.durable_base and match not in holder.durable:
+                holder, match = self.processes[peer], progress.match
+                on_disk = holder.durable_term != term or match <= max(holder.durable_base, base)
+                if not on_disk and holder.durable.get(match) != log.check_at(match):
                     raise Violation(
                         f"durability: {process.id} counts entry {match}, which is not on the disk of {peer}"
                     )
+            heard = sorted((process.heard.get(id, 0) for id in self._ids if id != process.id), reverse=True)
+            quorum_heard = heard[len(self._ids) // 2 - 1] if heard else clock
+            if clock - max(quorum_heard, process.elected_at) > 2_000 * self.settings.election_timeout_ms:
+                raise Violation(f"check-quorum: {process.id} leads, and has not heard of a quorum for too long")
         if commit > process.commit:
             for index in range(max(process.commit, base) + 1, commit + 1):
                 self._commit(process, index, log.check_at(index))
         elif commit >= base and commit in self._committed and log.check_at(commit) != self._committed[commit]:
             raise Violation(f"state machine safety: {process.id} replaced the committed entry {commit}")
+        if len(driver._pending) > self.settings.max_pending:
+            raise Violation(f"bounded queues: {process.id} holds {len(driver._pending)} proposals")
         at_rest = not raft.writing and raft.vote is not None and term == process.durable_term
         if at_rest and process.votes.get(term) != raft.vote:
             raise Violation(f"durability: the vote of {process.id} in term {term} is not on its disk")
@@ -829,6 +977,35 @@ class Simulation:
         process.term, process.commit, process.applied = term, commit, driver.applied
         if changed or raft.role == LEADER:
             self._note(process.id, raft.role, term, last, commit, driver.applied)
+
+    def _elected(self, process: _Process, term: int, log: Any, clock: int) -> None:
+        """A process leads a new term: what must be true, and what may happen to it now."""
+        process.elected_at = clock
+        voters = sum(each.votes.get(term) == process.id for each in self.processes.values())
+        if 2 * voters <= len(self.processes):
+            raise Violation(f"election safety: {process.id} leads term {term} with votes on {voters} disks")
+        self._check_completeness(process.id, term, log)
+        if self._quiet:
+            return
+        for name in ("crash_new_leader", "cut_off_new_leader"):
+            if name in self.faults and self.random.random() < self._strike_chance:
+                self.after(self.random.randint(0, 30) * _MS, self._strike, name, process, process.life)
+        if self.random.random() < 0.5:
+            self._probe(process)
+
+    def _strike(self, name: str, process: _Process, life: int) -> None:
+        if self._quiet or life != process.life or process.node is None:
+            return
+        if name == "crash_new_leader":
+            self._fault(name, process.id)
+            self._kill(process, self._down_for())
+        else:
+            others = [id for id in self._ids if id != process.id]
+            lost = self.random.sample(others, self.random.randint(1, len(others))) if others else []
+            self._fault(name, process.id, *lost)
+            self._cut_links([(process.id, other) for other in lost] + [(other, process.id) for other in lost])
+            if "node_burst" in self.faults:
+                self._burst(process)
 
     def _check_completeness(self, id: str, term: int, log: Any) -> None:
         """A new leader holds what leaders of earlier terms have committed; later terms may be ahead of it already."""
@@ -848,11 +1025,20 @@ class Simulation:
             )
             if 2 * holders <= len(self.processes):
                 raise Violation(f"durability: entry {index} is committed, and on {holders} disks only")
+            self._check_electable(index, check)
+
+    def _check_electable(self, index: int, check: int) -> None:
+        """Nobody who lacks what is committed could yet win an election (Ongaro 2014 §3.6.1, figure 3.7)."""
+        for each in self.processes.values():
+            if each.durable.get(index) != check and each.durable_base < index:
+                voters = sum(other.durable_last <= each.durable_last for other in self.processes.values())
+                if 2 * voters > len(self.processes):
+                    raise Violation(f"leader completeness: entry {index} is committed, {each.id} could win without it")
 
     def _applied(self, count: int, digest: int) -> None:
         if self._digests.setdefault(count, digest) != digest:
             # The machine must not raise this: to the driver it would be the transition's result.
-            self._after(0, _raise, Violation(f"state machine safety: transition {count} differs between machines"))
+            self.after(0, _raise, Violation(f"state machine safety: transition {count} differs between machines"))
 
     def _record(self, process: _Process, write: Write) -> None:
         """Keep account of what is on a disk now."""
@@ -862,6 +1048,7 @@ class Simulation:
             raise Violation(f"one vote a term: {process.id} voted for {voted} and {write.vote} in term {write.term}")
         if write.snapshot is not None and write.snapshot_resets_log:
             process.durable.clear()
+            process.durable_last = (write.snapshot.term, write.snapshot.index)
         if write.snapshot is not None:
             process.durable_base = max(process.durable_base, write.snapshot.index)
             process.durable[write.snapshot.index] = write.snapshot.check
@@ -870,8 +1057,9 @@ class Simulation:
                 del process.durable[index]
             at = 0
             while at < len(write.block):
-                index, _, _, length, check = _ENTRY.unpack_from(write.block, at)
+                index, term, _, length, check = _ENTRY.unpack_from(write.block, at)
                 process.durable[index] = check
+                process.durable_last = (term, index)
                 at += _ENTRY.size + length
 
     def _check_counters(self) -> None:
@@ -886,6 +1074,14 @@ class Simulation:
             if not low <= value <= len(adds):
                 raise Violation(f"exactly once: counter {key} is {value}, acknowledged {low} of {len(adds)}")
 
+    def _check_history(self) -> None:
+        """What the clients saw of the keys has an order that explains it."""
+        verdict = linearizability.check(
+            [each.as_operation() for each in self.report.history if each.operation["key"].startswith("k")], _CHECK_STEPS
+        )
+        if verdict.linearizable is False:
+            raise Violation(f"linearizability: {verdict}")
+
     def check_count(self, key: str, low: int, value: Any, who: Id) -> None:
         """A counter that is read shows what was acknowledged before, and nothing that was not begun."""
         if not low <= (value or 0) <= self._adds_begun[key]:
@@ -893,15 +1089,20 @@ class Simulation:
             raise Violation(f"linearizable reads: {who} reads {key} as {text}")
 
     def _next_probe(self) -> None:
-        """Read a counter on any node, as its own process would."""
         if self._quiet:
             return
-        self._after(self.random.randint(1, 30) * _MS, self._next_probe)
+        self.after(self.random.randint(1, 30) * _MS, self._next_probe)
         process = self._some_node()
         leading = [each for each in self.processes.values() if each.node and each.driver().raft.role == LEADER]
         if len(leading) > 1:  # A deposed leader that does not know it yet is whom to ask.
             process = min(leading, key=lambda each: each.term)
-        if process is None or process.node is None or self.now < process.paused_until:
+        if process is not None:
+            self._probe(process)
+
+    def _probe(self, process: _Process) -> None:
+        """Read a counter on a node, as its own process would."""
+        node = process.node
+        if node is None or self.now < process.paused_until:
             return
         key = f"c{self.random.randrange(_KEYS)}"
         low, future = self._adds_acknowledged[key], Future()
@@ -911,9 +1112,9 @@ class Simulation:
                 self._found(key, low, future.result(0), process.id)
 
         future.add_done_callback(ended)
-        self._probes.append((process, process.life, self.now, future))
         deadline = self._clock(process) + 2_000 * _MS
-        process.node.call(process.driver().read, lambda machine: machine.values.get(key), future, deadline)
+        self._probes.append((process, process.life, deadline, future))
+        node.call(process.driver().read, lambda machine: machine.values.get(key), future, deadline)
         self._wake(process, 0)
 
     def _found(self, key: str, low: int, value: Any, who: Id) -> None:
@@ -921,13 +1122,13 @@ class Simulation:
         try:
             self.check_count(key, low, value, who)
         except Violation as violation:
-            self._after(0, _raise, violation)
+            self.after(0, _raise, violation)
 
     def _check_probes(self) -> None:
-        """Nothing is left in limbo: a read that its node took long ago has an answer."""
-        for process, life, asked, future in self._probes:
-            alive = process.life == life and process.node is not None and process.paused_until < asked
-            if alive and self.now - asked > 8_000 * _MS and not future.done():
+        """Nothing is left in limbo: a read whose time was up long ago has an answer."""
+        for process, life, deadline, future in self._probes:
+            alive = process.life == life and process.node is not None
+            if alive and self._clock(process) - deadline > 4_000 * _MS and not future.done():
                 raise Violation(f"no limbo: {process.id} never answered a read")
 
     # -------------------------------------------------------------- liveness
@@ -940,14 +1141,15 @@ class Simulation:
         for link in sorted(self._clogged, key=str):
             self._unclog(link)
         majority = self.random.sample(self._ids, len(self._ids) // 2 + 1)
-        self._note("liveness", *majority)
+        bridged = self._bridged(majority)
+        self._note("liveness", *majority, "with", bridged)
         for id, process in self.processes.items():
             process.rows.full = process.rows.failing = False
             process.paused_until = 0
             process.disk_us = 300
-            if process.link is not None:
-                process.link.silent_until = 0
-            if id not in majority:
+            if id == bridged:
+                self._wake(process, 0)
+            elif id not in majority:
                 if process.node is not None:
                     self._kill(process, None)
                 process.life += 1
@@ -958,7 +1160,7 @@ class Simulation:
                 self._boot(process)
             else:
                 process.offset, process.started_at, process.rate = self._clock(process), self.now, 1.0
-                self._after(_MS, process.complete)  # A slow disk is fast again.
+                self.after(_MS, process.complete)  # A slow disk is fast again.
                 self._wake(process, 0)
         chosen = [self.processes[id] for id in majority]
         limit = self.now + 20 * self.settings.election_timeout_ms * _MS
@@ -981,6 +1183,19 @@ class Simulation:
                 return
         raise Violation(f"liveness: {', '.join(sorted(majority))} did not elect, commit and converge in time")
 
+    def _bridged(self, majority: list[str]) -> str | None:
+        """A leader that is left running, and reaches one of the majority only: it must not hinder the others."""
+        leading = [id for id, each in self.processes.items() if each.node and each.driver().raft.role == LEADER]
+        if not leading or len(self._ids) < 4 or self.random.random() < 0.5:
+            return None
+        bridged = leading[-1]
+        if bridged in majority:
+            majority[majority.index(bridged)] = self.random.choice([id for id in self._ids if id not in majority])
+        for id in self._ids:
+            if id not in (bridged, majority[0]):
+                self._cut[bridged, id] = self._cut[id, bridged] = _NEVER
+        return bridged
+
     def _converged(self, chosen: list[_Process]) -> bool:
         drivers = [each.driver() for each in chosen if each.node is not None]
         return len(drivers) == len(chosen) and len({(driver.applied, driver.machine.digest) for driver in drivers}) == 1
@@ -1000,14 +1215,15 @@ class _Client:
         self._idle = idle
         self._lives = 0
         self._wake_at = -1
+        self._got: dict[str, Any] = {}  # What the last get of a key gave.
         self._start()
 
     def _start(self) -> None:
         world = self.world
         self._lives += 1
         self.id = f"~c{self._number}.{self._lives}"
-        link = _Link(world, self.id)
-        world._links[self.id] = link
+        link = _Link(world, self.id, world._streams[self.id])
+        world.links[self.id] = link
         self.loop = ClientLoop(
             cluster=link,
             own_id=self.id,
@@ -1017,11 +1233,11 @@ class _Client:
         )
         self._pending = 0
         if not self._idle:
-            world._after(world.random.randint(0, 100 * _MS), self._next, self._lives)
+            world.after(world.random.randint(0, 100 * _MS), self._next, self._lives)
 
     def crash(self) -> None:
         """Be gone; another client takes over.  What was under way is unknown."""
-        self.world._links.pop(self.id, None)
+        self.world.links.pop(self.id, None)
         self.loop.close()
         self._start()
 
@@ -1030,7 +1246,7 @@ class _Client:
         at = max(self.world.now + 1, deadline)
         if deadline < 1 << 62 and (self._wake_at <= self.world.now or at < self._wake_at):
             self._wake_at = at
-            self.world._after(at - self.world.now, self._timer, self._lives, at)
+            self.world.after(at - self.world.now, self._timer, self._lives, at)
 
     def _timer(self, life: int, at: int) -> None:
         if life == self._lives and at == self._wake_at:
@@ -1041,11 +1257,11 @@ class _Client:
         world = self.world
         if life != self._lives or world._quiet:
             return
-        world._after(world.random.randint(1, 40) * _MS, self._next, life)
+        world.after(world.random.randint(1, 40) * _MS, self._next, life)
         if self._pending < 4:
-            self.propose(self._operation(world.random))
+            self.propose(self.operation(world.random))
 
-    def _operation(self, chance: random.Random) -> dict[str, Any]:
+    def operation(self, chance: random.Random) -> dict[str, Any]:
         key, token = f"k{chance.randrange(_KEYS)}", chance.randrange(1_000_000)
         kind = chance.choice(("get", "get", "get", "put", "append", "cas", "delete", "add", "add"))
         if kind == "get":
@@ -1055,7 +1271,7 @@ class _Client:
         if kind == "append":
             return {"op": "append", "key": key, "value": f"{token};"}
         if kind == "cas":
-            return {"op": "cas", "key": key, "expect": None, "value": f"{token};"}
+            return {"op": "cas", "key": key, "expect": chance.choice((None, self._got.get(key))), "value": f"{token};"}
         if kind == "delete":
             return {"op": "delete", "key": key}
         return {"op": "add", "key": f"c{chance.randrange(_KEYS)}", "value": 1}
@@ -1076,6 +1292,8 @@ class _Client:
             error = future.exception(0)
             if error is None:
                 recorded.answered, recorded.result = world.now, future.result(0)
+                if operation["op"] == "get":
+                    self._got[key] = recorded.result
                 report.acknowledged += 1
                 if counts:
                     world._found(key, low + (operation["op"] == "add"), recorded.result, self.id)

@@ -1,0 +1,136 @@
+"""Level 1: the core alone, in process: three voters, no disk, no network.
+
+W transitions are proposed, each by its own call; then messages are moved until all W are committed and applied on all
+three.  The machine only counts.  The log is compacted as a node does it, so a run may be as long as one likes.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from time import perf_counter
+from typing import Any, Final
+
+from raftplug import core as cores
+from raftplug.benchmarks.record import Report, present_cores, rounds
+from raftplug.constants import LEADER, TRANSITION
+from raftplug.settings import Settings
+
+WINDOWS: Final = (1, 64, 1024)
+PAYLOADS: Final = (16, 256)
+_IDS: Final = (1, 2, 3)
+_COMPACT_EVERY: Final = 10_000
+_KEEP: Final = 1_000
+
+
+class Group:
+    """Voters of one group in one process; the first one leads.
+
+    Args:
+        core: a namespace of `raftplug.core.load`.
+        ids: the voters.
+    """
+
+    def __init__(self, core: Any, ids: tuple[int, ...] = _IDS) -> None:
+        limits = Settings()
+        self.rafts = [
+            core.Raft(
+                id,
+                core.Configuration(ids),
+                core.Log(),
+                0,
+                None,
+                0,
+                limits.election_timeout_ms * 1000,
+                limits.heartbeat_ms * 1000,
+                lambda _: 0,
+                limits.max_append_bytes,
+                limits.window_bytes,
+            )
+            for id in ids
+        ]
+        self.by_id = {raft.id: raft for raft in self.rafts}
+        self.applied = dict.fromkeys(ids, 0)
+        self.leader = self.rafts[0]
+        self._compact_at = _COMPACT_EVERY
+        self.leader.tick(self.leader.deadline())
+        while self.leader.role != LEADER or min(self.applied.values()) < 1:
+            self.turn()
+
+    def turn(self) -> None:
+        """One turn of each: what is to be written is durable at once, what is sent arrives, what may be is applied."""
+        by_id, applied = self.by_id, self.applied
+        for id, raft in by_id.items():
+            ready = raft.ready()
+            messages = ready.messages
+            if ready.write:
+                raft.persisted()
+                messages += raft.ready().messages
+            for message in messages:
+                target = by_id[message.peer]
+                message.peer = id
+                target.step(message)
+            done, last = applied[id], raft.applicable()
+            if last > done:
+                applied[id] = done + len(raft.log.entries(done + 1, last + 1))
+
+    def commit(self, window: int, payload: bytes) -> None:
+        """Propose `window` transitions, and move messages until all are applied by all."""
+        propose = self.leader.propose
+        for _ in range(window):
+            last = propose(TRANSITION, payload)
+        while min(self.applied.values()) < last:
+            self.turn()
+        if last >= self._compact_at:
+            self._compact_at = last + _COMPACT_EVERY
+            for raft in self.rafts:
+                raft.snapshot_stored(last, _KEEP)
+
+
+def entries_per_s(group: Group, window: int, payload: bytes, seconds: float) -> float:
+    """Commit windows for so long.  Returns: entries a second."""
+    commit, count = group.commit, 0
+    begin = perf_counter()
+    end = begin + seconds
+    while (now := perf_counter()) < end:
+        commit(window, payload)
+        count += window
+    return count / (now - begin)
+
+
+def steps(*, quick: bool) -> int:
+    """How many times `measure` calls back."""
+    return len(WINDOWS) * (1 if quick else len(PAYLOADS))
+
+
+def measure(report: Report, *, quick: bool, seconds: float | None = None, step: Callable[[], None]) -> None:
+    """Measure both cores in turn, for every window and payload.
+
+    Args:
+        report: gets the records and, for 16 bytes, the ratios core.wW.cython_over_python.
+        quick: only 16 bytes, and shorter.
+        seconds: how long one run takes.
+        step: called after each window.
+    """
+    names = present_cores()
+    count, each_s = (7, 0.15) if quick else (15, 0.4)
+    for payload_bytes, window in _grid(quick):
+        payload = bytes(payload_bytes)
+        runs: dict[str, list[float]] = {name: [] for name in names}
+        groups = {name: Group(cores.load(name)) for name in names}
+        for group in groups.values():
+            group.commit(window, payload)
+        for _, name in rounds(count, names):
+            gc.collect()
+            runs[name].append(entries_per_s(groups[name], window, payload, seconds or each_s))
+        for name in names:
+            report.add("core", "commit", runs[name], "entries/s", core=name, payload_bytes=payload_bytes, window=window)
+        if "cython" in runs and payload_bytes == PAYLOADS[0]:
+            report.add_ratio(f"core.w{window}.cython_over_python", runs["cython"], runs["python"])
+        step()
+
+
+def _grid(quick: bool) -> Iterator[tuple[int, int]]:
+    for payload_bytes in PAYLOADS[:1] if quick else PAYLOADS:
+        for window in WINDOWS:
+            yield payload_bytes, window
