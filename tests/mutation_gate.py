@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 SOURCE = Path(__file__).parent.parent / "src"
-SEEDS = 120
-PATIENCE_S = 600
+SEEDS = 250
+PATIENCE_S = 900
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from raftplug.errors import InvalidArgument
 from raftplug.testing.linearizability import Operation, Verdict, check
 
 NOTHING: Any = object()
@@ -118,6 +119,14 @@ LEGAL: dict[str, list[Operation]] = {
         cas(2, 3, None, 2, None),
         cas(1, 2, None, 3, None, "z"),
         get(3, 4, 5),
+    ],
+    "which of two of unknown outcome was seen shows only later": [
+        put(1, 0, None),
+        cas(None, 1, None, 0, None),
+        get(1, 1, 2),
+        put(2, 3, 4),
+        get(2, 5, 6),
+        get(1, 7, 8),
     ],
     "True is not 1": [put(1, 0, 1), cas(True, 2, False, 2, 3), get(1, 4, 5)],
     "1.0 is not 1": [put([1], 0, 1), cas([1.0], 2, False, 2, 3)],
@@ -258,7 +267,7 @@ def assert_explained(history: list[Operation], verdict: Verdict) -> None:
     of_key = [each for each in history if each.key == verdict.key]
     before = [each for each in of_key if each.known and (each.returned or 0) < misplaced.returned]
     assert all(each in verdict.order for each in before)
-    until = [each for each in of_key if each.called <= misplaced.returned]
+    until = [each for each in of_key if each.kind != "get" and each.called <= misplaced.returned]
     later = [each for each in until if not each.known or (each.returned or 0) > misplaced.returned]
     assert set(map(id, later)) == set(map(id, verdict.pending))
     text = str(verdict)
@@ -360,3 +369,82 @@ def test_it_says_what_trying_every_order_says() -> None:
         if not expected:
             assert_explained(history, verdict)
     assert 1000 < linearizable < 3000
+
+
+@pytest.mark.parametrize("values", [0, 3])
+@pytest.mark.parametrize(("keys", "clients"), [(1, 1), (1, 4), (3, 8), (20, 8)])
+def test_what_a_true_store_did_is_linearizable_and_with_a_value_nobody_wrote_is_not(
+    keys: int, clients: int, values: int
+) -> None:
+    for seed in range(5):
+        history = simulate(seed, 400, keys, clients, values, unknown=0.03)
+        verdict = check(history)
+        assert verdict.linearizable is True, str(verdict)
+        reads = [at for at, each in enumerate(history) if each.known and each.kind == "get"]
+        wrong = random.Random(seed).choice(reads)
+        history[wrong] = replace(history[wrong], result="never written")
+        verdict = check(history)
+        assert verdict.linearizable is False
+        assert verdict.misplaced == history[wrong]
+        assert fits(verdict.order)
+
+
+def test_a_stale_read_late_in_a_long_history_is_found_and_named() -> None:
+    history = simulate(1, 3000, keys=1, clients=3)
+    end = max(each.returned or each.called for each in history)
+    stale = get("x", end + 5, end + 6, key="k0")
+    history += [put("x", end + 1, end + 2, key="k0"), put("y", end + 3, end + 4, key="k0"), stale]
+    verdict = check(history)
+    assert verdict.linearizable is False and verdict.misplaced == stale
+
+
+@pytest.mark.parametrize("keys", [20, 1000])
+def test_a_hundred_thousand_operations_are_checked(keys: int) -> None:
+    history = simulate(keys, 100_000, keys)
+    assert len(history) > 99_000
+    assert 500 < sum(not each.known for each in history) < 2000
+    verdict = check(history)
+    assert verdict.linearizable is True, str(verdict)
+    assert str(verdict) == f"linearizable ({verdict.steps} steps)"
+
+
+def test_it_gives_up_after_so_many_steps_for_a_key() -> None:
+    history = simulate(1, 200, keys=2)
+    verdict = check(history, steps=3)
+    assert verdict.linearizable is None and not verdict
+    assert set(verdict.undecided) == {"k0", "k1"} and verdict.steps == 6
+    assert "undecided after 6 steps: key 'k" in str(verdict)
+    assert check([*history, put(1, 0, 1), get(2, 2, 3)], steps=3).linearizable is False  # Another key, and certain.
+
+
+def test_a_verdict_shows_what_fits_what_does_not_and_what_might_have() -> None:
+    verdict = check([put(1, 0, 1), put(2, 2, 3), get(1, 4, 5), put(3, 2, None, "z")])
+    assert str(verdict).splitlines() == [
+        "key 'k' is not linearizable",
+        "no place for    b: get k [4, 5] gave 1",
+        "after           a: put k 1 [0, 1] gave None",
+        "after           a: put k 2 [2, 3] gave None",
+        "in spite of     z: put k 3 [2, …) unknown",
+    ]
+
+
+def test_a_long_verdict_shows_the_last_operations_and_the_ends_of_long_values() -> None:
+    history = [put("x" * 100 + str(at), at, at + 0.5) for at in range(30)]
+    text = str(check([*history, get(1, 40, 41)]))
+    assert "after           18 more" in text and text.count("after") == 13
+    assert " … xxx" in text and max(map(len, text.splitlines())) < 120
+
+
+@pytest.mark.parametrize(
+    ("operation", "text"),
+    [
+        (Operation("a", "k", "add", called=0, returned=1), "'add' is none of append, cas, delete, get, put"),
+        (append("a", "a", 2, 1), "must have returned"),
+        (Operation("a", "k", "get", called=0), "must have returned"),
+        (Operation("a", "k", "append", 1, called=0, returned=1, result="1"), "append adds a str, not 1"),
+        (get({1}, 0, 1), "no plain data"),
+    ],
+)
+def test_what_no_kv_machine_did_is_refused(operation: Operation, text: str) -> None:
+    with pytest.raises(InvalidArgument, match=text):
+        check([operation])

@@ -23,6 +23,14 @@ def test_no_invariant_is_violated_and_a_majority_recovers(core: Any, seed: int) 
     assert report.acknowledged
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_long_histories_are_linearizable(both_cores: Any, seed: int) -> None:
+    report = Simulation(seed, core=both_cores[seed % 2], events=10_000, operations=1_000, clients=6).run()
+    assert report.violation is None, f"{report.violation}; raftplug sim --seed {seed} --long"
+    assert len(report.history) >= 1_000
+    assert sum(each.operation["op"] == "get" for each in report.history) >= 300
+
+
 def test_the_same_seed_gives_the_same_trace_on_both_cores(both_cores: Any) -> None:
     for seed in range(6):
         python, cython = (Simulation(seed, core=core, events=3_000, keep_trace=True).run() for core in both_cores)
@@ -54,7 +62,7 @@ def test_every_fault_happens_and_is_counted() -> None:
         counted |= set(Simulation(seed, events=3_000, faults=tuple(FAULTS)).run().faults)
         if counted == set(FAULTS):
             break
-    assert len(FAULTS) >= 25
+    assert len(FAULTS) >= 30
     assert counted == set(FAULTS)
 
 

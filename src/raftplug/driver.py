@@ -467,10 +467,9 @@ class Driver:
     def _append(self, kind: int, payload: bytes) -> int:
         log = self.raft.log
         low = max(self.raft.commit, log.base_index) + 1
-        if low <= log.last_index:
-            uncommitted = log.bytes_between(low, log.last_index + 1)
-            if uncommitted > self.settings.max_uncommitted_bytes or len(self._pending) >= self.settings.max_pending:
-                raise Overloaded("the leader holds as many uncommitted transitions as it may: try again later")
+        uncommitted = log.bytes_between(low, log.last_index + 1) if low <= log.last_index else 0
+        if uncommitted > self.settings.max_uncommitted_bytes or len(self._pending) >= self.settings.max_pending:
+            raise Overloaded("the leader holds as many uncommitted transitions as it may: try again later")
         index: int = self.raft.propose(kind, payload)
         if self.abilities.observes_states and kind != SESSION_OPEN:
             self._register(index, kind, self.raft.term, payload, TransitionState.Queued)

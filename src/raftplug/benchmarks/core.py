@@ -20,7 +20,15 @@ WINDOWS: Final = (1, 64, 1024)
 PAYLOADS: Final = (16, 256)
 _IDS: Final = (1, 2, 3)
 _COMPACT_EVERY: Final = 10_000
-_KEEP: Final = 1_000
+
+
+def filled(core: Any, length: int, payload: bytes = bytes(16)) -> Any:
+    """A log of so many entries of term 1."""
+    log = core.Log()
+    append = log.append
+    for _ in range(length):
+        append(1, TRANSITION, payload)
+    return log
 
 
 class Group:
@@ -29,16 +37,20 @@ class Group:
     Args:
         core: a namespace of `raftplug.core.load`.
         ids: the voters.
+        length: how many entries of 16 bytes are in the log from the start, applied.
+        compact_every: the log is compacted after so many entries.
     """
 
-    def __init__(self, core: Any, ids: tuple[int, ...] = _IDS) -> None:
+    def __init__(
+        self, core: Any, ids: tuple[int, ...] = _IDS, length: int = 0, compact_every: int = _COMPACT_EVERY
+    ) -> None:
         limits = Settings()
         self.rafts = [
             core.Raft(
                 id,
                 core.Configuration(ids),
-                core.Log(),
-                0,
+                filled(core, length),
+                1,
                 None,
                 0,
                 limits.election_timeout_ms * 1000,
@@ -50,11 +62,12 @@ class Group:
             for id in ids
         ]
         self.by_id = {raft.id: raft for raft in self.rafts}
-        self.applied = dict.fromkeys(ids, 0)
+        self.applied = dict.fromkeys(ids, length)
         self.leader = self.rafts[0]
-        self._compact_at = _COMPACT_EVERY
+        self._compact_every = compact_every
+        self._compact_at = length + compact_every
         self.leader.tick(self.leader.deadline())
-        while self.leader.role != LEADER or min(self.applied.values()) < 1:
+        while self.leader.role != LEADER or min(self.applied.values()) <= length:
             self.turn()
 
     def turn(self) -> None:
@@ -82,9 +95,9 @@ class Group:
         while min(self.applied.values()) < last:
             self.turn()
         if last >= self._compact_at:
-            self._compact_at = last + _COMPACT_EVERY
+            self._compact_at = last + self._compact_every
             for raft in self.rafts:
-                raft.snapshot_stored(last, _KEEP)
+                raft.snapshot_stored(last, self._compact_every // 10)
 
 
 def entries_per_s(group: Group, window: int, payload: bytes, seconds: float) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
 from typing import Final
@@ -18,7 +19,6 @@ from raftplug.benchmarks.members import GROUP, Members
 from raftplug.benchmarks.record import Report, present_cores
 from raftplug.client import Client
 from raftplug.embedded import EmbeddedServer
-from raftplug.errors import TransportError
 
 WINDOWS: Final = (64, 1024, 10_000)
 _PAYLOAD: Final = 16
@@ -35,7 +35,12 @@ def steps(*, quick: bool) -> int:
 
 
 def measure(
-    report: Report, *, quick: bool, seconds: float | None = None, step: Callable[[], None], directory: Path | None = None
+    report: Report,
+    *,
+    quick: bool,
+    seconds: float | None = None,
+    step: Callable[[], None],
+    directory: Path | None = None,
 ) -> None:
     """Measure whole clusters, in turn over unix socket and TCP and on both cores; the ratio is that of the best core.
 
@@ -45,14 +50,16 @@ def measure(
         seconds: how long one run takes.
         step: called after each round.
         directory: where the data directories are made; the system's temporary one if None.
+
+    Raises:
+        TransportError: there is no embedded server.
+        Unavailable: a cluster did not start, or a node process ended.
     """
-    try:
-        server = EmbeddedServer().start()
-    except TransportError as error:
-        report.skipped.append(f"e2e: {error}")
-        return
     found: dict[tuple[str, str], Runs] = {}
-    with server, tempfile.TemporaryDirectory(prefix="raftplug-bench-", dir=directory, ignore_cleanup_errors=True) as made:
+    with (
+        EmbeddedServer() as server,
+        tempfile.TemporaryDirectory(prefix="raftplug-bench-", dir=directory, ignore_cleanup_errors=True) as made,
+    ):
         report.machine["server"] = server.version
         variants = _variants(quick)
         for number in range(max(rounds for _, _, rounds in variants)):
@@ -81,29 +88,23 @@ def _variants(quick: bool) -> list[tuple[str, str, int]]:
 
 def _round(url: str, directory: Path, core: str, runs: Runs, quick: bool, seconds: float | None) -> None:
     """One cluster: pairs of floor and closed loop, then the windows in turn."""
-    each_s = seconds or (0.7 if quick else 2.0)
-    with Members(url, directory, core) as members:
-        floors = {disk: Floor(url, directory.with_name(f"{directory.name}-{disk}"), disk, _ENTRY) for disk in DISKS}
-        client = Client(redis=url, group=GROUP, prefix=members.prefix)
-        try:
-            _loops(members, floors, client, runs, 5 if quick else 7, each_s)
-            for _ in range(3):
-                for window in WINDOWS:
-                    before = members.cpu_s()
-                    told = members.tell(
-                        members.leader, "window", window=window, seconds=each_s, payload_bytes=_PAYLOAD
-                    )
-                    runs["throughput", "entries/s", window].append(told["per_s"])
-                    runs["cpu", "CPU s/M", window].append((members.cpu_s() - before) / told["count"] * 1e6)
-        finally:
-            client.close()
-            for floor in floors.values():
-                floor.close()
+    loop_s, window_s = (0.25, 0.5) if quick else (0.7, 2.0)
+    with Members(url, directory, core) as members, ExitStack() as stack:
+        client = stack.enter_context(Client(redis=url, group=GROUP, prefix=members.prefix))
+        floors = {
+            disk: stack.enter_context(Floor(url, directory.with_name(f"{directory.name}-{disk}"), disk, _ENTRY))
+            for disk in DISKS
+        }
+        _loops(members, floors, client, runs, 9, seconds or loop_s)
+        for _ in range(3):
+            for window in WINDOWS:
+                before = members.cpu_s()
+                told = members.lead("window", window=window, seconds=seconds or window_s, payload_bytes=_PAYLOAD)
+                runs["throughput", "entries/s", window].append(told["per_s"])
+                runs["cpu", "CPU s/M", window].append((members.cpu_s() - before) / told["count"] * 1e6)
 
 
-def _loops(
-    members: Members, floors: dict[str, Floor], client: Client, runs: Runs, pairs: int, each_s: float
-) -> None:
+def _loops(members: Members, floors: dict[str, Floor], client: Client, runs: Runs, pairs: int, each_s: float) -> None:
     """Closed loops: each floor, the node, the client, in turn and equally often.  The first time is to warm up."""
     transition = transition_of(_PAYLOAD)
 
@@ -116,7 +117,7 @@ def _loops(
     for number in range(pairs + 1):
         elapsed = {f"floor_{disk}": [floor.exchange() for _ in range(count)] for disk, floor in floors.items()}
         before = members.cpu_s()
-        told = members.tell(members.leader, "loop", count=count, payload_bytes=_PAYLOAD)
+        told = members.lead("loop", count=count, payload_bytes=_PAYLOAD)
         cpu_s = (members.cpu_s() - before) / count
         elapsed["loop"] = told["elapsed"]
         elapsed["client"] = [ask() for _ in range(count)]

@@ -63,7 +63,7 @@ class _Tasks:
             begin = perf_counter()
             propose(transition).result(_PATIENCE_S)
             elapsed.append(perf_counter() - begin)
-        return {"elapsed": elapsed, "count": count}
+        return {"elapsed": elapsed, "led": self._node.is_leader}
 
     def window(self, window: int, seconds: float, payload_bytes: int) -> dict[str, Any]:
         """Keep `window` transitions outstanding for so long; count those that were answered."""
@@ -82,7 +82,7 @@ class _Tasks:
         result = {"per_s": count / (now - begin), "count": count + len(waiting)}
         for future in waiting:
             future.result(_PATIENCE_S)
-        return result
+        return {**result, "led": self._node.is_leader}
 
 
 def main() -> None:

@@ -7,8 +7,9 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from raftplug.benchmarks.floor import server_cpu_s
 from raftplug.errors import Unavailable
@@ -17,37 +18,36 @@ GROUP: Final = "bench"
 _IDS: Final = ("n1", "n2", "n3")
 _START_S: Final = 30.0
 _STOP_S: Final = 10.0
+_TRIES: Final = 3
 
 
-class Members:
-    """Three node processes of one cluster, on directories of their own.
+class Processes:
+    """Processes that are told what to do by lines of JSON, and elect a leader among themselves.
+
+    Args:
+        commands: id -> the command that runs it.
+        logs: a directory for what they print on stderr.
+        environment: what they get besides our own.
 
     Raises:
         Unavailable: there was no leader in time, or a process ended.
     """
 
-    def __init__(self, url: str, directory: Path, core: str) -> None:
-        self.url, self.prefix = url, f"bench-{directory.name}"
-        directory.mkdir()
+    def __init__(self, commands: Mapping[str, Sequence[str]], logs: Path, environment: Mapping[str, str]) -> None:
+        self._logs = {id: logs / f"{number}.log" for number, id in enumerate(commands)}
         self._processes: dict[str, subprocess.Popen[str]] = {}
+        self.ids = list(commands)
+        logs.mkdir()
         try:
-            for id in _IDS:
-                options = {
-                    "id": id,
-                    "peers": _IDS,
-                    "redis": url,
-                    "group": GROUP,
-                    "prefix": self.prefix,
-                    "data_dir": str(directory / id),
-                }
-                with (directory.parent / f"{directory.name}-{id}.log").open("w") as log:
+            for id, command in commands.items():
+                with self._logs[id].open("w") as log:
                     self._processes[id] = subprocess.Popen(
-                        [sys.executable, "-m", "raftplug.benchmarks.member", json.dumps(options)],
+                        command,
                         stdin=subprocess.PIPE,
                         stdout=subprocess.PIPE,
                         stderr=log,
                         text=True,
-                        env={**os.environ, "RAFTPLUG_CORE": core},
+                        env={**os.environ, **environment},
                         start_new_session=True,
                     )
             self.leader = self._wait_for_leader()
@@ -64,14 +64,20 @@ class Members:
             print(json.dumps({"task": task, **arguments}), file=process.stdin, flush=True)
             return json.loads(process.stdout.readline())
         except (OSError, ValueError):
-            raise Unavailable(f"the node process {id} ended: exit code {process.wait()}") from None
+            words = self._logs[id].read_text(errors="replace").splitlines()[-1:]
+            raise Unavailable(f"the node process {id} ended with {process.wait()}: {' '.join(words)}") from None
 
-    def cpu_s(self) -> float:
-        """CPU seconds of the members and the server so far."""
-        return sum(self.tell(id, "state")["cpu_s"] for id in _IDS) + server_cpu_s(self.url)
+    def lead(self, task: str, **arguments: Any) -> Any:
+        """Have the leader do a task; again, when it did not lead to the end."""
+        for _ in range(_TRIES):
+            told = self.tell(self.leader, task, **arguments)
+            if told["led"]:
+                return told
+            self.leader = self._wait_for_leader()
+        raise Unavailable(f"the leader changed {_TRIES} times under the load")
 
     def close(self) -> None:
-        """End all members; each removes its directory."""
+        """End them all, by the end of their stdin."""
         for process in self._processes.values():
             if process.stdin is not None:
                 process.stdin.close()
@@ -84,7 +90,7 @@ class Members:
             if process.stdout is not None:
                 process.stdout.close()
 
-    def __enter__(self) -> Members:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -93,8 +99,32 @@ class Members:
     def _wait_for_leader(self) -> str:
         deadline = time.monotonic() + _START_S
         while time.monotonic() < deadline:
-            leaders = {self.tell(id, "state")["leader"] for id in _IDS}
+            leaders = {self.tell(id, "state")["leader"] for id in self._processes}
             if len(leaders) == 1 and None not in leaders:
                 return str(leaders.pop())
             time.sleep(0.02)
-        raise Unavailable(f"the three nodes elected no leader within {_START_S:.0f} s")
+        raise Unavailable(f"the processes elected no leader within {_START_S:.0f} s")
+
+
+class Members(Processes):
+    """Three node processes of one cluster; each has a directory of its own under `directory`, and removes it."""
+
+    def __init__(self, url: str, directory: Path, core: str) -> None:
+        self.url, self.prefix = url, f"bench-{directory.name}"
+        directory.mkdir()
+        commands = {}
+        for id in _IDS:
+            options = {
+                "id": id,
+                "peers": _IDS,
+                "redis": url,
+                "group": GROUP,
+                "prefix": self.prefix,
+                "data_dir": str(directory / id),
+            }
+            commands[id] = [sys.executable, "-m", "raftplug.benchmarks.member", json.dumps(options)]
+        super().__init__(commands, directory.with_name(f"{directory.name}-logs"), {"RAFTPLUG_CORE": core})
+
+    def cpu_s(self) -> float:
+        """CPU seconds of the members and the server so far."""
+        return float(sum(self.tell(id, "state")["cpu_s"] for id in _IDS)) + server_cpu_s(self.url)

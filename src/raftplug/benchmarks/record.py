@@ -47,7 +47,7 @@ class Report:
     records: list[Record] = field(default_factory=list)
     ratios: dict[str, float] = field(default_factory=dict)
     ratio_runs: dict[str, list[float]] = field(default_factory=dict)
-    skipped: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
     machine: dict[str, Any] = field(default_factory=lambda: machine())
 
     def add(

@@ -73,9 +73,11 @@ def _panel(panel: Panel) -> str:
         path = " ".join(f"{across(x)},{up(median(runs))}" for x, runs in line)
         out.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
         for x, runs in line:
-            out.append(f'<path d="M{across(x)},{up(min(runs))}V{up(max(runs))}" stroke="{colour}" stroke-width="4" opacity="0.4"/>')
+            spread = f"M{across(x)},{up(min(runs))}V{up(max(runs))}"
+            out.append(f'<path d="{spread}" stroke="{colour}" stroke-width="4" opacity="0.4"/>')
             out.append(f'<circle cx="{across(x)}" cy="{up(median(runs))}" r="2.5" fill="{colour}"/>')
-        out.append(f'<text x="{right - 4}" y="{top + 14 + 13 * number}" text-anchor="end" fill="{colour}">{escape(name)}</text>')
+        down = top + 14 + 13 * number
+        out.append(f'<text x="{right - 4}" y="{down}" text-anchor="end" fill="{colour}">{escape(name)}</text>')
     return "".join(out)
 
 
@@ -86,5 +88,5 @@ def _decades(values: Sequence[float]) -> tuple[int, int]:
 
 
 def _short(power: int) -> str:
-    unit, rest = ("G", power - 9) if power >= 9 else ("M", power - 6) if power >= 6 else ("k", power - 3) if power >= 3 else ("", power)
-    return f"{10**rest if rest >= 0 else 10.0**rest:g}{unit}"
+    thousands = min(max(power, 0) // 3, 4)
+    return f"{10.0 ** (power - 3 * thousands):g}{'_kMGT'[thousands].strip('_')}"

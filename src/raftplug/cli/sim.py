@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--seed", type=click.IntRange(0), help="Run this one seed.")
 @click.option("--nodes", type=click.IntRange(1, 9), default=5, show_default=True, help="How many nodes.")
 @click.option("--events", type=click.IntRange(1), help="Events before the liveness phase; 8,000 unless given.")
-@click.option("--long", "long_profile", is_flag=True, help="Histories of 1,000 operations and more: 60,000 events.")
+@click.option("--long", "long_profile", is_flag=True, help="1,000 client operations and 30,000 events at least.")
 @click.option("--faults", help="Only these faults, with commas between them; by default each seed chooses its own.")
 @click.option("--core", type=click.Choice(["cython", "python"]), help="Which core; by default this process's.")
 @click.option("--trace", type=click.Path(dir_okay=False, path_type=Path), help="Write the readable trace of --seed.")
@@ -62,8 +62,10 @@ def command(
     unknown = sorted(set(chosen or ()) - set(FAULTS))
     if unknown:
         raise click.UsageError(f"no fault {unknown[0]!r}: choose among {', '.join(FAULTS)}")
-    limit = events or (60_000 if long_profile else EVENTS)
+    limit = events or (30_000 if long_profile else EVENTS)
     given: dict[str, Any] = {"core": cores.load(core or cores.name), "nodes": nodes}
+    if long_profile:
+        given |= {"operations": 1_000, "clients": 6}
     logging.getLogger("raftplug").setLevel(logging.CRITICAL)  # What nodes log under faults is no news here.
 
     def run(number: int, names: tuple[str, ...] | None, most: int, keep: bool = False) -> Report:
@@ -83,6 +85,8 @@ def command(
             if report.violation is not None:
                 names, most, shrunk = _shrink(run, report, chosen, limit)
                 replay = f"raftplug sim --seed {number} --nodes {nodes} --events {most} --trace trace.txt"
+                if long_profile:
+                    replay += " --long"
                 if names is not None:
                     replay += f" --faults {','.join(names)}"
                 failing.append({"seed": number, "violation": shrunk.violation, "replay": replay})

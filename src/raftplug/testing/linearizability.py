@@ -402,8 +402,9 @@ def _explain(
         else:
             high = middle
     last = _returned(returns[low])
-    pending = [each for each in operations if each.called <= last and (not each.known or _returned(each) > last)]
-    return steps, order, returns[low], tuple(pending)
+    changing = [each for each in operations if each.kind != "get" and each.called <= last]
+    pending = tuple(each for each in changing if not each.known or _returned(each) > last)
+    return steps, order, returns[low], pending
 
 
 def _mark(bits: dict[Hashable, int], state: Hashable, at: int) -> None:

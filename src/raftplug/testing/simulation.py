@@ -28,7 +28,7 @@ from raftplug import core as chosen_core
 from raftplug import plain
 from raftplug.client import ClientLoop
 from raftplug.cluster import Cluster
-from raftplug.constants import LEADER, SNAPSHOT, VOTE, VOTE_RESPONSE
+from raftplug.constants import CANDIDATE, LEADER, SNAPSHOT, VOTE, VOTE_RESPONSE
 from raftplug.errors import Corrupt, DiskFull, OutcomeUnknown, RaftplugError, StorageFailed
 from raftplug.frames import Id, cluster_uuid
 from raftplug.future import Future
@@ -86,9 +86,25 @@ FAULTS: dict[str, str] = {
     "row_loss": "a row on the disk of a dead process is gone; its restart must notice",
     "row_swap": "two rows on the disk of a dead process change places; its restart must notice",
     "node_burst": "a node's own process proposes many transitions at once",
+    "mute_candidate": "a candidate is not heard by some any more once it has asked for votes",
+    "strand_leader": "a leader is cut off from all others, and its clock hardly runs",
     "client_crash": "a client is gone, with everything that it waited for",
     "client_burst": "a client begins many operations at once",
 }
+
+
+# What a seed may be about, beside what chance brings: nothing, elections that half succeed, snapshots.
+_THEMES: tuple[tuple[tuple[str, ...], dict[str, int]], ...] = (
+    ((), {}),
+    (
+        ("mute_candidate", "cut_off_new_leader", "crash_new_leader", "node_burst", "late_vote", "isolate"),
+        {"max_append_bytes": 200, "max_pending": 100_000},
+    ),
+    (
+        ("lose_snapshot", "resend", "old_inbox", "crash", "cut_both_ways"),
+        {"snapshot_entries": 20, "keep_entries": 0},
+    ),
+)
 
 
 class Violation(Exception):
@@ -322,7 +338,7 @@ class _Process:
         # What the checks remember of this life, and of the disk.
         self.term = self.commit = self.applied = 0
         self.last_as_leader: tuple[int, int, int] | None = None  # term, last index, its check
-        self.elected_at = 0
+        self.elected_at = self.term_asked = 0
         self.durable: dict[int, int] = {}  # index -> check of what is on disk
         self.durable_base = 0
         self.durable_term = 0
@@ -341,6 +357,7 @@ class Simulation:
         core: one of the two cores; None is the process's.
         nodes: how many.
         events: how many before the liveness phase.
+        operations: of clients, how many at least before the liveness phase.
         faults: the names of those that may happen; None lets the seed choose among all.
         clients: how many.
         keep_trace: whether the report holds the trace's lines.
@@ -353,6 +370,7 @@ class Simulation:
         core: Any = None,
         nodes: int = 5,
         events: int = EVENTS,
+        operations: int = 0,
         faults: Sequence[str] | None = None,
         clients: int = 2,
         keep_trace: bool = False,
@@ -363,24 +381,33 @@ class Simulation:
         self.now = 1_000_000
         self.directory: dict[Id, dict[str, Any]] = {}
         self._limit = events
+        self._operations = operations
         self._keep_trace = keep_trace
         self._hash = hashlib.sha256()
         self._queue: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
         self._number = 0
         self._quiet = False
         chance = self.random
-        chosen = [name for name in FAULTS if chance.random() < 0.5]
+        density = chance.choice((0.15, 0.3, 0.5))  # With few kinds of faults, long stories can happen.
+        theme, limits = chance.choice(_THEMES)
+        chosen = [name for name in FAULTS if chance.random() < density or name in theme]
         self.report.chosen = tuple(chosen if faults is None else faults)
         self.faults = frozenset(self.report.chosen)
         # A snapshot every few entries, or hardly ever: both ways of catching up are met.
         self.settings = Settings(
-            snapshot_entries=chance.choice((0, 20, 100, 1000)),
-            keep_entries=chance.choice((0, 5, 50)),
-            max_append_bytes=chance.choice((200, 65536)),
-            window_bytes=chance.choice((400, 262144)),
-            max_pending=chance.choice((10, 100_000)),
+            **{
+                "snapshot_entries": chance.choice((0, 20, 100, 1000)),
+                "keep_entries": chance.choice((0, 5, 50)),
+                "max_append_bytes": chance.choice((200, 65536)),
+                "window_bytes": chance.choice((400, 262144)),
+                "max_pending": chance.choice((10, 100_000)),
+                **limits,
+            }
         )
-        self._fault_ms = chance.choice((60, 200, 800))  # A storm, weather, or calm in which long stories can happen.
+        self._fault_ms = (
+            800 if operations else chance.choice((60, 200, 800))
+        )  # A storm, weather, or calm in which long stories can happen.
+        self._pace = 1 if operations else chance.choice((1, 4, 10))  # Few requests leave room for many elections.
         self._strike_chance = chance.choice((0.1, 0.3, 0.7))
         self._cut: dict[tuple[Id, Id], int] = {}
         self._clogged: dict[tuple[Id, Id], list[bytes]] = {}
@@ -417,7 +444,7 @@ class Simulation:
         try:
             self.after(self.random.randint(0, 50 * _MS), self._next_fault)
             self.after(self.random.randint(0, 50 * _MS), self._next_probe)
-            while report.events < self._limit:
+            while report.events < self._limit or len(report.history) < self._operations:
                 self._step()
             self._liveness()
             self._check_counters()
@@ -715,8 +742,8 @@ class Simulation:
                 self.processes[str(link.id)].arrived.update(self._ids)
             self.wake_owner(link.id)
 
-    def _cut_links(self, links: Sequence[tuple[Id, Id]]) -> None:
-        until = self.now + self._while()
+    def _cut_links(self, links: Sequence[tuple[Id, Id]], time: int | None = None) -> None:
+        until = self.now + (time or self._while())
         for link in links:
             self._cut[link] = until
 
@@ -740,6 +767,16 @@ class Simulation:
         self._fault("isolate", node)
         others = [id for id in self._ids if id != node]
         self._cut_links([(node, other) for other in others] + [(other, node) for other in others])
+
+    def _do_strand_leader(self) -> None:
+        node = self._some_node()
+        if node is not None and node.driver().raft.role == LEADER:
+            self._fault("strand_leader", node.id)
+            node.offset, node.started_at, node.rate = self._clock(node), self.now, 0.1
+            others = [id for id in self._ids if id != node.id]
+            self._cut_links(
+                [(node.id, other) for other in others] + [(other, node.id) for other in others], 3_000 * _MS
+            )
 
     def _do_partition(self) -> None:
         size = self.random.randint(1, len(self._ids) - 1)
@@ -942,6 +979,9 @@ class Simulation:
         last_check = log.check_at(last)
         if self._checks.setdefault((last, log.last_term), last_check) != last_check:
             raise Violation(f"log matching: {process.id} has another history up to entry {last}, term {log.last_term}")
+        if raft.role == CANDIDATE and process.votes.get(term) == process.id and term != process.term_asked:
+            process.term_asked = term
+            self._asked_for_votes(process)
         if raft.role == LEADER:
             if self._leaders.setdefault(term, process.id) != process.id:
                 raise Violation(f"election safety: {self._leaders[term]} and {process.id} lead term {term}")
@@ -977,6 +1017,13 @@ class Simulation:
         process.term, process.commit, process.applied = term, commit, driver.applied
         if changed or raft.role == LEADER:
             self._note(process.id, raft.role, term, last, commit, driver.applied)
+
+    def _asked_for_votes(self, process: _Process) -> None:
+        if "mute_candidate" in self.faults and not self._quiet and self.random.random() < self._strike_chance:
+            others = [id for id in self._ids if id != process.id]
+            lost = self.random.sample(others, self.random.randint(1, len(others))) if others else []
+            self._fault("mute_candidate", process.id, *lost)
+            self._cut_links([(process.id, other) for other in lost])
 
     def _elected(self, process: _Process, term: int, log: Any, clock: int) -> None:
         """A process leads a new term: what must be true, and what may happen to it now."""
@@ -1091,7 +1138,7 @@ class Simulation:
     def _next_probe(self) -> None:
         if self._quiet:
             return
-        self.after(self.random.randint(1, 30) * _MS, self._next_probe)
+        self.after(self.random.randint(1, 30) * _MS * self._pace, self._next_probe)
         process = self._some_node()
         leading = [each for each in self.processes.values() if each.node and each.driver().raft.role == LEADER]
         if len(leading) > 1:  # A deposed leader that does not know it yet is whom to ask.
@@ -1257,13 +1304,13 @@ class _Client:
         world = self.world
         if life != self._lives or world._quiet:
             return
-        world.after(world.random.randint(1, 40) * _MS, self._next, life)
+        world.after(world.random.randint(1, 40) * _MS * world._pace, self._next, life)
         if self._pending < 4:
             self.propose(self.operation(world.random))
 
     def operation(self, chance: random.Random) -> dict[str, Any]:
         key, token = f"k{chance.randrange(_KEYS)}", chance.randrange(1_000_000)
-        kind = chance.choice(("get", "get", "get", "put", "append", "cas", "delete", "add", "add"))
+        kind = chance.choice(("get", "get", "get", "get", "put", "append", "cas", "delete", "add", "add"))
         if kind == "get":
             return {"op": "get", "key": chance.choice((key, f"c{key[1:]}"))}
         if kind == "put":
