@@ -654,7 +654,7 @@ def _frozen(value: Any) -> Any:
         return tuple(
             (name, _frozen(each))
             for name, each in sorted(value.__dict__.items())
-            if name not in ("configuration", "_draw")
+            if name not in ("configuration", "_configurations", "_draw")
         )
     if isinstance(value, (list, tuple)):
         return tuple(_frozen(each) for each in value)

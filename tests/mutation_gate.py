@@ -208,8 +208,8 @@ MUTANTS = (
     Mutant(
         "snapshot without configuration",
         "driver.py",
-        "encode_snapshot(self.raft.configuration.plain(), self.sessions",
-        "encode_snapshot([[], [], []], self.sessions",
+        "encode_snapshot(self.raft.configuration_at(index).plain(), self.sessions",
+        "encode_snapshot([[], [], [], []], self.sessions",
     ),
     Mutant(
         "session table not in the snapshot",

@@ -30,7 +30,7 @@ from raftplug.errors import (
     TransitionFailed,
     Unavailable,
 )
-from raftplug.frames import Sender, decode_frame, group_number
+from raftplug.frames import Sender, addressed, decode_frame, group_number
 from raftplug.future import Future
 from raftplug.plugins import default
 from raftplug.sessions import Sessions
@@ -58,7 +58,8 @@ class FakeNode:
         self.index = 0
         self.executed: list[Any] = []
         self.frames = 0
-        cluster.announce({"id": id, "cluster": uuid.hex(), "groups": [group], "leader": {group: None}, **record})
+        seen = {"id": id, "cluster": uuid.hex(), "groups": [group], "leader": {group: None}, "nonce": 5}
+        cluster.announce({**seen, **record})
 
     def turn(self) -> None:
         for data in self.cluster.receive_messages():
@@ -66,7 +67,7 @@ class FakeNode:
             self.frames += 1
             for item in frame.items:
                 assert (item.kind, item.group) == (REQUEST, self.group)
-                counter, op, args = msgpack.unpackb(item.body)
+                counter, op, args = msgpack.unpackb(addressed(item.body)[1])
                 self.requests.append((frame.source, counter, op, args))
                 if not self.mute:
                     self.reply(frame.source, frame.nonce, counter, *self.answer(op, args))

@@ -48,7 +48,18 @@ from typing import Any
 
 import pytest
 
-from raftplug.constants import APPEND, APPEND_RESPONSE, INSTALL, LEADER, NOOP, ROLE_NAMES, SNAPSHOT, TRANSITION
+from raftplug import plain
+from raftplug.constants import (
+    APPEND,
+    APPEND_RESPONSE,
+    CONFIGURATION,
+    INSTALL,
+    LEADER,
+    NOOP,
+    ROLE_NAMES,
+    SNAPSHOT,
+    TRANSITION,
+)
 from raftplug.errors import RaftplugError
 from rules import ELECTION, HEARTBEAT, Disk, Net
 
@@ -411,6 +422,8 @@ def duration(text: str) -> int:
 
 
 def content(index: int, term: int, kind: int, payload: bytes) -> str:
+    if kind == CONFIGURATION:
+        return " members " + " ".join(str(part) for part in plain.decode(payload))
     if kind == NOOP:
         return " no-op"
     if payload == b"%d/%d" % (index, term):  # Made by the harness.

@@ -21,7 +21,7 @@ from raftplug import _refusals as refusals
 
 # The constants become C integers, here and in the included rules: comparing with them costs no look-up.
 cdef int NOOP, TRANSITION, SESSION_TRANSITION, SESSION_OPEN, CONFIGURATION
-cdef int PRE_VOTE, PRE_VOTE_RESPONSE, VOTE, VOTE_RESPONSE, APPEND, APPEND_RESPONSE, SNAPSHOT, LAST_MESSAGE_KIND
+cdef int PRE_VOTE, PRE_VOTE_RESPONSE, VOTE, VOTE_RESPONSE, APPEND, APPEND_RESPONSE, SNAPSHOT, TIMEOUT_NOW, LAST_MESSAGE_KIND
 cdef int FOLLOWER, PRE_CANDIDATE, CANDIDATE, LEADER
 cdef int PROBE, REPLICATE, INSTALL
 cdef long long HIGHEST
@@ -514,6 +514,16 @@ cdef class Log:
             ))
             start += 1
         return found
+
+    cpdef long long find(self, kind, lo) except -1:
+        """The first entry of `kind` from index `lo` on; 0 if there is none."""
+        cdef size_t start, stop, slot
+        cdef int wanted = kind
+        self.bounds(lo, self.last_index + 1, &start, &stop)
+        for slot in range(start, stop):
+            if self.memory[self.starts[slot] - self.origin + 16] == wanted:
+                return <long long>lo + <long long>(slot - start)
+        return 0
 
     # Dropping.
 

@@ -339,6 +339,18 @@ class Log:
             for entry, term in zip(self._entries[start:stop], self._terms[start:stop], strict=True)
         ]
 
+    def find(self, kind: int, lo: int) -> int:
+        """The first entry of `kind` from index `lo` on; 0 if there is none.
+
+        Raises:
+            IndexError: `lo` is compacted away, or beyond the end by more than one.
+        """
+        start, stop = self._slots(lo, self.last_index + 1)
+        for slot in range(start, stop):
+            if self._entries[slot][16] == kind:
+                return lo + slot - start
+        return 0
+
     def truncate(self, index: int) -> None:
         """Drop entry `index` and all after it.
 

@@ -23,7 +23,7 @@ from raftplug import plain
 from raftplug.cluster import Cluster, is_client
 from raftplug.constants import LIMIT, REPLY, REQUEST
 from raftplug.errors import InvalidArgument, MalformedMessage, RaftplugError, Unavailable
-from raftplug.frames import NO_CLUSTER, Id, Sender, check_id, decode_frame, group_number
+from raftplug.frames import NO_CLUSTER, Id, Sender, address, check_id, decode_frame, group_number
 from raftplug.future import Future
 from raftplug.requester import Requester
 from raftplug.settings import Settings
@@ -73,6 +73,7 @@ class ClientLoop:
         self._hint: Id | None = None  # The leader that the directory named last.
         self._conflict: str | None = None  # Why the group cannot be told from another of its name.
         self._gone: str | None = None  # The same for a cluster that was found, and has left.
+        self._lives: dict[Id, int] = {}  # The nonce of each node's process, as far as it is known.
         self._look_at = 0
         self._now = 0
         self._calls: deque[tuple[Any, ...]] = deque()
@@ -166,11 +167,13 @@ class ClientLoop:
         """Learn from the directory who serves the group: hints, from anybody, so they are looked at with care."""
         self._look_at = now + _LOOK_US
         clusters: dict[bytes, dict[Id, Any]] = {}
+        lives: dict[Id, int] = {}
         at: dict[bytes, float] = {}
         for record in self.cluster.directory():
             known = _read_record(record, self._group)
             if known is not None:
                 uuid, id, leader, when = known
+                lives[id] = record["nonce"] if type(record.get("nonce")) is int else 0
                 clusters.setdefault(uuid, {})[id] = leader
                 at[uuid] = max(at.get(uuid, when), when)
         bound = self._sender.cluster
@@ -196,6 +199,7 @@ class ClientLoop:
                     "the cluster that this client knew is gone, and another serves the group: open a new client"
                 )
             return  # The directory may have been lost; who was known may still be there.
+        self._lives = {id: self._lives.get(id) or lives[id] for id in records}
         nodes = sorted(records, key=lambda id: (isinstance(id, str), id))
         if nodes != self._nodes:
             self._nodes = nodes
@@ -238,6 +242,7 @@ class ClientLoop:
             return
         if frame.target != self._own_id or frame.cluster != self._sender.cluster or frame.cluster == NO_CLUSTER:
             return
+        self._lives[frame.source] = frame.nonce
         for item in frame.items:
             if item.kind != REPLY or item.group != self._number:
                 continue
@@ -248,8 +253,11 @@ class ClientLoop:
             if nonce == self._sender.nonce:
                 self.requester.on_reply(frame.source, counter, code, value)
 
-    def _queue(self, target: Id, body: bytes) -> None:
-        self._outgoing.setdefault(target, []).append((self._number, REQUEST, body))
+    def _queue(self, target: Id, body: bytes) -> bool:
+        """Returns whether it is addressed to one life of the target."""
+        nonce = self._lives.get(target, 0)
+        self._outgoing.setdefault(target, []).append((self._number, REQUEST, address(body, nonce)))
+        return nonce != 0
 
     def _flush(self) -> None:
         """One frame a destination, unless it grew too large."""

@@ -7,6 +7,7 @@ then be decided by a quorum of each.  Learners receive everything and decide not
 from typing import Any
 
 from raftplug import _cy as cython
+from raftplug import plain
 from raftplug.errors import InvalidArgument
 
 
@@ -17,26 +18,44 @@ class Configuration:
     Args:
         voters: ids of the voters; sorted, so that equal configurations have equal bytes.
         outgoing: the voters of the configuration that a joint one leaves; empty when it is not joint.
-        learners: ids of members that do not vote.
+        learners: ids of members that do not vote; of a joint one, as soon as it is left.
+        joining: ids of learners that become voters once they have caught up (Ongaro 2014 §4.2.1).
 
     Raises:
-        InvalidArgument: an id stands twice, or is voter and learner.
+        InvalidArgument: an id stands twice, is voter and learner, or joins without being a learner.
     """
 
     voters: tuple[Any, ...] = cython.declare(tuple, visibility="readonly")
     outgoing: tuple[Any, ...] = cython.declare(tuple, visibility="readonly")
     learners: tuple[Any, ...] = cython.declare(tuple, visibility="readonly")
+    joining: tuple[Any, ...] = cython.declare(tuple, visibility="readonly")
 
-    def __init__(self, voters: object, outgoing: object = (), learners: object = ()) -> None:
+    def __init__(self, voters: object, outgoing: object = (), learners: object = (), joining: object = ()) -> None:
         self.voters = _ids(voters)
         self.outgoing = _ids(outgoing)
         self.learners = _ids(learners)
-        if set(self.learners) & (set(self.voters) | set(self.outgoing)):
+        self.joining = _ids(joining)
+        if set(self.learners) & set(self.voters):
             raise InvalidArgument("configuration: a member is voter and learner at once")
+        if set(self.joining) - set(self.learners):
+            raise InvalidArgument("configuration: only a learner can be joining")
 
     def plain(self) -> list[Any]:
         """Plain data for the log, the snapshot and the disk; `from_plain` is its inverse."""
-        return [list(self.voters), list(self.outgoing), list(self.learners)]
+        return [list(self.voters), list(self.outgoing), list(self.learners), list(self.joining)]
+
+    def encode(self) -> bytes:
+        """The payload of a log entry; `decode` is its inverse."""
+        return plain.encode(self.plain())
+
+    @staticmethod
+    def decode(payload: bytes) -> "Configuration":
+        """The configuration in a log entry.
+
+        Raises:
+            MalformedMessage, InvalidArgument: it holds none.
+        """
+        return Configuration.from_plain(plain.decode(payload))
 
     @staticmethod
     def from_plain(data: object) -> "Configuration":
@@ -45,9 +64,18 @@ class Configuration:
         Raises:
             InvalidArgument: `data` is none.
         """
-        if not isinstance(data, list) or len(data) != 3:
+        if not isinstance(data, list) or len(data) != 4:
             raise InvalidArgument("configuration: not the plain data of one")
-        return Configuration(data[0], data[1], data[2])
+        return Configuration(data[0], data[1], data[2], data[3])
+
+    def towards(self, target: "Configuration") -> "Configuration":
+        """The next configuration on the way to `target`: the joint one if the voters differ (Ongaro 2014 §4.3)."""
+        outgoing: tuple[Any, ...] = () if target.voters == self.voters else self.voters
+        return Configuration(target.voters, outgoing, target.learners, target.joining)
+
+    def left(self) -> "Configuration":
+        """The configuration that follows this joint one."""
+        return Configuration(self.voters, (), self.learners, self.joining)
 
     def members(self) -> list[Any]:
         """Every id in it, each once: voters first."""
@@ -72,10 +100,13 @@ class Configuration:
         return isinstance(other, Configuration) and self.plain() == other.plain()
 
     def __hash__(self) -> int:
-        return hash((self.voters, self.outgoing, self.learners))
+        return hash((self.voters, self.outgoing, self.learners, self.joining))
 
     def __repr__(self) -> str:
-        return f"Configuration(voters={self.voters!r}, outgoing={self.outgoing!r}, learners={self.learners!r})"
+        return (
+            f"Configuration(voters={self.voters!r}, outgoing={self.outgoing!r}, learners={self.learners!r}, "
+            f"joining={self.joining!r})"
+        )
 
 
 @cython.cfunc

@@ -19,7 +19,7 @@ SESSION_TRANSITION: Final = 2
 SESSION_OPEN: Final = 3
 CONFIGURATION: Final = 4
 
-# Kinds of messages between replicas (Ongaro 2014, figures 3.1, 5.3 and §9.6).
+# Kinds of messages between replicas (Ongaro 2014, figures 3.1, 5.3, §3.10 and §9.6).
 PRE_VOTE: Final = 1
 PRE_VOTE_RESPONSE: Final = 2
 VOTE: Final = 3
@@ -27,7 +27,8 @@ VOTE_RESPONSE: Final = 4
 APPEND: Final = 5
 APPEND_RESPONSE: Final = 6
 SNAPSHOT: Final = 7
-LAST_MESSAGE_KIND: Final = 7
+TIMEOUT_NOW: Final = 8
+LAST_MESSAGE_KIND: Final = 8
 
 # Kinds of other items in a frame: a process asks a group.
 REQUEST: Final = 32

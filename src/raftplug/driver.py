@@ -37,7 +37,9 @@ from raftplug.constants import (
     UNKNOWN,
 )
 from raftplug.errors import (
+    ChangeRefused,
     Corrupt,
+    InvalidArgument,
     InvalidTransition,
     InvariantViolated,
     MalformedMessage,
@@ -49,7 +51,7 @@ from raftplug.errors import (
     TransitionFailed,
     Unavailable,
 )
-from raftplug.frames import Id
+from raftplug.frames import Id, address, addressed, check_id
 from raftplug.future import Future
 from raftplug.requester import Requester
 from raftplug.sessions import Sessions, decode_open, decode_transition, encode_open, encode_transition
@@ -109,6 +111,7 @@ class Driver:
         on_event: called with a hook's name and its arguments.
         core: the namespace of one of the two cores; None is the one that was chosen for this process.
         more_status: adds to `status` what only the owner knows.
+        life_of: the nonce of a process that was heard, 0 if it was not.
 
     Raises:
         Corrupt: the stored log or snapshot is damaged.
@@ -133,6 +136,7 @@ class Driver:
         on_event: Callable[..., None] | None = None,
         core: Any = None,
         more_status: Callable[[], dict[str, Any]] | None = None,
+        life_of: Callable[[Id], int] = lambda id: 0,
     ) -> None:
         self.core = core or chosen_core
         self.id = id
@@ -141,6 +145,8 @@ class Driver:
         self.settings = settings
         self.sessions = Sessions()
         self.applied = 0
+        self.removed = False
+        """Whether the last committed configuration lacks this replica, which once was a member."""
         self.leader: Id | None = None
         self.initial_write: Write | None = None
         """To be made durable before the first turn: a snapshot that the machine brought along."""
@@ -166,6 +172,8 @@ class Driver:
         self._role_term = (0, 0)
         self._snapshot_failed = False
         self._closed = False
+        self._changes: list[Asker] = []  # Who waits for a change of the members to be over.
+        self._configuration: Any = None
 
         log = self.core.Log()
         if stored.snapshot is not None:
@@ -204,10 +212,9 @@ class Driver:
             settings.max_append_bytes,
             settings.window_bytes,
         )
-        self.requester = Requester(
-            settings=settings, generator=generator, send=lambda target, body: send(target, REQUEST, body)
-        )
-        self.requester.set_nodes([member for member in self.raft.configuration.members() if member != id])
+        self._life_of = life_of
+        self.requester = Requester(settings=settings, generator=generator, send=self._send_request)
+        self._notice_configuration()
 
     # ---------------------------------------------------------------- inputs
 
@@ -240,7 +247,7 @@ class Driver:
         if self._closed:
             future.set_exception(_stopped())
             return
-        if self.raft.role != LEADER:
+        if self.raft.role != LEADER or self.raft.transferee is not None:
             self.requester.propose(transition, future, deadline)
             return
         try:
@@ -304,8 +311,7 @@ class Driver:
         ready = self.raft.ready(may_write)
         if self.abilities.observes_states:
             for index, *entry in ready.truncated:
-                if entry[0] != SESSION_OPEN:
-                    self._truncated.setdefault(index, []).append(tuple(entry))
+                self._truncated.setdefault(index, []).append(tuple(entry))
         for message in ready.messages:
             if message.kind == SNAPSHOT and not self._fill_snapshot(message):
                 continue
@@ -316,6 +322,8 @@ class Driver:
             read.index = index
             self._reads.append(read)
         self._notice_role(now)
+        if self.raft.configuration is not self._configuration:
+            self._notice_configuration()
         self._apply()
         if not may_write:
             return None
@@ -377,6 +385,7 @@ class Driver:
             "applied": self.applied,
             "contact_ms": contact,
             "voters": list(raft.configuration.voters),
+            "learners": list(raft.configuration.learners),
             "problems": problems + more.get("problems", []),
         }
 
@@ -409,7 +418,14 @@ class Driver:
 
     # -------------------------------------------------------------- requests
 
+    def _send_request(self, target: Id, body: bytes) -> bool:
+        """Returns whether it is addressed to one life of the target."""
+        nonce = self._life_of(target)
+        self._send(target, REQUEST, address(body, nonce))
+        return nonce != 0
+
     def _on_request(self, source: Id, nonce: int, body: bytes) -> None:
+        life, body = addressed(body)
         try:
             counter, operation, args = msgpack.unpackb(body, strict_map_key=False)
             if type(counter) is not int or not isinstance(operation, str) or not isinstance(args, list):
@@ -417,6 +433,10 @@ class Driver:
         except (ValueError, TypeError, msgpack.exceptions.UnpackException):
             raise MalformedMessage("a request that cannot be read") from None
         asker = Asker(source, nonce, counter)
+        if life not in (0, self._nonce):
+            # To an earlier life of ours, which may have refused it: what was refused for certain stays undone.
+            self._reply(asker, REFUSED_UNAVAILABLE, "the node has restarted")
+            return
         try:
             match operation, args:
                 case "propose", [int(session), int(sequence), int(below), bytes(transition)]:
@@ -435,6 +455,11 @@ class Driver:
                     self._begin_index(asker)
                 case "read", [bytes(query)]:
                     self._answer_query(asker, query)
+                case "members", [str(action), list(members)]:
+                    self._change_members(asker, action, members)
+                case "transfer", [target]:
+                    self.raft.transfer(target)
+                    self._reply(asker, OK, self.raft.transferee)
                 case "status", []:
                     self._reply(asker, OK, self.status())
                 case _:
@@ -443,6 +468,8 @@ class Driver:
             self._reply(asker, REFUSED_NOT_LEADER, self.raft.leader)
         except Overloaded as error:
             self._reply(asker, REFUSED_OVERLOADED, str(error))
+        except ChangeRefused as error:
+            self._reply(asker, REFUSED_UNAVAILABLE, str(error))
         except RaftplugError as error:
             self._reply(asker, MALFORMED, str(error))
 
@@ -471,9 +498,46 @@ class Driver:
         if uncommitted > self.settings.max_uncommitted_bytes or len(self._pending) >= self.settings.max_pending:
             raise Overloaded("the leader holds as many uncommitted transitions as it may: try again later")
         index: int = self.raft.propose(kind, payload)
-        if self.abilities.observes_states and kind != SESSION_OPEN:
+        if self.abilities.observes_states:
             self._register(index, kind, self.raft.term, payload, TransitionState.Queued)
         return index
+
+    def _change_members(self, asker: Asker, action: str, members: list[Any]) -> None:
+        """Change the members, and answer once that is over.  Asking for what is so already is answered at once."""
+        self._require_leader()
+        now = self.raft.configuration
+        voters, learners, joining = list(now.voters), list(now.learners), list(now.joining)
+        for member in members:
+            check_id(member, "member")
+            if action == "add" and member not in voters:  # A learner first, and a voter once it has caught up.
+                learners = [*(each for each in learners if each != member), member]
+                joining = [*(each for each in joining if each != member), member]
+            elif action == "learn" and member not in learners or action == "demote" and member in voters:
+                voters = [each for each in voters if each != member]
+                learners.append(member)
+            elif action == "promote" and member not in voters:
+                if member not in learners:
+                    raise InvalidArgument(f"{member!r} is no learner: add it first")
+                joining = [*(each for each in joining if each != member), member]
+            elif action == "remove":
+                voters, learners, joining = ([e for e in each if e != member] for each in (voters, learners, joining))
+            elif action not in ("add", "learn", "demote", "promote"):
+                raise InvalidArgument(f"members cannot {action!r}")
+        if not voters:
+            raise InvalidArgument("the last voter cannot leave")
+        target = self.core.Configuration(voters, (), learners, joining)
+        if target == now:
+            self._reply(asker, OK, now.plain())
+        else:
+            self.raft.change(target)
+            self._changes.append(asker)
+
+    def _notice_configuration(self) -> None:
+        """Tell who must know that the members changed: from now on they count, committed or not."""
+        before, self._configuration = self._configuration, self.raft.configuration
+        self.requester.set_nodes([member for member in self._configuration.members() if member != self.id])
+        if before is not None:
+            self._event("raftplug_configuration_changed", configuration=self._configuration.plain())
 
     def _logged_us(self) -> int:
         """Logged time: the last logged time plus our monotonic time since the election (DESIGN 7)."""
@@ -566,8 +630,8 @@ class Driver:
         elif kind == NOOP and self._noop_transition is not None:
             self._execute(plain.encode(self._noop_transition))
         elif kind == CONFIGURATION:
-            raise InvariantViolated(f"entry {index} changes the configuration, which this version cannot")
-        if self.abilities.observes_states and kind != SESSION_OPEN:
+            self._apply_configuration(index)
+        if self.abilities.observes_states:
             self._register(index, kind, term, payload, TransitionState.Applied)
         if self._truncated and index in self._truncated:
             self._register_overwritten(index, term)
@@ -583,6 +647,18 @@ class Driver:
             whom.set_exception(error)
         else:
             whom.set_result(value)
+
+    def _apply_configuration(self, index: int) -> None:
+        """A configuration is committed: a change is over, or this replica was removed."""
+        configuration = self.raft.configuration_at(index)
+        if configuration.outgoing:
+            return
+        for asker in self._changes:
+            self._reply(asker, OK, configuration.plain())
+        self._changes.clear()
+        was_member = self.id in self.raft.configuration_at(index - 1).members()
+        is_member = self.id in configuration.members() or self.id in self.raft.configuration.members()
+        self.removed = was_member and not is_member
 
     def _execute(self, payload: bytes) -> tuple[Any, TransitionFailed | None]:
         """Apply one transition.  A deterministic exception is its result; MemoryError and OSError stop the replica."""
@@ -624,7 +700,7 @@ class Driver:
             snapshot = self.machine.create_snapshot(index, term)
             if (snapshot.last_included_index, snapshot.last_included_term) != (index, term):
                 raise ValueError("create_snapshot must keep the index and the term that it was given")
-            data = encode_snapshot(self.raft.configuration.plain(), self.sessions.snapshot(), snapshot.data)
+            data = encode_snapshot(self.raft.configuration_at(index).plain(), self.sessions.snapshot(), snapshot.data)
         except (MemoryError, OSError):
             raise
         except Exception as error:
@@ -715,6 +791,9 @@ class Driver:
             for index in [index for index, entry in self._pending.items() if isinstance(entry[2], Asker)]:
                 _, _, whom = self._pending.pop(index)
                 self._resolve_error(whom, OutcomeUnknown("the leader stepped down before the answer"), UNKNOWN)
+            for asker in self._changes:
+                self._reply(asker, UNKNOWN, "the leader stepped down before the change was over")
+            self._changes.clear()
         self._role_term = role_term
         if raft.leader != self.leader:
             self.leader = raft.leader
@@ -726,12 +805,13 @@ class Driver:
         if raft.commit > self._committed_seen:
             low = max(self._committed_seen, raft.log.base_index) + 1
             for offset, (kind, term, payload) in enumerate(raft.log.entries(low, raft.commit + 1)):
-                if kind != SESSION_OPEN:
-                    self._register(low + offset, kind, term, payload, TransitionState.Committed)
+                self._register(low + offset, kind, term, payload, TransitionState.Committed)
             self._committed_seen = raft.commit
 
     def _register(self, index: int, kind: int, term: int, payload: bytes, state: Any) -> None:
         """Tell the machine, and the hooks, what became of a transition."""
+        if kind in (SESSION_OPEN, CONFIGURATION):
+            return
         if kind == NOOP:
             if self._noop_transition is None:
                 return

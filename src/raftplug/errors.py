@@ -12,6 +12,7 @@ RaftplugError
 ├── ClusterError                the cluster, or the way to it
 │   ├── NotLeader               certainly not executed; `leader` is a hint
 │   ├── Unavailable             certainly not executed; no leader could be reached
+│   │   └── ChangeRefused       the members cannot change, or leadership move, right now
 │   ├── Overloaded              certainly not executed; a queue is full
 │   ├── OutcomeUnknown          may or may not have been executed
 │   ├── TransportError          the transport cannot be used as it is configured
@@ -84,6 +85,10 @@ class NotLeader(ClusterError):
 
 class Unavailable(ClusterError):
     """Certainly not executed: no leader could be reached in time."""
+
+
+class ChangeRefused(Unavailable):
+    """Certainly not executed: another change of the members, or of who leads, is under way.  Try again later."""
 
 
 class Overloaded(ClusterError):

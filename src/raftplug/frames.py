@@ -51,6 +51,16 @@ def check_id(value: object, what: str = "id") -> Id:
     )
 
 
+def address(body: bytes, nonce: int) -> bytes:
+    """A request's item for the process with that nonce only; 0 is for whoever has the target's id."""
+    return nonce.to_bytes(8, "little") + body
+
+
+def addressed(item: bytes) -> tuple[int, bytes]:
+    """What `address` was given."""
+    return int.from_bytes(item[:8], "little"), item[8:]
+
+
 def group_number(name: str) -> int:
     """The number that stands for the group `name` on the wire: 63 bits of its BLAKE2b digest."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") & (LIMIT - 1)

@@ -120,6 +120,7 @@ class NodeLoop:
                 on_event=on_event,
                 core=self.core,
                 more_status=self._more_status,
+                life_of=self._life_of,
             )
             if driver.initial_write is not None:
                 storage.commit([driver.initial_write])
@@ -254,6 +255,11 @@ class NodeLoop:
             self._seen.popitem(last=False)
         return None
 
+    def _life_of(self, id: Id) -> int:
+        if id == self.id:
+            return self._sender.nonce
+        return self._seen[id][1] if id in self._seen else 0
+
     def _refuse(self, reason: str) -> None:
         if reason not in self.refused:
             if len(self.refused) > 100:
@@ -305,6 +311,7 @@ class NodeLoop:
                 "core": self.core.name,
                 "version": VERSION,
                 "boot": self._sender.boot,
+                "nonce": self._sender.nonce,
                 "at": self._wall_ms(),
             }
         )

@@ -23,6 +23,7 @@ from raftplug.constants import (
     APPEND,
     APPEND_RESPONSE,
     CANDIDATE,
+    CONFIGURATION,
     FOLLOWER,
     HIGHEST,
     INSTALL,
@@ -34,10 +35,11 @@ from raftplug.constants import (
     PROBE,
     REPLICATE,
     SNAPSHOT,
+    TIMEOUT_NOW,
     VOTE,
     VOTE_RESPONSE,
 )
-from raftplug.errors import InvariantViolated, MalformedMessage, NotLeader
+from raftplug.errors import ChangeRefused, InvariantViolated, MalformedMessage, NotLeader
 
 if not cython.compiled:
     from raftplug._core_py import Log, Message, Progress
@@ -106,6 +108,7 @@ class Raft:
 
     id: Any = cython.declare(object, visibility="readonly")
     configuration: Configuration = cython.declare(Configuration, visibility="readonly")
+    configuration_index: cython.longlong = cython.declare(cython.longlong, visibility="readonly")
     log: Log = cython.declare(Log, visibility="readonly")
     term: cython.longlong = cython.declare(cython.longlong, visibility="readonly")
     vote: Any = cython.declare(object, visibility="readonly")
@@ -120,7 +123,14 @@ class Raft:
     writing: cython.bint = cython.declare(cython.bint, visibility="readonly")
     installing: Any = cython.declare(object, visibility="readonly")
     contact: cython.longlong = cython.declare(cython.longlong, visibility="readonly")
+    transferee: Any = cython.declare(object, visibility="readonly")
 
+    _configurations: list[Any]
+    _unsettled: cython.bint
+    _transfers: cython.longlong
+    _handed_over: cython.bint
+    _transfer_deadline: cython.longlong
+    _timeout_now: cython.longlong
     _draw: Any
     _election_timeout: cython.longlong
     _heartbeat: cython.longlong
@@ -168,7 +178,7 @@ class Raft:
         if term < log.last_term:
             raise InvariantViolated(f"the hard state's term {term} is behind the log's {log.last_term}")
         self.id = id
-        self.configuration = configuration
+        self._configurations = [(log.base_index, configuration)]
         self.log = log
         self.term = term
         self.vote = vote
@@ -212,8 +222,15 @@ class Raft:
         self._reads = []
         self._failed_reads = []
         self._truncated = []
+        self.transferee = None
+        self._unsettled = False
+        self._transfers = 0
+        self._handed_over = False
+        self._transfer_deadline = 0
+        self._timeout_now = 0
+        self._adopt(log.base_index + 1)
         # A sole voter has nobody to wait for.
-        if len(configuration.members()) > 1:
+        if len(self.configuration.members()) > 1:
             self._draw_election_timer()
 
     # ---------------------------------------------------------------- inputs
@@ -227,8 +244,11 @@ class Raft:
         if self.role == LEADER:
             if self.now >= self._quorum_deadline:
                 self._check_quorum()
+            if self.transferee is not None and self.now >= self._transfer_deadline:
+                self.transferee = None  # It did not take over: writes resume (Ongaro 2014 §3.10).
             if self.role == LEADER and self.now >= self._heartbeat_deadline:
                 self._heartbeat_deadline = self.now + self._heartbeat
+                self._handed_over = False
                 for progress in self.progress.values():
                     self._send_empty(progress)
         elif self.now >= self._election_deadline:
@@ -262,7 +282,7 @@ class Raft:
         if kind == PRE_VOTE_RESPONSE:
             self._on_pre_vote_response(message)
             return
-        if kind == VOTE and self._hears_leader():
+        if kind == VOTE and not message.flag and self._hears_leader():
             return  # A removed or returning server must not disturb (Ongaro 2014 §4.2.3); before its term is adopted.
         if message.term > self.term:
             self._become_follower(message.term, None)  # Figure 3.1, "Rules for all servers".
@@ -280,12 +300,19 @@ class Raft:
             self._on_vote_response(message)
         elif kind == SNAPSHOT:
             self._on_snapshot(message)
+        elif kind == TIMEOUT_NOW:
+            self._on_timeout_now(message)
         else:
             raise MalformedMessage(f"a message of kind {kind}")
 
     def set_configuration(self, configuration: Configuration) -> None:
         """The members that an installed snapshot names count from now on."""
-        self.configuration = configuration
+        self._configurations = [(self.log.base_index, configuration)]
+        self._use_last_configuration()
+
+    def configuration_at(self, index: cython.longlong) -> Configuration:
+        """The members as of entry `index`, which is not compacted away: what belongs into a snapshot there."""
+        return [configuration for at, configuration in self._configurations if at <= index][-1]
 
     def propose(self, kind: cython.longlong, payload: bytes) -> cython.longlong:
         """Append an entry; it leaves with the next `ready`.
@@ -293,11 +320,50 @@ class Raft:
         Returns: its index.
 
         Raises:
+            NotLeader: nothing was appended; also while leadership is handed over (Ongaro 2014 §3.10).
+        """
+        if self.role != LEADER or self.transferee is not None:
+            raise NotLeader(leader=self.leader)
+        return self.log.append(self.term, kind, payload)
+
+    def change(self, target: Configuration) -> cython.longlong:
+        """Begin to change the members to `target`, through a joint configuration if its voters differ.
+
+        Returns: the index of the first entry of the change.  What follows the joint one is appended by itself.
+
+        Raises:
             NotLeader: nothing was appended.
+            ChangeRefused: likewise: another change is under way, or nothing of this leader's term is committed yet
+                (the bug in the dissertation's single-server change, raft-dev 2015); or nobody would vote.
+        """
+        if self.role != LEADER or self.transferee is not None:
+            raise NotLeader(leader=self.leader)
+        if self.commit < self._term_start or self.commit < self.configuration_index or self.configuration.outgoing:
+            raise ChangeRefused("another change of the members is under way: try again later")
+        if not target.voters:
+            raise ChangeRefused("a group needs a voter")
+        return self._append_configuration(self.configuration.towards(target))
+
+    def transfer(self, target: Any) -> None:
+        """Hand leadership over to `target` once it holds all of our log (Ongaro 2014 §3.10); None takes who is closest.
+
+        Until it leads, or an election timeout has passed, nothing is appended.
+
+        Raises:
+            NotLeader: this replica does not lead.
+            ChangeRefused: `target` is no other voter, or leadership is being handed over.
         """
         if self.role != LEADER:
             raise NotLeader(leader=self.leader)
-        return self.log.append(self.term, kind, payload)
+        others: list[Any] = [peer for peer in self.configuration.voters if peer != self.id]
+        if target is None and others:
+            target = max(others, key=self._closeness)
+        if target not in others or self.transferee is not None:
+            raise ChangeRefused(f"leadership cannot be handed over to {target!r} now")
+        self.transferee = target
+        self._transfers += 1
+        self._handed_over = False
+        self._transfer_deadline = self.now + self._election_timeout
 
     def read(self, request: object) -> None:
         """Ask for a read index for `request` (any object); the answer comes in `Ready.reads` (Ongaro 2014 §6.4).
@@ -327,6 +393,8 @@ class Raft:
         self.snapshot_index = index
         if index - keep > self.log.base_index:
             self.log.compact(index - keep)
+            while len(self._configurations) > 1 and self._configurations[1][0] <= self.log.base_index:
+                self._configurations.pop(0)
 
     # --------------------------------------------------------------- outputs
 
@@ -337,8 +405,12 @@ class Raft:
     def ready(self, may_write: cython.bint = True) -> Ready:
         """Take what must happen now; without `may_write` what is to be written waits for a later turn."""
         if self.role == LEADER:
+            if self._unsettled:
+                self._settle()
             self._start_round()
             self._replicate()
+            if self.transferee is not None and not self._handed_over:
+                self._hand_over()
         result: Ready = Ready(self._out, self._reads, self._failed_reads, self._truncated)
         self._out = []
         self._reads = []
@@ -414,6 +486,7 @@ class Raft:
             self._new_reads = []
             self._rounds = []
             self.progress = {}
+            self.transferee = None
         self.role = FOLLOWER
         self.leader = leader
 
@@ -427,6 +500,7 @@ class Raft:
         self._verified = 0
         self._ack_due = False
         self._context = 0
+        self._timeout_now = 0
 
     @cython.cfunc
     def _campaign(self) -> None:
@@ -438,7 +512,7 @@ class Raft:
         self.leader = None
         self._votes = {self.id}
         if self.configuration.has_quorum(self._votes):
-            self._become_candidate()
+            self._become_candidate(False)
             return
         for peer in self.configuration.members():
             if peer != self.id and self.configuration.is_voter(peer):
@@ -447,14 +521,17 @@ class Raft:
                 )
 
     @cython.cfunc
-    def _become_candidate(self) -> None:
+    def _become_candidate(self, transfer: cython.bint) -> None:
+        """Ask for votes; with `transfer` also of those who hear the leader, which asked for it (§3.10)."""
         self._draw_election_timer()
         self.role = CANDIDATE
         self._enter_term(self.term + 1, self.id)
         self._votes = set()
         for peer in self.configuration.members():
             if peer != self.id and self.configuration.is_voter(peer):
-                self._send(peer, Message(VOTE, self.term, index=self.log.last_index, log_term=self.log.last_term))
+                vote: Message = Message(VOTE, self.term, index=self.log.last_index, log_term=self.log.last_term)
+                vote.flag = transfer
+                self._send(peer, vote)
 
     @cython.cfunc
     def _count_vote(self, voter: Any) -> None:
@@ -477,6 +554,8 @@ class Raft:
         self._heartbeat_deadline = self.now + self._heartbeat
         self._quorum_deadline = self.now + self._election_timeout
         self._round = 0
+        self._transfers = 0
+        self._unsettled = True
         # An entry of the own term, so that what earlier leaders left can commit (§3.6.2) and reads may begin (§6.4).
         self._term_start = self.log.append(self.term, NOOP, b"")
 
@@ -528,7 +607,7 @@ class Raft:
             ):
                 self._votes.add(message.peer)
                 if self.configuration.has_quorum(self._votes):
-                    self._become_candidate()
+                    self._become_candidate(False)
         elif message.term > self.term:
             self._become_follower(message.term, None)
 
@@ -593,6 +672,7 @@ class Raft:
                 if first <= self.log.last_index:
                     self._truncate(first)
                 self.log.extend(message.data, first)
+                self._adopt(first)
         self._verified = max(self._verified, verified)
         # Never beyond what this leader has verified: our tail may be another's (Figure 3.1, step 5).
         self.commit = max(self.commit, min(message.commit, verified))
@@ -608,6 +688,10 @@ class Raft:
         self.stable = min(self.stable, index - 1)
         self._submitted = min(self._submitted, index - 1)
         self._writing_last = min(self._writing_last, index - 1)
+        if self.configuration_index >= index:
+            while self._configurations[-1][0] >= index:
+                self._configurations.pop()
+            self._use_last_configuration()  # A configuration is undone with its entry (Ongaro 2014 §4.1).
 
     @cython.cfunc
     def _answer(self, message: Message, at_once: cython.bint) -> None:
@@ -676,6 +760,101 @@ class Raft:
                 self.installing = message
         self._verified = max(self._verified, self.commit)
         self._answer(message, True)
+
+    @cython.cfunc
+    def _on_timeout_now(self, message: Message) -> None:
+        """Our leader hands over: campaign at once.  A repeated request is one request (Ongaro 2014 §3.10)."""
+        if self.leader == message.peer and message.context > self._timeout_now and self.configuration.is_voter(self.id):
+            self.leader = None
+            self._become_candidate(True)
+
+    # --------------------------------------------------------------- members
+
+    @cython.cfunc
+    def _adopt(self, first: cython.longlong) -> None:
+        """Configurations among the entries from `first` on count at once, committed or not (Ongaro 2014 §4.1)."""
+        index: cython.longlong = self.log.find(CONFIGURATION, first)
+        while index:
+            self._configurations.append((index, Configuration.decode(self.log.payload_at(index))))
+            index = self.log.find(CONFIGURATION, index + 1)
+        self._use_last_configuration()
+
+    @cython.cfunc
+    def _use_last_configuration(self) -> None:
+        self.configuration_index, self.configuration = self._configurations[-1]
+
+    @cython.cfunc
+    def _append_configuration(self, configuration: Configuration) -> cython.longlong:
+        index: cython.longlong = self.log.append(self.term, CONFIGURATION, configuration.encode())
+        self._adopt(index)
+        self._unsettled = True
+        if self.transferee is not None and self.transferee not in configuration.voters:
+            self.transferee = None  # etcd#11326: it may not lead any more.
+        for peer in configuration.members():
+            if peer != self.id and peer not in self.progress:
+                self.progress[peer] = self._new_progress(peer, self.log.last_index + 1)
+        return index
+
+    @cython.cfunc
+    def _settle(self) -> None:
+        """Once a configuration is committed: leave a joint one, make voters of those who caught up, part from others."""
+        if self.commit < self.configuration_index or self.commit < self._term_start:
+            return
+        configuration: Configuration = self.configuration
+        if configuration.outgoing:
+            self._append_configuration(configuration.left())
+            return
+        members: list[Any] = configuration.members()
+        peer: Any
+        progress: Progress
+        for peer, progress in list(self.progress.items()):
+            if peer in members:
+                continue
+            # Who was removed should learn that it is (camunda#57390): it stays until it knows, or is silent.
+            if progress.match >= self.configuration_index:
+                self._send_empty(progress)
+                del self.progress[peer]
+            elif self.now - progress.contact >= 2 * self._election_timeout:
+                del self.progress[peer]
+        if not configuration.is_voter(self.id):
+            for progress in self.progress.values():
+                self._send_empty(progress)
+            self._become_follower(self.term, None)  # Ongaro 2014 §4.2.2.
+            return
+        ready: list[Any] = [peer for peer in configuration.joining if self._has_caught_up(peer)]
+        if ready and self.transferee is None:
+            learners: list[Any] = [peer for peer in configuration.learners if peer not in ready]
+            joining: list[Any] = [peer for peer in configuration.joining if peer not in ready]
+            target: Configuration = Configuration([*configuration.voters, *ready], (), learners, joining)
+            self._append_configuration(configuration.towards(target))
+            return
+        self._unsettled = bool(configuration.joining) or len(self.progress) + 1 > len(members)
+
+    @cython.cfunc
+    def _has_caught_up(self, peer: Any) -> cython.bint:
+        """Whether what `peer` lacks goes out at once, so that as a voter it holds up no commit (Ongaro 2014 §4.2.1)."""
+        progress: Progress = self.progress[peer]
+        return progress.state == REPLICATE and self._lag(progress) <= self._window_bytes
+
+    @cython.cfunc
+    def _lag(self, progress: Progress) -> cython.longlong:
+        """Bytes of entries that are not known to be durable there."""
+        low: cython.longlong = max(progress.match, self.log.base_index) + 1
+        return self.log.bytes_between(low, self.log.last_index + 1)
+
+    @cython.cfunc
+    def _closeness(self, peer: Any) -> tuple[Any, ...]:
+        """Who would lead soonest: has answered lately, and holds most."""
+        progress: Progress = self.progress[peer]
+        return (self.now - progress.contact < self._election_timeout, progress.match)
+
+    @cython.cfunc
+    def _hand_over(self) -> None:
+        """Ask the transferee to campaign once it holds everything; again with each heartbeat."""
+        progress: Progress = self.progress[self.transferee]
+        if progress.match == self.log.last_index and self.stable == self.log.last_index:
+            self._handed_over = True
+            self._send(self.transferee, Message(TIMEOUT_NOW, self.term, context=self._transfers))
 
     # ---------------------------------------------------------------- leader
 

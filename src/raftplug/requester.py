@@ -96,6 +96,7 @@ class _Session:
 class _Call:
     __slots__ = (
         "attempts",
+        "blind",
         "body",
         "deadline",
         "due",
@@ -137,6 +138,7 @@ class _Call:
         self.follows = 0  # Hints followed at once since the last rest: two nodes may point at each other.
         self.open: list[int] = []  # Counters of the attempts that are not answered, oldest first.
         self.tainted = False  # An attempt will never be settled.
+        self.blind = False  # An attempt went to whatever process now has the target's id.
         self.refusal: RaftplugError | None = None  # The last certain one.
 
     def unsettled(self) -> bool:
@@ -151,7 +153,8 @@ class Requester:
     Args:
         settings: the election timeout, from which the patience with one attempt follows, and the bounds.
         generator: the source of randomness.
-        send: takes the id of a node and the body of a REQUEST; it must not raise, and may lose it.
+        send: takes the id of a node and the body of a REQUEST; it must not raise, and may lose it.  It returns False
+            if a later process of that id could take the request, too: then no refusal is certain.
         name: of a session that outlives this process.  The caller then gives every sequence, counted from 1; the same
             sequence is the same transition, also after a restart.
         explain: says in a few words what is wrong with the way to the group, or nothing.
@@ -162,7 +165,7 @@ class Requester:
         *,
         settings: Settings,
         generator: random.Random,
-        send: Callable[[Id, bytes], None],
+        send: Callable[[Id, bytes], bool | None],
         name: str | None = None,
         explain: Callable[[], str] | None = None,
     ) -> None:
@@ -467,6 +470,8 @@ class Requester:
             call.refusal = Unavailable(_text(value, "the node could not take the request"))
         else:  # UNKNOWN, or a code of a later version: this attempt will never be settled.
             call.tainted = True
+        # The inbox outlives the process: its successor may meet the same request again, and lead.
+        call.tainted = call.tainted or call.blind
         if call.kind == _OPEN:
             self._open_refusal = call.refusal
         if not newest:
@@ -684,7 +689,8 @@ class Requester:
             args = [call.body]
         else:
             args = call.body
-        self._send(target, msgpack.packb([counter, call.op, args]))
+        if self._send(target, msgpack.packb([counter, call.op, args])) is False:
+            call.blind = True
 
 
 def _outcome(call: _Call, code: int, value: Any) -> tuple[Any, RaftplugError | None] | None:

@@ -31,11 +31,11 @@ def measure(report: Report, *, quick: bool, seconds: float | None = None, step: 
     Args:
         report: gets the records; their window is how many entries went at once.
         quick: only 16 bytes, and fewer rounds.
-        seconds: below 0.1, a single round.
+        seconds: means nothing here: a part takes the time it takes.
         step: called after each payload.
     """
     names = present_cores()
-    count = 1 if seconds is not None and seconds < 0.1 else 7 if quick else 21
+    count = 7 if quick else 21
     for payload_bytes in PAYLOADS[:1] if quick else PAYLOADS:
         payload = bytes(payload_bytes)
         for part, run in _parts().items():

@@ -68,17 +68,21 @@ def _panel(panel: Panel) -> str:
         y = up(10.0**power)
         out.append(f'<path d="M{left},{y}H{right}" stroke="#ddd"/>')
         out.append(f'<text x="{left - 5}" y="{y + 4}" text-anchor="end">{_short(power)}</text>')
-    for number, (name, line) in enumerate(panel.lines.items()):
-        colour = _COLOURS[number % len(_COLOURS)]
+    for number, line in enumerate(panel.lines.values()):
+        colour = _colour(number)
         path = " ".join(f"{across(x)},{up(median(runs))}" for x, runs in line)
         out.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
         for x, runs in line:
             spread = f"M{across(x)},{up(min(runs))}V{up(max(runs))}"
             out.append(f'<path d="{spread}" stroke="{colour}" stroke-width="4" opacity="0.4"/>')
             out.append(f'<circle cx="{across(x)}" cy="{up(median(runs))}" r="2.5" fill="{colour}"/>')
-        down = top + 14 + 13 * number
-        out.append(f'<text x="{right - 4}" y="{down}" text-anchor="end" fill="{colour}">{escape(name)}</text>')
+    names = [f'<tspan fill="{_colour(number)}">{escape(name)}</tspan>' for number, name in enumerate(panel.lines)]
+    out.append(f'<text x="{right}" y="{top - 8}" text-anchor="end">{" · ".join(names)}</text>')
     return "".join(out)
+
+
+def _colour(number: int) -> str:
+    return _COLOURS[number % len(_COLOURS)]
 
 
 def _decades(values: Sequence[float]) -> tuple[int, int]:

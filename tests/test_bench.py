@@ -1,0 +1,219 @@
+"""`raftplug bench`: its file has the documented shape, a wrong option is one line; how fast it is, no test says."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import xml.etree.ElementTree
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from processes import Running, raftplug, refused, succeeded, wait_until
+from raftplug import plain
+from raftplug.benchmarks.floor import DISKS, Floor
+from raftplug.benchmarks.member import transition_of
+from raftplug.benchmarks.svg import Panel, draw
+from raftplug.embedded import EmbeddedServer
+from raftplug.errors import InvalidArgument
+
+FIELDS = {"suite", "name", "core", "payload_bytes", "window", "value", "unit", "runs"}
+MACHINE = {"cpu", "cores", "memory_mib", "system", "python", "sqlite", "raftplug", "measured_at", "load_average"}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path, str]:
+    """The files of one very short run, and what was printed."""
+    directory = tmp_path_factory.mktemp("bench")
+    done = raftplug(
+        "bench", "--quick", "--seconds", "0.02", "--json", str(directory / "b.json"), "--plot", str(directory / "b.svg")
+    )
+    assert not done.stderr, done.stderr
+    succeeded(done)
+    return json.loads((directory / "b.json").read_text()), directory / "b.svg", done.stdout
+
+
+@pytest.fixture
+def compiled() -> None:
+    from raftplug import core
+
+    try:
+        core.load("cython")
+    except InvalidArgument as error:
+        pytest.skip(str(error))
+
+
+def test_every_record_has_its_fields_and_its_spread(made: tuple[dict[str, Any], Path, str]) -> None:
+    records = made[0]["records"]
+    assert {record["suite"] for record in records} == {"core", "parts", "e2e"}
+    for record in records:
+        assert set(record) == FIELDS
+        assert record["runs"] and all(run >= 0 for run in record["runs"])
+        assert record["value"] == statistics.median(record["runs"])
+        assert record["unit"]
+        assert record["core"] in ("cython", "python", None)
+    keys = [tuple(record[name] for name in sorted(FIELDS - {"runs", "value"})) for record in records]
+    assert len(set(keys)) == len(keys)
+
+
+def test_the_file_says_what_machine_and_versions_it_holds_for(made: tuple[dict[str, Any], Path, str]) -> None:
+    machine = made[0]["machine"]
+    assert machine.keys() >= MACHINE | {"server"}
+    assert os.uname().nodename not in json.dumps(machine).split('"')
+
+
+def test_the_ratios_are_there_each_with_its_pairs(made: tuple[dict[str, Any], Path, str], compiled: None) -> None:
+    data = made[0]
+    assert data["ratios"].keys() >= {f"core.w{window}.cython_over_python" for window in (1, 64, 1024)}
+    assert "e2e.w1.p50_over_floor" in data["ratios"]
+    assert data["ratio_runs"].keys() == data["ratios"].keys()
+    for name, value in data["ratios"].items():
+        assert value > 0
+        assert value == statistics.median(data["ratio_runs"][name])
+
+
+def test_each_level_measures_what_it_should(made: tuple[dict[str, Any], Path, str]) -> None:
+    names = {(record["suite"], record["name"], record["window"]) for record in made[0]["records"]}
+    assert {("core", "commit", window) for window in (1, 64, 1024)} <= names
+    parts = {name for suite, name, _ in names if suite == "parts"}
+    assert {"append", "encode", "acknowledge", "memcpy", "commit.3", "commit.9", "vote_count.7"} <= parts
+    for share in ("p50", "p99"):
+        assert {("e2e", f"tcp.{what}_{share}", 1) for what in ("loop", "client", "floor_sqlite")} <= names
+    assert {("e2e", f"tcp.{what}", w) for what in ("throughput", "cpu") for w in (64, 1024, 10_000)} <= names
+
+
+def test_the_plot_is_svg_and_the_table_shows_the_range(made: tuple[dict[str, Any], Path, str]) -> None:
+    _, plot, printed = made
+    assert xml.etree.ElementTree.parse(plot).getroot().tag.endswith("svg")
+    header = printed.splitlines()[0].split()
+    assert header == ["LEVEL", "WHAT", "CORE", "BYTES", "WINDOW", "MEDIAN", "FROM", "TO", "UNIT"]
+    assert "e2e.w1.p50_over_floor" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--only", "disk"), ("'disk'", "core")),
+        (("--seconds", "-1"), ("-1",)),
+        (("--plot", "b.png"), ("b.svg",)),
+        (("--json", "no/such/directory/b.json"), ("no/such/directory",)),
+        (("--directory", "no/such/directory"), ("no/such/directory",)),
+        (("--fast",), ("--fast",)),
+        (("level",), ("level",)),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_a_wrong_option_is_one_clear_error(arguments: tuple[str, ...], words: tuple[str, ...]) -> None:
+    refused(raftplug("bench", *arguments), 2, *words)
+
+
+def test_only_measures_only_that_level(tmp_path: Path) -> None:
+    succeeded(raftplug("bench", "--quick", "--only", "parts", "--seconds", "0.01", "--json", str(tmp_path / "b.json")))
+    assert {record["suite"] for record in json.loads((tmp_path / "b.json").read_text())["records"]} == {"parts"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+def test_nothing_is_left_when_it_is_killed(number: signal.Signals, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    running = Running(
+        tmp_path / "log", "bench", "--only", "e2e", "--quick", "--directory", str(data), TMPDIR=str(tmp_path)
+    )
+    try:
+        wait_until(lambda: list(data.glob("*/*/n3/*")), "the nodes have directories")
+        before = _mentioning(str(data))
+        assert len(before) >= 4  # The bench itself and three nodes at least.
+    finally:
+        running.end(number)
+    wait_until(lambda: not _mentioning(str(data)), "no process of it is left")
+    wait_until(lambda: not list(data.glob("*/*/*")), "no data directory is left")
+
+
+@pytest.fixture
+def server() -> Iterator[EmbeddedServer]:
+    with EmbeddedServer() as server:
+        yield server
+
+
+@pytest.mark.parametrize("disk", DISKS)
+@pytest.mark.parametrize("transport", ["tcp", "unix"])
+def test_the_floor_writes_the_bytes_on_both_sides(
+    server: EmbeddedServer, disk: str, transport: str, tmp_path: Path
+) -> None:
+    url = server.url if transport == "tcp" else server.unix_url
+    with Floor(url, tmp_path / "floor", disk, 41) as floor:
+        assert all(floor.exchange() > 0 for _ in range(3))
+        written = [b"".join(path.read_bytes() for path in (tmp_path / "floor").glob(f"{side}*")) for side in "ab"]
+        assert [data.count(b"x" * 41) >= 3 for data in written] == [True, True]
+
+
+@pytest.mark.parametrize("size", [3, 16, 256, 258, 65536, 100_000])
+def test_a_transition_of_the_wanted_size_is_made(size: int) -> None:
+    assert size - 2 <= len(plain.encode(transition_of(size))) <= size
+    if size in (16, 256):
+        assert len(plain.encode(transition_of(size))) == size
+
+
+def test_growth_draws_every_curve(scripts: Path, tmp_path: Path) -> None:
+    files = ("--json", str(tmp_path / "g.json"), "--plot", str(tmp_path / "g.svg"))
+    succeeded(_run(scripts / "growth.py", "--longest", "1000", "--groups", "1", "--runs", "1", *files))
+    records = json.loads((tmp_path / "g.json").read_text())["records"]
+    curves = {record["name"].partition(".")[0] for record in records}
+    assert curves == {"log_length", "voters", "payload", "groups", "idle_groups"}
+    assert all(set(record) == FIELDS and record["suite"] == "growth" for record in records)
+    xml.etree.ElementTree.parse(tmp_path / "g.svg")
+
+
+def test_a_peer_that_is_not_installed_is_skipped_with_a_line(scripts: Path, tmp_path: Path) -> None:
+    done = _run(scripts / "peers.py", "--seconds", "0.05", "--runs", "1", "--json", str(tmp_path / "p.json"), PATH="")
+    succeeded(done)
+    skipped = [line for line in done.stderr.splitlines() if line.startswith("skipped: ")]
+    assert len(skipped) >= 2, done.stderr
+    data = json.loads((tmp_path / "p.json").read_text())
+    assert {record["name"] for record in data["records"]} >= {"raftplug", "raftplug.p50"}
+    assert all(set(record) == FIELDS and record["suite"] == "peers" for record in data["records"])
+
+
+@pytest.fixture
+def scripts() -> Path:
+    directory = Path(__file__).parents[1] / "benchmarks"
+    if not directory.is_dir():
+        pytest.skip("the tests lie outside the source tree")
+    return directory
+
+
+def _run(script: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(script), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+def test_a_picture_of_one_point_and_odd_names_is_well_formed() -> None:
+    text = draw([Panel("<a> & b", "x", "y", {"<line>": [(1.0, [1.0, 1.0])]})], "5 < 6")
+    assert "<line>" not in text
+    xml.etree.ElementTree.fromstring(text)
+
+
+def _mentioning(text: str) -> list[int]:
+    """Pids of processes whose command line names `text`."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("reads /proc")
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if text.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
