@@ -145,8 +145,6 @@ class Driver:
         self.settings = settings
         self.sessions = Sessions()
         self.applied = 0
-        self.removed = False
-        """Whether the last committed configuration lacks this replica, which once was a member."""
         self.leader: Id | None = None
         self.initial_write: Write | None = None
         """To be made durable before the first turn: a snapshot that the machine brought along."""
@@ -649,16 +647,13 @@ class Driver:
             whom.set_result(value)
 
     def _apply_configuration(self, index: int) -> None:
-        """A configuration is committed: a change is over, or this replica was removed."""
+        """A configuration is committed: with one that is not joint, a change is over."""
         configuration = self.raft.configuration_at(index)
         if configuration.outgoing:
             return
         for asker in self._changes:
             self._reply(asker, OK, configuration.plain())
         self._changes.clear()
-        was_member = self.id in self.raft.configuration_at(index - 1).members()
-        is_member = self.id in configuration.members() or self.id in self.raft.configuration.members()
-        self.removed = was_member and not is_member
 
     def _execute(self, payload: bytes) -> tuple[Any, TransitionFailed | None]:
         """Apply one transition.  A deterministic exception is its result; MemoryError and OSError stop the replica."""

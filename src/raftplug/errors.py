@@ -15,6 +15,7 @@ RaftplugError
 │   │   └── ChangeRefused       the members cannot change, or leadership move, right now
 │   ├── Overloaded              certainly not executed; a queue is full
 │   ├── OutcomeUnknown          may or may not have been executed
+│   ├── Removed                 this node is a member no more, and stops
 │   ├── TransportError          the transport cannot be used as it is configured
 │   └── MalformedMessage        bytes from outside that are not ours
 │       └── MalformedBlock      … in a block of log entries
@@ -97,6 +98,10 @@ class Overloaded(ClusterError):
 
 class OutcomeUnknown(ClusterError):
     """The transition may or may not have been executed."""
+
+
+class Removed(ClusterError):
+    """This node was removed from its group: it stops."""
 
 
 class TransportError(ClusterError):

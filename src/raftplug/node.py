@@ -27,6 +27,7 @@ from raftplug.errors import (
     MalformedMessage,
     Overloaded,
     RaftplugError,
+    Removed,
     StorageFailed,
     TooLarge,
     Unavailable,
@@ -144,6 +145,7 @@ class NodeLoop:
 
         Raises:
             StorageFailed, InvariantViolated: the node must stop.
+            Removed: it is a member no more.
         """
         now = self._clock()
         for driver in self.drivers.values():
@@ -164,6 +166,9 @@ class NodeLoop:
             self._retry_at = None
             self._commit([write for _, write in self._writing])
         self._announce(now)
+        for group, driver in self.drivers.items():
+            if driver.raft.removed:
+                raise Removed(f"{self.id} was removed from group {group!r}")
 
     def sleep(self) -> None:
         """Wait until there is something to do."""

@@ -124,6 +124,7 @@ class Raft:
     installing: Any = cython.declare(object, visibility="readonly")
     contact: cython.longlong = cython.declare(cython.longlong, visibility="readonly")
     transferee: Any = cython.declare(object, visibility="readonly")
+    removed: cython.bint = cython.declare(cython.bint, visibility="readonly")
 
     _configurations: list[Any]
     _unsettled: cython.bint
@@ -223,6 +224,7 @@ class Raft:
         self._failed_reads = []
         self._truncated = []
         self.transferee = None
+        self.removed = False
         self._unsettled = False
         self._transfers = 0
         self._handed_over = False
@@ -676,6 +678,8 @@ class Raft:
         self._verified = max(self._verified, verified)
         # Never beyond what this leader has verified: our tail may be another's (Figure 3.1, step 5).
         self.commit = max(self.commit, min(message.commit, verified))
+        if message.flag and self.commit >= self.configuration_index and self.id not in self.configuration.members():
+            self.removed = True  # The leader parts from us.
         self._answer(message, not message.data or self._verified <= self.stable)
 
     @cython.cfunc
@@ -810,11 +814,8 @@ class Raft:
         for peer, progress in list(self.progress.items()):
             if peer in members:
                 continue
-            # Who was removed should learn that it is (camunda#57390): it stays until it knows, or is silent.
-            if progress.match >= self.configuration_index:
-                self._send_empty(progress)
-                del self.progress[peer]
-            elif self.now - progress.contact >= 2 * self._election_timeout:
+            # Who was removed is told so (camunda#57390), and stops; when it is silent, that is over.
+            if self.now - progress.contact >= 2 * self._election_timeout:
                 del self.progress[peer]
         if not configuration.is_voter(self.id):
             for progress in self.progress.values():
@@ -986,6 +987,7 @@ class Raft:
             return
         progress.commit = self.commit
         progress.asked = self._round
+        gone: cython.bint = self._unsettled and progress.match >= self.configuration_index
         self._send(
             progress.peer,
             Message(
@@ -995,6 +997,7 @@ class Raft:
                 log_term=previous_term,
                 commit=self.commit,
                 context=self._round,
+                flag=gone and progress.peer not in self.configuration.members(),
             ),
         )
 

@@ -28,8 +28,9 @@ from raftplug import core as chosen_core
 from raftplug import plain
 from raftplug.client import ClientLoop
 from raftplug.cluster import Cluster
-from raftplug.constants import CANDIDATE, LEADER, SNAPSHOT, VOTE, VOTE_RESPONSE
-from raftplug.errors import Corrupt, DiskFull, OutcomeUnknown, RaftplugError, StorageFailed
+from raftplug.constants import CANDIDATE, CONFIGURATION, LEADER, SNAPSHOT, VOTE, VOTE_RESPONSE
+from raftplug.driver import decode_snapshot
+from raftplug.errors import Corrupt, DiskFull, OutcomeUnknown, RaftplugError, Removed, StorageFailed
 from raftplug.frames import Id, cluster_uuid
 from raftplug.future import Future
 from raftplug.node import NodeLoop
@@ -88,12 +89,14 @@ FAULTS: dict[str, str] = {
     "node_burst": "a node's own process proposes many transitions at once",
     "mute_candidate": "a candidate is not heard by some any more once it has asked for votes",
     "strand_leader": "a leader is cut off from all others, and its clock hardly runs",
+    "change_members": "an operator adds, removes, promotes or demotes a node",
+    "transfer_leadership": "an operator moves leadership to some node",
     "client_crash": "a client is gone, with everything that it waited for",
     "client_burst": "a client begins many operations at once",
 }
 
 
-# What a seed may be about, beside what chance brings: nothing, elections that half succeed, snapshots.
+# What a seed may be about, beside what chance brings: nothing, elections that half succeed, snapshots, members.
 _THEMES: tuple[tuple[tuple[str, ...], dict[str, int]], ...] = (
     ((), {}),
     (
@@ -103,6 +106,10 @@ _THEMES: tuple[tuple[tuple[str, ...], dict[str, int]], ...] = (
     (
         ("lose_snapshot", "resend", "old_inbox", "crash", "cut_both_ways"),
         {"snapshot_entries": 20, "keep_entries": 0},
+    ),
+    (
+        ("change_members", "transfer_leadership", "crash_new_leader", "cut_off_new_leader", "crash"),
+        {},
     ),
 )
 
@@ -318,9 +325,11 @@ class _Link(Cluster):
 class _Process:
     """A node's process: what dies with it, and its disk, which does not."""
 
-    def __init__(self, id: str) -> None:
+    def __init__(self, id: str, configuration: Any) -> None:
         self.id = id
         self.rows = SimulatedRows(id)
+        self.configuration = configuration  # As of the last look …
+        self.configurations: dict[int, Any] = {0: configuration}  # … and what is on the disk, by index.
         self.node: NodeLoop | None = None
         self.link: _Link | None = None
         self.life = 0
@@ -425,14 +434,16 @@ class Simulation:
         self._adds_begun: Counter[str] = Counter()
         self._adds_acknowledged: Counter[str] = Counter()
         self._probes: list[tuple[_Process, int, int, Future]] = []
-        ids = [f"n{number}" for number in range(1, nodes + 1)]
-        self._ids = ids
-        uuid = cluster_uuid(GROUP, ids)
-        self._uuid = uuid
-        self.processes = {id: _Process(id) for id in ids}
-        for process in self.processes.values():
-            storage = RecordStorage(process.rows, process.id, cluster=uuid, bootstrap=True, entropy=chance.randbytes)
-            storage.create(GROUP, plain.encode(self.core.Configuration(tuple(ids)).plain()))
+        founders = [f"n{number}" for number in range(1, nodes + 1)]
+        spare = 2 if "change_members" in self.faults else 0
+        self._ids = founders + [f"n{number}" for number in range(nodes + 1, nodes + 1 + spare)]
+        uuid = cluster_uuid(GROUP, founders)
+        self.processes = {}
+        for id in self._ids:
+            first = self.core.Configuration(tuple(founders) if id in founders else ())
+            process = self.processes[id] = _Process(id, first)
+            storage = RecordStorage(process.rows, id, cluster=uuid, bootstrap=True, entropy=chance.randbytes)
+            storage.create(GROUP, plain.encode(first.plain()))
             self._boot(process)
         self._clients: list[_Client] = [_Client(self, number) for number in range(clients)]
 
@@ -566,8 +577,8 @@ class Simulation:
         process.arrived.clear()
         try:
             node.turn()
-        except StorageFailed:
-            self._note("stops", process.id)
+        except (StorageFailed, Removed) as error:
+            self._note("stops", process.id, type(error).__name__)
             self._kill(process, self.random.randint(1, 2_000) * _MS)
             return
         except Exception as error:
@@ -953,6 +964,33 @@ class Simulation:
             node.call(driver.propose, transition, Future(), deadline)
         self._wake(process, 0)
 
+    def _do_change_members(self) -> None:
+        """By way of a client.  Whoever is added is running."""
+        leading = [each for each in self.processes.values() if each.node and each.driver().raft.role == LEADER]
+        if not leading:
+            return
+        members = leading[-1].configuration
+        id = self.random.choice(self._ids)
+        if id in members.learners:
+            action = self.random.choice(("promote", "remove"))
+        elif members.is_voter(id):
+            action = self.random.choice(("remove", "demote")) if len(members.voters) > 2 else "add"
+        else:
+            action = self.random.choice(("add", "add", "learn"))
+        self._fault("change_members", action, id)
+        self._boot_if_down(self.processes[id])
+        self._ask("members", [action, [id]])
+
+    def _do_transfer_leadership(self) -> None:
+        target = self.random.choice([None, *self._ids])
+        self._fault("transfer_leadership", target)
+        self._ask("transfer", [target])
+
+    def _ask(self, operation: str, arguments: list[Any]) -> None:
+        client = self.random.choice(self._clients)
+        client.loop.requester.ask(operation, arguments, Future(), self.now + 3_000 * _MS)
+        client.turn()
+
     def _do_client_burst(self) -> None:
         client = self.random.choice(self._clients)
         self._fault("client_burst", client.id)
@@ -999,9 +1037,11 @@ class Simulation:
                     raise Violation(
                         f"durability: {process.id} counts entry {match}, which is not on the disk of {peer}"
                     )
-            heard = sorted((process.heard.get(id, 0) for id in self._ids if id != process.id), reverse=True)
-            quorum_heard = heard[len(self._ids) // 2 - 1] if heard else clock
-            if clock - max(quorum_heard, process.elected_at) > 2_000 * self.settings.election_timeout_ms:
+            if raft.configuration is not process.configuration:
+                process.elected_at = clock  # New members have not had the time to say anything.
+            oldest = clock - 2_000 * self.settings.election_timeout_ms
+            heard = {id for id in self._ids if process.heard.get(id, -1) >= oldest} | {process.id}
+            if not raft.configuration.has_quorum(heard) and process.elected_at < oldest:
                 raise Violation(f"check-quorum: {process.id} leads, and has not heard of a quorum for too long")
         if commit > process.commit:
             for index in range(max(process.commit, base) + 1, commit + 1):
@@ -1013,6 +1053,7 @@ class Simulation:
         at_rest = not raft.writing and raft.vote is not None and term == process.durable_term
         if at_rest and process.votes.get(term) != raft.vote:
             raise Violation(f"durability: the vote of {process.id} in term {term} is not on its disk")
+        process.configuration = raft.configuration
         changed = (term, commit) != (process.term, process.commit)
         process.term, process.commit, process.applied = term, commit, driver.applied
         if changed or raft.role == LEADER:
@@ -1028,9 +1069,9 @@ class Simulation:
     def _elected(self, process: _Process, term: int, log: Any, clock: int) -> None:
         """A process leads a new term: what must be true, and what may happen to it now."""
         process.elected_at = clock
-        voters = sum(each.votes.get(term) == process.id for each in self.processes.values())
-        if 2 * voters <= len(self.processes):
-            raise Violation(f"election safety: {process.id} leads term {term} with votes on {voters} disks")
+        voters = {each.id for each in self.processes.values() if each.votes.get(term) == process.id}
+        if not process.driver().raft.configuration.has_quorum(voters):
+            raise Violation(f"election safety: {process.id} leads term {term} with votes on {len(voters)} disks")
         self._check_completeness(process.id, term, log)
         if self._quiet:
             return
@@ -1067,19 +1108,24 @@ class Simulation:
             raise Violation(f"state machine safety: {process.id} committed another entry {index}")
         if index > self._highest_commit:
             self._highest_commit, self._commit_term = index, process.driver().raft.term
-            holders = sum(
-                each.durable.get(index) == check or each.durable_base >= index for each in self.processes.values()
-            )
-            if 2 * holders <= len(self.processes):
-                raise Violation(f"durability: entry {index} is committed, and on {holders} disks only")
+            holders = {
+                each.id
+                for each in self.processes.values()
+                if each.durable.get(index) == check or each.durable_base >= index
+            }
+            # The configuration that counted may have been replaced since.
+            counting = (process.configuration, process.driver().raft.configuration)
+            if not any(configuration.has_quorum(holders) for configuration in counting):
+                raise Violation(f"durability: entry {index} is committed, and on {len(holders)} disks only")
             self._check_electable(index, check)
 
     def _check_electable(self, index: int, check: int) -> None:
         """Nobody who lacks what is committed could yet win an election (Ongaro 2014 §3.6.1, figure 3.7)."""
         for each in self.processes.values():
-            if each.durable.get(index) != check and each.durable_base < index:
-                voters = sum(other.durable_last <= each.durable_last for other in self.processes.values())
-                if 2 * voters > len(self.processes):
+            members = each.configurations[max(each.configurations)]
+            if each.durable.get(index) != check and each.durable_base < index and members.is_voter(each.id):
+                voters = {other.id for other in self.processes.values() if other.durable_last <= each.durable_last}
+                if members.has_quorum(voters):
                     raise Violation(f"leader completeness: entry {index} is committed, {each.id} could win without it")
 
     def _applied(self, count: int, digest: int) -> None:
@@ -1096,15 +1142,21 @@ class Simulation:
         if write.snapshot is not None and write.snapshot_resets_log:
             process.durable.clear()
             process.durable_last = (write.snapshot.term, write.snapshot.index)
+            members = self.core.Configuration.from_plain(decode_snapshot(write.snapshot)[0])
+            process.configurations = {write.snapshot.index: members}
         if write.snapshot is not None:
             process.durable_base = max(process.durable_base, write.snapshot.index)
             process.durable[write.snapshot.index] = write.snapshot.check
         if write.first:
-            for index in [index for index in process.durable if index >= write.first]:
-                del process.durable[index]
+            for account in (process.durable, process.configurations):
+                for index in [index for index in account if index >= write.first]:
+                    del account[index]
             at = 0
             while at < len(write.block):
-                index, term, _, length, check = _ENTRY.unpack_from(write.block, at)
+                index, term, kind, length, check = _ENTRY.unpack_from(write.block, at)
+                if kind == CONFIGURATION:
+                    start = at + _ENTRY.size
+                    process.configurations[index] = self.core.Configuration.decode(write.block[start : start + length])
                 process.durable[index] = check
                 process.durable_last = (term, index)
                 at += _ENTRY.size + length
@@ -1187,8 +1239,9 @@ class Simulation:
         self._redis_down_until = 0
         for link in sorted(self._clogged, key=str):
             self._unclog(link)
-        majority = self.random.sample(self._ids, len(self._ids) // 2 + 1)
-        bridged = self._bridged(majority)
+        changing = "change_members" in self.faults  # Then who is a majority depends on who leads: all go on.
+        majority = list(self._ids) if changing else self.random.sample(self._ids, len(self._ids) // 2 + 1)
+        bridged = None if changing else self._bridged(majority)
         self._note("liveness", *majority, "with", bridged)
         for id, process in self.processes.items():
             process.rows.full = process.rows.failing = False
@@ -1244,6 +1297,13 @@ class Simulation:
         return bridged
 
     def _converged(self, chosen: list[_Process]) -> bool:
+        leading = [each for each in self.processes.values() if each.node and each.driver().raft.role == LEADER]
+        if not leading:
+            return False
+        members = max(leading, key=lambda each: each.term).driver().raft.configuration
+        if members.outgoing or members.joining:
+            return False
+        chosen = [each for each in chosen if each.id in members.members()]
         drivers = [each.driver() for each in chosen if each.node is not None]
         return len(drivers) == len(chosen) and len({(driver.applied, driver.machine.digest) for driver in drivers}) == 1
 
