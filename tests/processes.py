@@ -100,10 +100,10 @@ class Cluster:
     def options(self) -> tuple[str, ...]:
         return ("--redis", self.server.url, "--group", "g")
 
-    def start(self, *names: str, bootstrap: bool = False, core: str = "auto") -> None:
+    def start(self, *names: str, bootstrap: bool = False, join: bool = False, core: str = "auto") -> None:
         """Start nodes, and wait until each is ready."""
         for name in names:
-            more = ("--peers", ",".join(PEERS), "--bootstrap") if bootstrap else ()
+            more = ("--peers", ",".join(PEERS), "--bootstrap") if bootstrap else ("--join",) if join else ()
             data_dir = str(self.directory / name)
             options = ("--id", name, "--machine", "kv", "--data-dir", data_dir)
             more += () if core == "auto" else ("--core", core)
@@ -116,7 +116,8 @@ class Cluster:
             assert self.nodes.pop(name).end() == -signal.SIGKILL
 
     def run(self, command: str, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        return raftplug(command, *self.options, *arguments, stdin=stdin)
+        words = command.split()  # "members list": the options follow both.
+        return raftplug(*words, *self.options, *arguments, stdin=stdin)
 
     def begin(self, command: str, *arguments: str, **more: Any) -> Running:
         running = Running(self.directory / "others", command, *self.options, *arguments, **more)

@@ -20,7 +20,7 @@ from typing import Any, Final
 import msgpack
 
 from raftplug import plain
-from raftplug.cluster import Cluster, is_client
+from raftplug.cluster import Cluster, is_client, read_record
 from raftplug.constants import LIMIT, REPLY, REQUEST
 from raftplug.errors import InvalidArgument, MalformedMessage, RaftplugError, Unavailable
 from raftplug.frames import NO_CLUSTER, Id, Sender, address, check_id, decode_frame, group_number
@@ -107,6 +107,12 @@ class ClientLoop:
             return
         self.requester.read(query, future, deadline_us)
 
+    def ask(self, operation: str, future: Future, deadline_us: int, arguments: list[Any]) -> None:
+        """Ask the leader anything that may be asked twice; see `Requester.ask`."""
+        if self._refuses(future):
+            return
+        self.requester.ask(operation, arguments, future, deadline_us)
+
     def status(self, future: Future, deadline_us: int) -> None:
         """Ask every node of the group how it is; the future gets what `Client.status` returns, or Unavailable."""
         if self._refuses(future):
@@ -170,7 +176,7 @@ class ClientLoop:
         lives: dict[Id, int] = {}
         at: dict[bytes, float] = {}
         for record in self.cluster.directory():
-            known = _read_record(record, self._group)
+            known = read_record(record, self._group)
             if known is not None:
                 uuid, id, leader, when = known
                 lives[id] = record["nonce"] if type(record.get("nonce")) is int else 0
@@ -385,22 +391,6 @@ def _voters(row: dict[str, Any]) -> list[Id]:
     return [id for id in voters if isinstance(id, int | str)] if isinstance(voters, list) else []
 
 
-def _read_record(record: Any, group: str) -> tuple[bytes, Id, Any, float] | None:
-    """(cluster, id, leader or None, when in ms) of a directory record of a node of the group; None for any other."""
-    try:
-        if group not in record["groups"]:
-            return None
-        id, uuid = check_id(record["id"]), bytes.fromhex(record["cluster"])
-        if is_client(id) or len(uuid) != 16 or uuid == NO_CLUSTER:
-            return None
-        leaders, at = record.get("leader"), record.get("at")
-        leader = leaders.get(group) if isinstance(leaders, dict) else None
-        when = float(at) if isinstance(at, int | float) else 0.0
-        return uuid, id, leader if isinstance(leader, int | str) else None, when
-    except (TypeError, KeyError, ValueError, AttributeError, OverflowError, InvalidArgument):
-        return None
-
-
 class Client:
     """Asks a group from a process that is no member of it.  Usable from many threads, and from asyncio.
 
@@ -531,6 +521,42 @@ class Client:
         self._may_wait()
         status: dict[str, Any] = self._submit(self._loop.status, timeout).result()
         return status
+
+    def members(self, timeout: float | None = 10.0) -> dict[str, list[Id]]:
+        """Who is a member: {"voters", "outgoing", "learners", "joining"}; outgoing voters only while they change.
+
+        Raises:
+            Unavailable: no leader answered in time.
+        """
+        return self.change_members("list", timeout=timeout)
+
+    def change_members(self, action: str, *ids: Id, timeout: float | None = 10.0) -> dict[str, list[Id]]:
+        """Change the members, one change at a time, and return them as `members` does (Ongaro 2014 §4).
+
+        Args:
+            action: "add" (a learner, which becomes a voter by itself once it has caught up), "learn" (a learner that
+                stays one), "promote" (a learner to a voter), "demote" (a voter to a learner) or "remove".
+            ids: whom.  A node that was never a member is started with `join` or `--join`.
+            timeout: seconds.
+
+        Raises:
+            InvalidArgument: the change cannot be.
+            Unavailable: it was not made in time, but may be yet: look at `members`.
+        """
+        self._may_wait()
+        answer = self._submit(self._loop.ask, timeout, "members", [action, list(ids)]).result()
+        return dict(zip(("voters", "outgoing", "learners", "joining"), answer, strict=True))
+
+    def transfer_leadership(self, to: Id | None = None, timeout: float | None = 10.0) -> Id:
+        """Have the leader hand over to `to`, or to whom it thinks best; returns whom (Ongaro 2014 §3.10).
+
+        Raises:
+            InvalidArgument: `to` is no other voter.
+            Unavailable: no leader answered in time.
+        """
+        self._may_wait()
+        target: Id = self._submit(self._loop.ask, timeout, "transfer", [to]).result()
+        return target
 
     def close(self) -> None:
         """End what is pending (OutcomeUnknown if it may have been executed, else Unavailable), and disconnect."""

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Final
 
 from raftplug.errors import InvalidArgument
-from raftplug.frames import Id
+from raftplug.frames import NO_CLUSTER, Id, check_id
 
 _POLL_S: Final = 0.005  # How often the default `wait` looks: a plain transport cannot say when something arrives.
 _INBOX_MESSAGES: Final = 65_536  # A receiver that never looks costs no more than this many messages.
@@ -227,3 +227,19 @@ def open_memory(url: str, *, own_id: Id, cluster: bytes, **options: Any) -> Memo
     if not name:
         raise InvalidArgument("memory:// needs a name that the processes' nodes share, such as memory://test")
     return MemoryCluster(MemoryHub.named(name), own_id, cluster)
+
+
+def read_record(record: Any, group: str) -> tuple[bytes, Id, Any, float] | None:
+    """(cluster, id, leader or None, when in ms) of a directory record of a node of the group; None for any other."""
+    try:
+        if group not in record["groups"]:
+            return None
+        id, uuid = check_id(record["id"]), bytes.fromhex(record["cluster"])
+        if is_client(id) or len(uuid) != 16 or uuid == NO_CLUSTER:
+            return None
+        leaders, at = record.get("leader"), record.get("at")
+        leader = leaders.get(group) if isinstance(leaders, dict) else None
+        when = float(at) if isinstance(at, int | float) else 0.0
+        return uuid, id, leader if isinstance(leader, int | str) else None, when
+    except (TypeError, KeyError, ValueError, AttributeError, OverflowError, InvalidArgument):
+        return None

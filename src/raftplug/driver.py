@@ -69,10 +69,11 @@ _CLOCK_EVERY = 16  # Entries between two looks at the clock while applying.
 class Read:
     """A linearizable read under way: `finish` is called once it may look at the machine, or with an error."""
 
-    __slots__ = ("finish", "index")
+    __slots__ = ("deadline", "finish", "index")
 
-    def __init__(self, finish: Callable[[RaftplugError | None], None]) -> None:
+    def __init__(self, finish: Callable[[RaftplugError | None], None], deadline: int) -> None:
         self.finish = finish
+        self.deadline = deadline
         self.index = 0
 
 
@@ -158,7 +159,7 @@ class Driver:
         self._more_status = more_status or dict
         self._pending: dict[int, tuple[int, int, Future | Asker]] = {}  # index -> term, deadline, whom to answer
         self._truncated: dict[int, list[tuple[Any, ...]]] = {}  # index -> kind, term, payload of what was there
-        self._next_expiry = _NEVER  # No future in _pending has an earlier deadline.
+        self._next_expiry = _NEVER  # Nothing in _pending or _reads has an earlier deadline.
         self._reads: deque[Read] = deque()  # confirmed, waiting until their index is applied; ascending
         self._own_snapshot: StoredSnapshot | None = None
         self._writing_own: StoredSnapshot | None = None
@@ -318,7 +319,7 @@ class Driver:
             read.finish(NotLeader("this replica ceased to lead before the read was confirmed"))
         for read, index in ready.reads:
             read.index = index
-            self._reads.append(read)
+            self._await_index(read)
         self._notice_role(now)
         if self.raft.configuration is not self._configuration:
             self._notice_configuration()
@@ -346,7 +347,7 @@ class Driver:
         """When the next turn is due if nothing happens: microseconds."""
         if self.raft.applicable() > self.applied:
             return 0
-        return min(int(self.raft.deadline()), self.requester.deadline())
+        return min(int(self.raft.deadline()), self.requester.deadline(), self._next_expiry)
 
     def close(self) -> None:
         """Answer everything that is pending: what was accepted may still be executed by the others."""
@@ -456,8 +457,7 @@ class Driver:
                 case "members", [str(action), list(members)]:
                     self._change_members(asker, action, members)
                 case "transfer", [target]:
-                    self.raft.transfer(target)
-                    self._reply(asker, OK, self.raft.transferee)
+                    self._reply(asker, OK, self._transfer(target))
                 case "status", []:
                     self._reply(asker, OK, self.status())
                 case _:
@@ -510,7 +510,7 @@ class Driver:
             if action == "add" and member not in voters:  # A learner first, and a voter once it has caught up.
                 learners = [*(each for each in learners if each != member), member]
                 joining = [*(each for each in joining if each != member), member]
-            elif action == "learn" and member not in learners or action == "demote" and member in voters:
+            elif (action == "learn" and member not in learners) or (action == "demote" and member in voters):
                 voters = [each for each in voters if each != member]
                 learners.append(member)
             elif action == "promote" and member not in voters:
@@ -530,6 +530,16 @@ class Driver:
             self.raft.change(target)
             self._changes.append(asker)
 
+    def _transfer(self, target: Any) -> Any:
+        """Begin to hand over leadership; returns to whom."""
+        self._require_leader()
+        if target == self.id:
+            return target
+        if target is not None and target not in self.raft.configuration.voters:
+            raise InvalidArgument(f"{target!r} is no voter")
+        self.raft.transfer(target)
+        return self.raft.transferee
+
     def _notice_configuration(self) -> None:
         """Tell who must know that the members changed: from now on they count, committed or not."""
         before, self._configuration = self._configuration, self.raft.configuration
@@ -545,7 +555,7 @@ class Driver:
 
     def _begin_read(self, finish: Callable[[RaftplugError | None], None], deadline: int) -> None:
         if self.raft.role == LEADER:
-            self.raft.read(Read(finish))
+            self.raft.read(Read(finish, deadline))
             return
         answer = Future()
 
@@ -554,12 +564,16 @@ class Driver:
             if error is not None:
                 finish(error if isinstance(error, RaftplugError) else InvariantViolated(str(error)))
                 return
-            read = Read(finish)
+            read = Read(finish, deadline)
             read.index = answer.result(0)
-            self._reads.append(read)
+            self._await_index(read)
 
         answer.add_done_callback(confirmed)
         self.requester.ask("index", [], answer, deadline)
+
+    def _await_index(self, read: Read) -> None:
+        self._reads.append(read)
+        self._next_expiry = min(self._next_expiry, read.deadline)
 
     def _begin_index(self, asker: Asker) -> None:
         def finish(error: RaftplugError | None) -> None:
@@ -568,7 +582,7 @@ class Driver:
             else:
                 self._reply(asker, REFUSED_NOT_LEADER, self.raft.leader)
 
-        read = Read(finish)
+        read = Read(finish, _NEVER)
         self.raft.read(read)
 
     def _answer_query(self, asker: Asker, encoded: bytes) -> None:
@@ -766,13 +780,19 @@ class Driver:
             whom.set_exception(error)
 
     def _expire(self, now: int) -> None:
-        """Futures whose time is up: they were appended, so nobody knows."""
+        """Futures whose time is up: transitions were appended, so nobody knows; reads were not answered."""
         if now < self._next_expiry:
             return
         for index in [index for index, (_, deadline, _) in self._pending.items() if deadline <= now]:
             _, _, whom = self._pending.pop(index)
             self._resolve_error(whom, OutcomeUnknown("no quorum confirmed the transition in time"), UNKNOWN)
-        self._next_expiry = min((deadline for _, deadline, _ in self._pending.values()), default=_NEVER)
+        late = [read for read in self._reads if read.deadline <= now]
+        if late:
+            self._reads = deque(read for read in self._reads if read.deadline > now)
+        for read in late:
+            read.finish(Unavailable("this replica did not hear in time of what it was to show"))
+        deadlines = [deadline for _, deadline, _ in self._pending.values()] + [read.deadline for read in self._reads]
+        self._next_expiry = min(deadlines, default=_NEVER)
 
     def _notice_role(self, now: int) -> None:
         """Tell who must know when leadership changed."""

@@ -6,6 +6,7 @@ and calls `turn`.  `Node` is what people use: it opens these for real and runs t
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
@@ -19,7 +20,7 @@ from typing import Any
 
 from raftplug import core as chosen_core
 from raftplug import plain
-from raftplug.cluster import Cluster
+from raftplug.cluster import Cluster, read_record
 from raftplug.driver import Driver
 from raftplug.errors import (
     DiskFull,
@@ -44,6 +45,7 @@ _FRAME_BYTES = 512 << 10
 _ANNOUNCE_US = 3_000_000
 _RETRY_WRITE_US = 1_000_000
 _SENDERS_REMEMBERED = 10_000
+_FIND_S = 5.0  # How long a node that joins looks for the cluster.
 
 Executor = Callable[[Callable[[], None], Callable[[BaseException | None], None]], None]
 """Runs a job somewhere, then calls the second argument, from any thread, with the error it raised or None."""
@@ -166,9 +168,9 @@ class NodeLoop:
             self._retry_at = None
             self._commit([write for _, write in self._writing])
         self._announce(now)
-        for group, driver in self.drivers.items():
+        for driver in self.drivers.values():
             if driver.raft.removed:
-                raise Removed(f"{self.id} was removed from group {group!r}")
+                raise Removed(f"{self.id} was removed from group {driver.group!r}")
 
     def sleep(self) -> None:
         """Wait until there is something to do."""
@@ -346,6 +348,8 @@ class Node:
         machine: the name of an installed plugin's.
         group: the group's name.
         bootstrap: found the cluster: only on a new directory, and the same peers on every node.
+        join: on a new directory, become a member of the cluster that serves the group, once `Client.change_members` or
+            `raftplug members add` names this node.
         prefix: what every key in Redis begins with.
         settings: the limits; the defaults are for a network of one site.
         cluster: a transport, instead of `redis`.
@@ -369,6 +373,7 @@ class Node:
         machine: str | None = None,
         group: str = "default",
         bootstrap: bool = False,
+        join: bool = False,
         prefix: str = "raftplug",
         settings: Settings | None = None,
         cluster: Cluster | None = None,
@@ -398,7 +403,10 @@ class Node:
         self._cluster = cluster
         self._data_dir = data_dir
         self._storage = storage
+        if bootstrap and join:
+            raise InvalidArgument("give bootstrap to found a cluster, or join to become a member of one")
         self._bootstrap = bootstrap
+        self._join = join
         self._prefix = prefix
         self._loop: NodeLoop | None = None
         self._thread: threading.Thread | None = None
@@ -460,13 +468,33 @@ class Node:
         return self
 
     def stop(self) -> None:
-        """Stop cleanly.  What is pending gets OutcomeUnknown."""
+        """Stop cleanly: a leader hands over first.  What is pending gets OutcomeUnknown."""
+        if self._thread is not None and self._loop is not None and threading.current_thread() is not self._thread:
+            self._hand_over(self._loop)
         self._stopping = True
         if self._thread is None or self._loop is None:
             return
         self._loop.cluster.wake()
         if threading.current_thread() is not self._thread:
             self._thread.join()
+
+    def _hand_over(self, loop: NodeLoop) -> None:
+        """Let somebody else lead, so that stopping costs no election timeout (Ongaro 2014 §3.10)."""
+        if self._stopping or self.failure is not None:
+            return
+        begun = threading.Event()
+
+        def begin() -> None:
+            for driver in loop.drivers.values():
+                with contextlib.suppress(RaftplugError):
+                    driver.raft.transfer(None)
+            begun.set()
+
+        loop.call(begin)
+        until = time.monotonic() + self._settings.election_timeout_ms / 1000
+        begun.wait(self._settings.election_timeout_ms / 1000)
+        while time.monotonic() < until and any(each.raft.transferee is not None for each in loop.drivers.values()):
+            time.sleep(0.002)
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until the node has stopped, at most `timeout` seconds; True if it has."""
@@ -572,18 +600,41 @@ class Node:
 
     def _open_storage(self) -> Storage:
         uuid = cluster_uuid(self.group, self._peers) if self._bootstrap else None
-        return SQLiteStorage(self._data_dir or ".", self.id, cluster=uuid, bootstrap=self._bootstrap)
+        new = self._bootstrap
+        if self._join and not os.path.lexists(self._data_dir or "."):
+            uuid, new = self._find_cluster(), True
+        return SQLiteStorage(self._data_dir or ".", self.id, cluster=uuid, bootstrap=new)
+
+    def _find_cluster(self) -> bytes:
+        """The cluster that serves the group, by the directory."""
+        own_id = "~" + os.urandom(8).hex()
+        directory = self._cluster or self._plugins.open_cluster(
+            self._redis or "", own_id=own_id, cluster=NO_CLUSTER, prefix=self._prefix, settings=self._settings
+        )
+        try:
+            until = time.monotonic() + _FIND_S
+            while time.monotonic() < until:
+                found = {known[0] for record in directory.directory() if (known := read_record(record, self.group))}
+                if len(found) > 1:
+                    raise InvalidArgument(f"group {self.group!r} is served by two clusters: give another prefix")
+                if found:
+                    return found.pop()
+                directory.wait(0.05)
+        finally:
+            if directory is not self._cluster:
+                directory.close()
+        raise Unavailable(f"no node of group {self.group!r} was found to join: is one running, with this prefix?")
 
     def _found(self, storage: Storage) -> None:
         """Write the bootstrap configuration into a new storage; in a used one, the stored membership wins."""
-        if self._bootstrap and storage.load(self.group) is None:
-            configuration = chosen_core.Configuration(tuple(self._peers))
+        if (self._bootstrap or self._join) and storage.load(self.group) is None:
+            configuration = chosen_core.Configuration(tuple(self._peers if self._bootstrap else ()))
             storage.create(self.group, plain.encode(configuration.plain()))
         elif storage.load(self.group) is None:
             others = ", ".join(storage.groups()) or "none"
             raise InvalidArgument(f"the data directory carries no group {self.group!r}; it carries: {others}")
         stored = chosen_core.Configuration.from_plain(plain.decode(storage.configuration(self.group)))
-        if self._peers and set(self._peers) != set(stored.members()):
+        if self._peers and not self._join and set(self._peers) != set(stored.members()):
             _logger.warning("--peers differs from the stored membership %s, which wins", stored.members())
 
     def _run(self) -> None:

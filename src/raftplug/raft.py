@@ -314,7 +314,11 @@ class Raft:
 
     def configuration_at(self, index: cython.longlong) -> Configuration:
         """The members as of entry `index`, which is not compacted away: what belongs into a snapshot there."""
-        return [configuration for at, configuration in self._configurations if at <= index][-1]
+        found: Configuration = self._configurations[0][1]
+        for at, configuration in self._configurations:
+            if at <= index:
+                found = configuration
+        return found
 
     def propose(self, kind: cython.longlong, payload: bytes) -> cython.longlong:
         """Append an entry; it leaves with the next `ready`.
@@ -801,7 +805,7 @@ class Raft:
 
     @cython.cfunc
     def _settle(self) -> None:
-        """Once a configuration is committed: leave a joint one, make voters of those who caught up, part from others."""
+        """Once a configuration is committed: leave a joint one, let in who has caught up, part from who left."""
         if self.commit < self.configuration_index or self.commit < self._term_start:
             return
         configuration: Configuration = self.configuration
@@ -820,7 +824,10 @@ class Raft:
         if not configuration.is_voter(self.id):
             for progress in self.progress.values():
                 self._send_empty(progress)
+            successor: Any = max(configuration.voters, key=self._closeness)
+            self._send(successor, Message(TIMEOUT_NOW, self.term, context=self._transfers + 1))
             self._become_follower(self.term, None)  # Ongaro 2014 §4.2.2.
+            self.removed = self.id not in members
             return
         ready: list[Any] = [peer for peer in configuration.joining if self._has_caught_up(peer)]
         if ready and self.transferee is None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from raftplug.cli import options, output
-from raftplug.errors import InvalidArgument, RaftplugError, StorageFailed
+from raftplug.errors import InvalidArgument, RaftplugError, Removed, StorageFailed
 from raftplug.hooks import hookimpl
 
 if TYPE_CHECKING:
@@ -47,6 +47,9 @@ _logger = logging.getLogger("raftplug")
 @click.option(
     "--bootstrap", is_flag=True, help="Found the cluster. Only on a new directory; the same --peers on every node."
 )
+@click.option(
+    "--join", is_flag=True, help="Join a cluster that is there. Only on a new directory; then `raftplug members add`."
+)
 @options.prefix
 @click.option(
     "--core",
@@ -62,14 +65,15 @@ def command(
     machine: str,
     data_dir: Path,
     bootstrap: bool,
+    join: bool,
     prefix: str,
     core: str | None,
     verbose: bool,
 ) -> None:
     """Run a node until it is told to stop.
 
-    SIGTERM and SIGINT stop it cleanly. Everything that it acknowledged is in its data directory: start it again without
-    --bootstrap.
+    SIGTERM and SIGINT stop it cleanly; a leader hands over first. Everything that it acknowledged is in its data
+    directory: start it again without --bootstrap.
 
     \b
     Example, the first time, and alike for n2 and n3:
@@ -98,6 +102,7 @@ def command(
         machine=machine,
         group=group,
         bootstrap=bootstrap,
+        join=join,
         prefix=prefix,
         plugins=plugins,
     )
@@ -110,6 +115,9 @@ def command(
     wishes.get()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # A second Ctrl-C ends what hangs.
     node.stop()
+    if isinstance(node.failure, Removed):
+        output.note(f"{id}: stopped: {node.failure}")  # As an operator wished: no error.
+        return
     if node.failure is not None:
         raise _as_error(node.failure)
     output.note(f"{id}: stopped")

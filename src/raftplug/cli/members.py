@@ -1,0 +1,153 @@
+"""`raftplug members`: who is a member of a group, and how that is changed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from raftplug.cli import options, output
+from raftplug.errors import InvalidArgument, Unavailable
+
+if TYPE_CHECKING:
+    from raftplug.client import Client
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_LOOK_S: Final = 0.1
+
+
+@click.group("members")
+def command() -> None:
+    """Show and change who is a member of a group.
+
+    One change at a time, through joint consensus: writes go on meanwhile. A new node is started with
+    `raftplug node … --join` and then added.
+
+    \b
+    Example:
+      raftplug members list --redis redis://localhost:6379 --group accounts
+      raftplug members replace n1 n4 --redis redis://localhost:6379 --group accounts
+    """
+
+
+def _asks(function: _Command) -> _Command:
+    """The options of every subcommand."""
+    for option in (options.as_json, options.timeout(30.0), options.prefix, options.group, options.redis):
+        function = option(function)
+    return function
+
+
+def _id(name: str, metavar: str = "ID") -> Callable[[_Command], _Command]:
+    return click.argument(name, type=options.NODE_ID, metavar=metavar)
+
+
+@command.command("list")
+@_asks
+def list_(redis: str, group: str, prefix: str, timeout: float, as_json: bool) -> None:
+    """Show the members as the leader knows them."""
+    with _open(redis, group, prefix) as client:
+        _show(client.members(timeout=timeout), as_json)
+
+
+@command.command("add")
+@_id("id")
+@click.option("--learner", is_flag=True, help="Let it stay a learner: it holds everything, and has no vote.")
+@_asks
+def add(id: str, learner: bool, redis: str, group: str, prefix: str, timeout: float, as_json: bool) -> None:
+    """Add a node; it is a learner until it has caught up, and then becomes a voter by itself."""
+    with _open(redis, group, prefix) as client:
+        until = time.monotonic() + timeout
+        members = client.change_members("learn" if learner else "add", id, timeout=timeout)
+        if not learner:
+            members = _wait_for_voter(client, id, until)
+        _show(members, as_json)
+
+
+@command.command("remove")
+@_id("id")
+@_asks
+def remove(id: str, redis: str, group: str, prefix: str, timeout: float, as_json: bool) -> None:
+    """Remove a node; it stops by itself when it learns of it."""
+    with _open(redis, group, prefix) as client:
+        if id not in {member for members in client.members(timeout=timeout).values() for member in members}:
+            raise InvalidArgument(f"{id} is no member of group {group}")
+        _show(client.change_members("remove", id, timeout=timeout), as_json)
+
+
+@command.command("promote")
+@_id("id")
+@_asks
+def promote(id: str, redis: str, group: str, prefix: str, timeout: float, as_json: bool) -> None:
+    """Make a learner a voter once it has caught up."""
+    with _open(redis, group, prefix) as client:
+        until = time.monotonic() + timeout
+        client.change_members("promote", id, timeout=timeout)
+        _show(_wait_for_voter(client, id, until), as_json)
+
+
+@command.command("demote")
+@_id("id")
+@_asks
+def demote(id: str, redis: str, group: str, prefix: str, timeout: float, as_json: bool) -> None:
+    """Make a voter a learner."""
+    with _open(redis, group, prefix) as client:
+        _show(client.change_members("demote", id, timeout=timeout), as_json)
+
+
+@command.command("replace")
+@_id("old", "OLD")
+@_id("new", "NEW")
+@_asks
+def replace(old: str, new: str, redis: str, group: str, prefix: str, timeout: float, as_json: bool) -> None:
+    """Add NEW, wait until it votes, then remove OLD: there is never a voter less."""
+    with _open(redis, group, prefix) as client:
+        until = time.monotonic() + timeout
+        client.change_members("add", new, timeout=timeout)
+        _wait_for_voter(client, new, until)
+        _show(client.change_members("remove", old, timeout=max(1.0, until - time.monotonic())), as_json)
+
+
+@command.command("transfer")
+@click.argument("id", type=options.NODE_ID, metavar="[ID]", required=False)
+@_asks
+def transfer(id: str | None, redis: str, group: str, prefix: str, timeout: float, as_json: bool) -> None:
+    """Have the leader hand over to ID, or to whom it thinks best."""
+    with _open(redis, group, prefix) as client:
+        until = time.monotonic() + timeout
+        target = client.transfer_leadership(id, timeout=timeout)
+        while (leader := client.status(timeout=3.0)["leader"]) != target:
+            if time.monotonic() > until:
+                raise Unavailable(f"{target} did not take over in time: {leader or 'nobody'} leads")
+            time.sleep(_LOOK_S)
+        if as_json:
+            output.emit_json({"leader": target})
+        else:
+            click.echo(f"{target} leads")
+
+
+def _open(redis: str, group: str, prefix: str) -> Client:
+    from raftplug.client import Client
+
+    return Client(redis, group, prefix=prefix)
+
+
+def _wait_for_voter(client: Client, id: str, until: float) -> dict[str, list[Any]]:
+    while True:
+        members = client.members()
+        if id in members["voters"] and not members["outgoing"]:
+            return members
+        if time.monotonic() > until:
+            raise Unavailable(f"{id} has not caught up yet, and becomes a voter when it has: is it running?")
+        time.sleep(_LOOK_S)
+
+
+def _show(members: dict[str, list[Any]], as_json: bool) -> None:
+    if as_json:
+        output.emit_json(members)
+        return
+    rows = [(id, "voter") for id in members["voters"]]
+    rows += [(id, "voter that leaves") for id in members["outgoing"] if id not in members["voters"]]
+    rows += [(id, "learner, soon a voter" if id in members["joining"] else "learner") for id in members["learners"]]
+    output.table(("id", "is"), rows)

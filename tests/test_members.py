@@ -1,0 +1,143 @@
+"""Members come and go, and leadership moves, on real processes over a real server."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from processes import PEERS, Cluster, refused, succeeded, wait_until
+from processes import cluster as cluster
+from processes import server as server
+from raftplug import Client
+from raftplug.errors import InvalidArgument
+
+
+@pytest.fixture
+def three(cluster: Cluster) -> Cluster:
+    """Three nodes that have just been bootstrapped, and hold something."""
+    cluster.start(*PEERS, bootstrap=True)
+    cluster.propose({"op": "put", "key": "a", "value": "before"})
+    return cluster
+
+
+def members(cluster: Cluster, action: str, *arguments: str) -> dict[str, Any]:
+    done = succeeded(cluster.run(f"members {action}", *arguments, "--json"))
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+class Load:
+    """A client that writes all the time: `gap` is the longest time, s, between two acknowledgements."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.written: list[int] = []
+        self.errors: list[BaseException] = []
+        self.gap = 0.0
+        self._stopping = False
+        self._client = Client(cluster.server.url, group="g")
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        last = time.monotonic()
+        while not self._stopping:
+            try:
+                self._client.propose({"op": "append", "key": "load", "value": f"{len(self.written)};"})
+            except Exception as error:
+                self.errors.append(error)
+                return
+            self.written.append(len(self.written))
+            now = time.monotonic()
+            last, self.gap = now, max(self.gap, now - last)
+
+    def end(self) -> None:
+        self._stopping = True
+        self._thread.join()
+        self._client.close()
+
+
+def test_a_node_joins_catches_up_and_votes_while_writes_go_on(three: Cluster) -> None:
+    load = Load(three)
+    three.start("n4", join=True)
+    assert members(three, "add", "n4")["voters"] == ["n1", "n2", "n3", "n4"]
+    wait_until(lambda: len(load.written) > 100, "writes go on")
+    load.end()
+    assert not load.errors
+    # With two of the first three gone, n4 is needed for a quorum of three of four: one may go.
+    three.kill(next(name for name in PEERS if name != three.leader()))
+    assert three.read("a") == "before"
+    three.propose({"op": "put", "key": "a", "value": "after"})
+    assert three.read("a") == "after"
+
+
+def test_every_node_is_replaced_one_by_one_and_nothing_is_lost(three: Cluster) -> None:
+    load = Load(three)
+    for old, new in (("n1", "m1"), ("n2", "m2"), ("n3", "m3")):
+        three.start(new, join=True)
+        now = members(three, "replace", old, new)
+        assert new in now["voters"] and old not in now["voters"]
+        process = three.nodes[old]
+        assert process.wait() == 0, process.stderr()  # It stops by itself.
+        assert "was removed" in process.stderr()
+    load.end()
+    assert not load.errors
+    assert members(three, "list")["voters"] == ["m1", "m2", "m3"]
+    assert three.read("load") == "".join(f"{number};" for number in load.written)
+
+
+def test_a_removed_leader_hands_over_by_stepping_down(three: Cluster) -> None:
+    leader = three.leader()
+    now = members(three, "remove", leader)
+    assert leader not in now["voters"]
+    assert three.nodes[leader].wait() == 0, three.nodes[leader].stderr()
+    assert wait_until(lambda: three.status()["leader"] not in (None, leader), "another leader")
+    three.propose({"op": "put", "key": "a", "value": "after"})
+
+
+def test_a_member_set_survives_a_restart_of_all(three: Cluster) -> None:
+    three.start("n4", join=True)
+    members(three, "add", "n4", "--learner")
+    members(three, "demote", next(name for name in PEERS if name != three.leader()))
+    before = members(three, "list")
+    assert "n4" in before["learners"] and len(before["voters"]) == 2
+    three.kill(*PEERS, "n4")
+    three.start(*PEERS, "n4")
+    assert members(three, "list") == before
+
+
+def test_leadership_moves_to_a_named_node_at_once(three: Cluster) -> None:
+    other = next(name for name in PEERS if name != three.leader())
+    done = succeeded(three.run("members transfer", other, "--json"))
+    assert json.loads(done.stdout) == {"leader": other}
+    assert three.leader() == other
+
+
+def test_a_leader_that_is_told_to_stop_hands_over_first(three: Cluster) -> None:
+    load = Load(three)
+    wait_until(lambda: len(load.written) > 20, "writes go on")
+    leader = three.leader()
+    process = three.nodes[leader]
+    process.end(signal.SIGTERM)
+    count = len(load.written)
+    wait_until(lambda: len(load.written) > count + 20, "writes go on under another leader")
+    load.end()
+    assert not load.errors
+    assert three.status()["leader"] not in (None, leader)
+
+
+def test_what_cannot_be_is_one_line(three: Cluster) -> None:
+    refused(three.run("members remove", "n9"), 2, "n9", "no member")
+    refused(three.run("members promote", "n9"), 2, "n9", "no learner")
+    refused(three.run("members transfer", "n9"), 2, "n9", "no voter")
+    with Client(three.server.url, group="g") as client, pytest.raises(InvalidArgument, match="last voter"):
+        client.change_members("remove", *PEERS)
+    assert members(three, "list")["voters"] == list(PEERS)
