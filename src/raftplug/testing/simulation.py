@@ -104,7 +104,7 @@ _THEMES: tuple[tuple[tuple[str, ...], dict[str, int]], ...] = (
         {"max_append_bytes": 200, "max_pending": 100_000},
     ),
     (
-        ("lose_snapshot", "resend", "old_inbox", "crash", "cut_both_ways"),
+        ("lose_snapshot", "resend", "old_inbox", "redis_rewind", "crash", "cut_both_ways"),
         {"snapshot_entries": 20, "keep_entries": 0},
     ),
     (
@@ -832,7 +832,7 @@ class Simulation:
         if node is not None:
             self._fault("redis_rewind", node.id)
             stream = self._streams[node.id]
-            for _ in range(self.random.randint(0, len(stream.entries))):
+            for _ in range(self.random.choice((0, self.random.randint(0, len(stream.entries))))):
                 stream.entries.pop()
             stream.last = stream.entries[-1][0] if stream.entries else 1
             stream.behind += self.random.choice((1, 1_000, 60_000)) * _MS
@@ -1041,13 +1041,14 @@ class Simulation:
                 process.elected_at = clock  # New members have not had the time to say anything.
             oldest = clock - 2_000 * self.settings.election_timeout_ms
             heard = {id for id in self._ids if process.heard.get(id, -1) >= oldest} | {process.id}
-            if not raft.configuration.has_quorum(heard) and process.elected_at < oldest:
+            if not _is_quorum(raft.configuration, heard) and process.elected_at < oldest:
                 raise Violation(f"check-quorum: {process.id} leads, and has not heard of a quorum for too long")
         if commit > process.commit:
             for index in range(max(process.commit, base) + 1, commit + 1):
                 self._commit(process, index, log.check_at(index))
         elif commit >= base and commit in self._committed and log.check_at(commit) != self._committed[commit]:
             raise Violation(f"state machine safety: {process.id} replaced the committed entry {commit}")
+        self._check_members(process, raft)
         if len(driver._pending) > self.settings.max_pending:
             raise Violation(f"bounded queues: {process.id} holds {len(driver._pending)} proposals")
         at_rest = not raft.writing and raft.vote is not None and term == process.durable_term
@@ -1059,6 +1060,17 @@ class Simulation:
         if changed or raft.role == LEADER:
             self._note(process.id, raft.role, term, last, commit, driver.applied)
 
+    def _check_members(self, process: _Process, raft: Any) -> None:
+        """The configuration is the log's; one change at a time, by leaders that know what is committed."""
+        index, log = raft.configuration_index, raft.log
+        if index > log.base_index and (index > log.last_index or log.kind_at(index) != CONFIGURATION):
+            raise Violation(f"members: {process.id} goes by entry {index}, which is no configuration of its log")
+        if raft.role == LEADER and raft.configuration is not process.configuration:
+            if log.term_at(index) == raft.term and log.term_at(raft.commit) != raft.term:
+                raise Violation(f"members: {process.id} changes them before it committed anything in its term")
+            if sum(each > self._highest_commit for each in process.configurations) > 1:
+                raise Violation(f"members: {process.id} has two changes under way")
+
     def _asked_for_votes(self, process: _Process) -> None:
         if "mute_candidate" in self.faults and not self._quiet and self.random.random() < self._strike_chance:
             others = [id for id in self._ids if id != process.id]
@@ -1069,8 +1081,10 @@ class Simulation:
     def _elected(self, process: _Process, term: int, log: Any, clock: int) -> None:
         """A process leads a new term: what must be true, and what may happen to it now."""
         process.elected_at = clock
+        if not process.driver().raft.configuration.is_voter(process.id):
+            raise Violation(f"election safety: {process.id} leads term {term} and is no voter")
         voters = {each.id for each in self.processes.values() if each.votes.get(term) == process.id}
-        if not process.driver().raft.configuration.has_quorum(voters):
+        if not _is_quorum(process.driver().raft.configuration, voters):
             raise Violation(f"election safety: {process.id} leads term {term} with votes on {len(voters)} disks")
         self._check_completeness(process.id, term, log)
         if self._quiet:
@@ -1115,7 +1129,7 @@ class Simulation:
             }
             # The configuration that counted may have been replaced since.
             counting = (process.configuration, process.driver().raft.configuration)
-            if not any(configuration.has_quorum(holders) for configuration in counting):
+            if not any(_is_quorum(configuration, holders) for configuration in counting):
                 raise Violation(f"durability: entry {index} is committed, and on {len(holders)} disks only")
             self._check_electable(index, check)
 
@@ -1125,7 +1139,7 @@ class Simulation:
             members = each.configurations[max(each.configurations)]
             if each.durable.get(index) != check and each.durable_base < index and members.is_voter(each.id):
                 voters = {other.id for other in self.processes.values() if other.durable_last <= each.durable_last}
-                if members.has_quorum(voters):
+                if _is_quorum(members, voters):
                     raise Violation(f"leader completeness: entry {index} is committed, {each.id} could win without it")
 
     def _applied(self, count: int, digest: int) -> None:
@@ -1144,6 +1158,11 @@ class Simulation:
             process.durable_last = (write.snapshot.term, write.snapshot.index)
             members = self.core.Configuration.from_plain(decode_snapshot(write.snapshot)[0])
             process.configurations = {write.snapshot.index: members}
+        elif write.snapshot is not None:
+            members = self.core.Configuration.from_plain(decode_snapshot(write.snapshot)[0])
+            known = max(index for index in process.configurations if index <= write.snapshot.index)
+            if members != process.configurations[known]:
+                raise Violation(f"members: a snapshot of {process.id} holds another configuration than its index had")
         if write.snapshot is not None:
             process.durable_base = max(process.durable_base, write.snapshot.index)
             process.durable[write.snapshot.index] = write.snapshot.check
@@ -1239,9 +1258,11 @@ class Simulation:
         self._redis_down_until = 0
         for link in sorted(self._clogged, key=str):
             self._unclog(link)
-        changing = "change_members" in self.faults  # Then who is a majority depends on who leads: all go on.
-        majority = list(self._ids) if changing else self.random.sample(self._ids, len(self._ids) // 2 + 1)
-        bridged = None if changing else self._bridged(majority)
+        if "change_members" in self.faults:
+            majority, bridged = self._majority_of_the_newest(), None
+        else:
+            majority = self.random.sample(self._ids, len(self._ids) // 2 + 1)
+            bridged = self._bridged(majority)
         self._note("liveness", *majority, "with", bridged)
         for id, process in self.processes.items():
             process.rows.full = process.rows.failing = False
@@ -1283,6 +1304,18 @@ class Simulation:
                 return
         raise Violation(f"liveness: {', '.join(sorted(majority))} did not elect, commit and converge in time")
 
+    def _majority_of_the_newest(self) -> list[str]:
+        """Enough to elect whoever has the newest log, by its own configuration, whatever the others know of it."""
+        newest = max(self.processes.values(), key=lambda each: (each.durable_last, each.id))
+        members = newest.configurations[max(newest.configurations)]
+        if not members.is_voter(newest.id) or self.random.random() < 0.3:
+            return list(self._ids)
+        chosen = [newest.id]
+        for id in self.random.sample(self._ids, len(self._ids)):
+            if id not in chosen and not _is_quorum(members, set(chosen)):
+                chosen.append(id)
+        return chosen
+
     def _bridged(self, majority: list[str]) -> str | None:
         """A leader that is left running, and reaches one of the majority only: it must not hinder the others."""
         leading = [id for id, each in self.processes.items() if each.node and each.driver().raft.role == LEADER]
@@ -1301,11 +1334,17 @@ class Simulation:
         if not leading:
             return False
         members = max(leading, key=lambda each: each.term).driver().raft.configuration
-        if members.outgoing or members.joining:
+        if members.outgoing or (members.joining and len(chosen) == len(self._ids)):
             return False
         chosen = [each for each in chosen if each.id in members.members()]
         drivers = [each.driver() for each in chosen if each.node is not None]
         return len(drivers) == len(chosen) and len({(driver.applied, driver.machine.digest) for driver in drivers}) == 1
+
+
+def _is_quorum(configuration: Any, ids: set[str]) -> bool:
+    """Whether `ids` hold a majority of the voters, and of the outgoing ones; by our own count, not by the rules'."""
+    halves = [half for half in (configuration.voters, configuration.outgoing) if half]
+    return bool(halves) and all(2 * len(ids.intersection(half)) > len(half) for half in halves)
 
 
 def _raise(error: Violation) -> None:
