@@ -360,12 +360,6 @@ MUTANTS = (
     ),
     Mutant("learner campaigns", "raft.py", "if not self.configuration.is_voter(self.id) or self.term", "if self.term"),
     Mutant(
-        "refusal of an earlier life taken for certain",
-        "driver.py",
-        "        if life not in (0, self._nonce):\n",
-        "        if False:\n",
-    ),
-    Mutant(
         "truncation not written",
         "storage.py",
         "            if write.first <= last:\n                check = self._cut(group, write.first, base_check, changes)\n",

@@ -7,8 +7,9 @@ change of the rules, or for a new script, let the outputs be written anew, and r
 
 Commands, where N, FROM and TO are replicas (`*` is any) and KIND is a kind of message, as the outputs name it:
 
-    nodes COUNT [NAME=VALUE…]    start replicas 1 to COUNT; NAME is voters, outgoing, learners (1,2,3), or
-                                 max_append_bytes, window_bytes
+    nodes COUNT [NAME=VALUE…]    start replicas 1 to COUNT; NAME is voters, outgoing, learners, joining (1,2,3), or
+                                 max_append_bytes, window_bytes; who is named nowhere knows no members, like a node
+                                 that waits to join
     disk N TERMS [term=T] [vote=V]   start N anew from a disk whose entries have these terms (`-`: none)
     draw N 250ms                 what N's random source gives: its election timeout is 500 ms more
     wait 100ms                   let time pass
@@ -24,15 +25,18 @@ Commands, where N, FROM and TO are replicas (`*` is any) and KIND is a kind of m
     look N                       take what is ready but write nothing
     crash N, restart N           lose what is not on disk; start from it
     propose N PAYLOAD…           (x*100 is a hundred of x)        read N REQUEST        resign N
+    change N voters=… [learners=…] [joining=…]   change the members to these
+    transfer N TO|-              hand leadership over; `-` is to whoever is closest
     snapshot N INDEX [keep=K]    a snapshot of N up to INDEX is durable
     forge FROM TO KIND NAME=VALUE…   hand TO a message made by hand (KIND may be a number); entries=1,1,2 are terms,
                                  damage=1 breaks them
-    configure N voters=…         N's members from now on
+    configure N voters=…         N's members from now on, as if a snapshot had brought them
     deadline N                   when N wants to look at the clock
     sent, status, progress N     what is in flight; the replicas; what leader N knows of the others
     quietly COMMAND              print nothing
 
-Everything is written index/term: `3/2` is entry 3 of term 2.  Safety is checked after every command.
+Everything is written index/term: `3/2` is entry 3 of term 2.  Members are shown once they are no longer the first ones.
+Safety is checked after every command.
 """
 
 from __future__ import annotations
@@ -58,6 +62,7 @@ from raftplug.constants import (
     NOOP,
     ROLE_NAMES,
     SNAPSHOT,
+    TIMEOUT_NOW,
     TRANSITION,
 )
 from raftplug.errors import RaftplugError
@@ -73,7 +78,9 @@ KINDS = {
     "append": 5,
     "answer": 6,
     "snapshot": 7,
+    "timeout-now": 8,
 }
+MEMBERS = ("voters", "outgoing", "learners", "joining")
 NAMES = {number: name for name, number in KINDS.items()}
 STATES = ("probe", "replicate", "install")
 
@@ -87,10 +94,41 @@ class Stage(Net):
         self.down: set[int] = set()
         self.leaders: dict[int, int] = {}
         self.committed: list[int] = []
+        self.first: dict[int, Any] = {}  # Who the members were at the start, as a replica knew it …
+        self.stored: dict[int, Any] = {}  # … as of its snapshot …
+        self.snapshots: dict[int, Any] = {}  # … and as of a snapshot at an index, which is the same for all.
         super().__init__(core, size, **options)
         self.seen = {id: self.facts(id) for id in self.ids}
 
     # What happens.
+
+    def boot(self, id: int) -> Any:
+        """Start a replica: with the members of its snapshot, or the first ones, or knowing none."""
+        everyone = self.configuration
+        self.first.setdefault(id, everyone if id in everyone.members() else self.core.Configuration(()))
+        self.configuration = self.stored.get(id, self.first[id])
+        raft = super().boot(id)
+        self.configuration = everyone
+        return raft
+
+    def sync(self, id: int, pump: bool = True) -> list[Any]:
+        snapshot = self.writing[id].snapshot
+        if snapshot is not None and snapshot.index in self.snapshots:
+            self.stored[id] = self.snapshots[snapshot.index]
+        return super().sync(id, pump)
+
+    def receive(self, id: int, message: Any) -> None:
+        """What a driver does with a message."""
+        self.rafts[id].step(message)
+        if self.rafts[id].installing is message and message.index in self.snapshots:
+            self.rafts[id].set_configuration(self.snapshots[message.index])
+
+    def snapshot(self, id: int, index: int, keep: int) -> None:
+        raft, log = self.rafts[id], self.disks[id].log
+        raft.snapshot_stored(index, keep)
+        self.stored[id] = self.snapshots[index] = raft.configuration_at(index)
+        if raft.log.base_index > log.base_index:
+            log.compact(raft.log.base_index)
 
     def pump(self, id: int) -> list[Any]:
         raft, sent = self.rafts[id], []
@@ -139,7 +177,7 @@ class Stage(Net):
         arrived = self.core.Message.decode(message.encode())
         arrived.peer = source
         self.rafts[target].set_time(self.now)
-        self.act(target, lambda: self.rafts[target].step(arrived))
+        self.act(target, lambda: self.receive(target, arrived))
 
     # What is said of it.
 
@@ -151,6 +189,8 @@ class Stage(Net):
         role = ROLE_NAMES[raft.role]
         if raft.leader is not None and raft.leader != id:
             role += f" of {raft.leader}"
+        if raft.removed:
+            role += " and removed"
         log = " ".join(
             self.entry_text(raft.log, index) for index in range(raft.log.base_index + 1, raft.log.last_index + 1)
         )
@@ -160,6 +200,8 @@ class Stage(Net):
             "role": role,
             "term": raft.term,
             "vote": raft.vote,
+            "members": members_text(raft.configuration.plain()),
+            "handing over to": raft.transferee,
             "commit": raft.commit,
             "stable": raft.stable,
             "log": log,
@@ -196,18 +238,20 @@ class Stage(Net):
     def message_text(self, source: int, target: int, message: Any) -> str:
         text = f"{source}>{target} {NAMES.get(message.kind, message.kind)} term {message.term}"
         if message.kind in (1, 3):
-            text += f", log to {message.index}/{message.log_term}"
+            text += f", log to {message.index}/{message.log_term}" + (", asked to by the leader" * message.flag)
         elif message.kind in (2, 4):
             text += ", granted" if message.flag else ", refused"
         elif message.kind == APPEND:
             text += f", after {message.index}/{message.log_term}: {block_text(message.data)}, commit {message.commit}"
+            text += ", a member no more" * message.flag
         elif message.kind == APPEND_RESPONSE and message.flag:
             text += f", durable to {message.index}, verified to {message.hint}"
         elif message.kind == APPEND_RESPONSE:
             text += f", no match at {message.index}, perhaps at {message.hint}/{message.log_term}"
         elif message.kind == SNAPSHOT:
             text += f", {message.index}/{message.log_term}, commit {message.commit}"
-        return f"{text}, round {message.context}" if message.context else text
+        number = "transfer" if message.kind == TIMEOUT_NOW else "round"
+        return f"{text}, {number} {message.context}" if message.context else text
 
 
 class Player:
@@ -230,7 +274,7 @@ class Player:
 
     def do_nodes(self, plain: list[str], options: dict[str, str]) -> None:
         size = int(plain[0])
-        members = {name: ids(options.pop(name)) for name in ("voters", "outgoing", "learners") if name in options}
+        members = {name: ids(options.pop(name)) for name in MEMBERS if name in options}
         members.setdefault("voters", tuple(range(1, size + 1)))
         limits = {name: int(value) for name, value in options.items()}
         self.stage = Stage(self.core, size, configuration=self.core.Configuration(**members), **limits)
@@ -346,7 +390,7 @@ class Player:
 
     def do_snapshot(self, plain: list[str], options: dict[str, str]) -> None:
         id, index, keep = int(plain[0]), int(plain[1]), int(options.get("keep", "0"))
-        self.stage.act(id, lambda: self.stage.rafts[id].snapshot_stored(index, keep))
+        self.stage.act(id, lambda: self.stage.snapshot(id, index, keep))
         self.stage.say(f"  {id}: log {self.stage.facts(id)['log']}")
 
     def do_forge(self, plain: list[str], options: dict[str, str]) -> None:
@@ -365,11 +409,22 @@ class Player:
         message.peer = source
         self.stage.say(self.stage.message_text(source, target, message))
         self.stage.rafts[target].set_time(self.stage.now)
-        self.stage.act(target, lambda: self.stage.rafts[target].step(message))
+        self.stage.act(target, lambda: self.stage.receive(target, message))
 
     def do_configure(self, plain: list[str], options: dict[str, str]) -> None:
-        members = {name: ids(value) for name, value in options.items()}
-        self.stage.rafts[int(plain[0])].set_configuration(self.core.Configuration(**members))
+        id, members = int(plain[0]), self.members(options)
+        self.stage.act(id, lambda: self.stage.rafts[id].set_configuration(members))
+
+    def do_change(self, plain: list[str], options: dict[str, str]) -> None:
+        id, members = int(plain[0]), self.members(options)
+        self.stage.act(id, lambda: self.stage.rafts[id].change(members))
+
+    def do_transfer(self, plain: list[str], options: dict[str, str]) -> None:
+        id, target = int(plain[0]), None if plain[1] == "-" else int(plain[1])
+        self.stage.act(id, lambda: self.stage.rafts[id].transfer(target))
+
+    def members(self, options: dict[str, str]) -> Any:
+        return self.core.Configuration(**{name: ids(value) for name, value in options.items()})
 
     def do_deadline(self, plain: list[str], options: dict[str, str]) -> None:
         left = self.stage.rafts[int(plain[0])].deadline() - self.stage.now
@@ -385,6 +440,10 @@ class Player:
 
     def status(self, id: int) -> None:
         facts = {name: value for name, value in self.stage.facts(id).items() if value != ""}
+        if facts["members"] == members_text(self.stage.first[id].plain()):
+            del facts["members"]
+        if facts["handing over to"] is None:
+            del facts["handing over to"]
         text = ", ".join(f"{name} {value}" for name, value in facts.items() if name != "role")
         self.stage.say(f"{id} {'down' if id in self.stage.down else facts['role']}, {text}")
 
@@ -421,9 +480,14 @@ def duration(text: str) -> int:
     return int(text[:-2]) * 1000
 
 
+def members_text(data: list[list[int]]) -> str:
+    parts = [f"{name}={','.join(map(str, part))}" for name, part in zip(MEMBERS, data, strict=True) if part]
+    return " ".join(parts) or "none"
+
+
 def content(index: int, term: int, kind: int, payload: bytes) -> str:
     if kind == CONFIGURATION:
-        return " members " + " ".join(str(part) for part in plain.decode(payload))
+        return f" members {members_text(plain.decode(payload))}"
     if kind == NOOP:
         return " no-op"
     if payload == b"%d/%d" % (index, term):  # Made by the harness.

@@ -90,6 +90,7 @@ FAULTS: dict[str, str] = {
     "mute_candidate": "a candidate is not heard by some any more once it has asked for votes",
     "strand_leader": "a leader is cut off from all others, and its clock hardly runs",
     "change_members": "an operator adds, removes, promotes or demotes a node",
+    "cut_off_newcomer": "a node is cut off from all others the moment it is to become a voter",
     "transfer_leadership": "an operator moves leadership to some node",
     "client_crash": "a client is gone, with everything that it waited for",
     "client_burst": "a client begins many operations at once",
@@ -108,7 +109,14 @@ _THEMES: tuple[tuple[tuple[str, ...], dict[str, int]], ...] = (
         {"snapshot_entries": 20, "keep_entries": 0},
     ),
     (
-        ("change_members", "transfer_leadership", "crash_new_leader", "cut_off_new_leader", "crash"),
+        (
+            "change_members",
+            "cut_off_newcomer",
+            "transfer_leadership",
+            "crash_new_leader",
+            "cut_off_new_leader",
+            "crash",
+        ),
         {},
     ),
 )
@@ -1068,8 +1076,17 @@ class Simulation:
         if raft.role == LEADER and raft.configuration is not process.configuration:
             if log.term_at(index) == raft.term and log.term_at(raft.commit) != raft.term:
                 raise Violation(f"members: {process.id} changes them before it committed anything in its term")
+            self._changed_members(set(raft.configuration.voters) - set(process.configuration.voters))
             if sum(each > self._highest_commit for each in process.configurations) > 1:
                 raise Violation(f"members: {process.id} has two changes under way")
+
+    def _changed_members(self, new_voters: set[str]) -> None:
+        if "cut_off_newcomer" in self.faults and not self._quiet and self.random.random() < self._strike_chance:
+            for newcomer in sorted(new_voters):
+                self._fault("cut_off_newcomer", newcomer)
+                others = [id for id in self._ids if id != newcomer]
+                links = [(newcomer, other) for other in others] + [(other, newcomer) for other in others]
+                self._cut_links(links, 3_000 * _MS)
 
     def _asked_for_votes(self, process: _Process) -> None:
         if "mute_candidate" in self.faults and not self._quiet and self.random.random() < self._strike_chance:
@@ -1311,7 +1328,8 @@ class Simulation:
         if not members.is_voter(newest.id) or self.random.random() < 0.3:
             return list(self._ids)
         chosen = [newest.id]
-        for id in self.random.sample(self._ids, len(self._ids)):
+        # Those first who know least, perhaps not even that they are voters.
+        for id in sorted(self._ids, key=lambda id: self.processes[id].durable_last):
             if id not in chosen and not _is_quorum(members, set(chosen)):
                 chosen.append(id)
         return chosen
