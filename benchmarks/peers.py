@@ -40,6 +40,8 @@ PROMISES = {
     "etcd": "synced like ours; more: a versioned key-value store, asked by a client over gRPC from another process",
     "etcd_raft": "as our core alone: no disk, no network; no checksums over the entries",
 }
+# What we leave when we are killed: the directory, once those that work in it have ended.
+REMOVER = 'read -r _; sleep 3; exec rm -rf -- "$1"'
 # The etcd process ends, and its directory goes, when our end of the pipe does, whatever ended us.
 GUARD = 'dir=$1; shift; "$@" </dev/null & pid=$!; read -r _; kill -9 $pid; wait $pid; exec rm -rf -- "$dir"'
 
@@ -52,8 +54,14 @@ def main(seconds: float, runs: int, file: Path | None) -> None:
     """Measure raftplug and its peers in turn."""
     report = Report()
     with tempfile.TemporaryDirectory(prefix="raftplug-peers-", ignore_cleanup_errors=True) as made:
-        libraries(report, Path(made), seconds / 4, runs)
-        clusters(report, Path(made), seconds, runs)
+        command = ["/bin/sh", "-c", REMOVER, "remover", made]
+        remover = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+        try:
+            libraries(report, Path(made), seconds / 4, runs)
+            clusters(report, Path(made), seconds, runs)
+        finally:
+            remover.kill()
+            remover.communicate()
     if file is not None:
         file.write_text(json.dumps({**report.plain(), "promises": PROMISES}, indent=1) + "\n")
     rows = [(r.name, r.window, r.value, min(r.runs), max(r.runs), r.unit) for r in report.records]
@@ -93,6 +101,7 @@ def clusters(report: Report, made: Path, seconds: float, runs: int) -> None:
     """Three processes each: raftplug, PySyncObj and etcd, all running, one under load at a time."""
     with ExitStack() as stack:
         server = stack.enter_context(EmbeddedServer())
+        (made / "raftplug").mkdir()
         members = stack.enter_context(Members(server.url, made / "raftplug", present_cores()[-1]))
         peers: dict[str, Callable[[int], dict[str, float]]] = {"raftplug": told(members, seconds)}
         if find_spec("pysyncobj") is None:
@@ -162,7 +171,7 @@ def pysyncobj(made: Path) -> Processes:
     for own in addresses:
         options = {"own": own, "others": [address for address in addresses if address != own]}
         commands[own] = [sys.executable, str(HERE / "pysyncobj_member.py"), json.dumps(options)]
-    return Processes(commands, made / "pysyncobj-logs", {})
+    return Processes(commands, {})
 
 
 def etcd(stack: ExitStack, made: Path) -> list[str]:

@@ -201,7 +201,7 @@ class Stage(Net):
             "term": raft.term,
             "vote": raft.vote,
             "members": members_text(raft.configuration.plain()),
-            "handing over to": raft.transferee,
+            "handing over to": "nobody" if raft.transferee is None else raft.transferee,
             "commit": raft.commit,
             "stable": raft.stable,
             "log": log,
@@ -442,7 +442,7 @@ class Player:
         facts = {name: value for name, value in self.stage.facts(id).items() if value != ""}
         if facts["members"] == members_text(self.stage.first[id].plain()):
             del facts["members"]
-        if facts["handing over to"] is None:
+        if facts["handing over to"] == "nobody":
             del facts["handing over to"]
         text = ", ".join(f"{name} {value}" for name, value in facts.items() if name != "role")
         self.stage.say(f"{id} {'down' if id in self.stage.down else facts['role']}, {text}")

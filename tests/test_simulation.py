@@ -25,7 +25,7 @@ def test_no_invariant_is_violated_and_a_majority_recovers(core: Any, seed: int) 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_long_histories_are_linearizable(both_cores: Any, seed: int) -> None:
-    report = Simulation(seed, core=both_cores[seed % 2], events=10_000, operations=1_000, clients=6).run()
+    report = Simulation(seed, core=both_cores[seed % 2], events=10_000, operations=1_050, clients=6).run()
     assert report.violation is None, f"{report.violation}; raftplug sim --seed {seed} --long"
     assert len(report.history) >= 1_000
     assert sum(each.operation["op"] == "get" for each in report.history) >= 300

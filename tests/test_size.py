@@ -18,7 +18,7 @@ FLOORS = (
     {"core", "plugins"},
     {"driver"},
     {"replica", "node", "client"},
-    {"testing"},
+    {"testing", "benchmarks"},
     {"cli"},
     {"__main__"},
 )

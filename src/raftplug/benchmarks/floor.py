@@ -196,6 +196,8 @@ def _answer(options: dict[str, Any]) -> None:
                 hop.settle()
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            directory.parent.rmdir()  # Where it was the last in there.
 
 
 if __name__ == "__main__":

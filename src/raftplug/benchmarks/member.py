@@ -21,7 +21,7 @@ from raftplug.future import Future
 from raftplug.node import Node
 from raftplug.state_machine import Snapshot, StateMachine
 
-_PATIENCE_S = 30.0
+_PATIENCE_S = 10.0
 
 
 class Counter(StateMachine):

@@ -6,10 +6,11 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import IO, Any, Final, Self
 
 from raftplug.benchmarks.floor import server_cpu_s
 from raftplug.errors import Unavailable
@@ -26,30 +27,28 @@ class Processes:
 
     Args:
         commands: id -> the command that runs it.
-        logs: a directory for what they print on stderr.
         environment: what they get besides our own.
 
     Raises:
         Unavailable: there was no leader in time, or a process ended.
     """
 
-    def __init__(self, commands: Mapping[str, Sequence[str]], logs: Path, environment: Mapping[str, str]) -> None:
-        self._logs = {id: logs / f"{number}.log" for number, id in enumerate(commands)}
+    def __init__(self, commands: Mapping[str, Sequence[str]], environment: Mapping[str, str]) -> None:
+        self._errors: dict[str, IO[bytes]] = {}  # Files without a name: nothing to leave behind.
         self._processes: dict[str, subprocess.Popen[str]] = {}
         self.ids = list(commands)
-        logs.mkdir()
         try:
             for id, command in commands.items():
-                with self._logs[id].open("w") as log:
-                    self._processes[id] = subprocess.Popen(
-                        command,
-                        stdin=subprocess.PIPE,
-                        stdout=subprocess.PIPE,
-                        stderr=log,
-                        text=True,
-                        env={**os.environ, **environment},
-                        start_new_session=True,
-                    )
+                self._errors[id] = tempfile.TemporaryFile()  # noqa: SIM115 (`close` closes it)
+                self._processes[id] = subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=self._errors[id],
+                    text=True,
+                    env={**os.environ, **environment},
+                    start_new_session=True,
+                )
             self.leader = self._wait_for_leader()
         except BaseException:
             self.close()
@@ -64,8 +63,10 @@ class Processes:
             print(json.dumps({"task": task, **arguments}), file=process.stdin, flush=True)
             return json.loads(process.stdout.readline())
         except (OSError, ValueError):
-            words = self._logs[id].read_text(errors="replace").splitlines()[-1:]
-            raise Unavailable(f"the node process {id} ended with {process.wait()}: {' '.join(words)}") from None
+            code = process.wait()
+            self._errors[id].seek(0)
+            words = self._errors[id].read().decode(errors="replace").splitlines()[-1:]
+            raise Unavailable(f"the node process {id} ended with {code}: {' '.join(words)}") from None
 
     def lead(self, task: str, **arguments: Any) -> Any:
         """Have the leader do a task; again, when it did not lead to the end."""
@@ -89,6 +90,8 @@ class Processes:
                 process.wait()
             if process.stdout is not None:
                 process.stdout.close()
+        for file in self._errors.values():
+            file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -107,11 +110,13 @@ class Processes:
 
 
 class Members(Processes):
-    """Three node processes of one cluster; each has a directory of its own under `directory`, and removes it."""
+    """Three node processes of one cluster.
+
+    Each has a directory of its own under `directory`, an empty one; it removes its own, and the last one that too.
+    """
 
     def __init__(self, url: str, directory: Path, core: str) -> None:
         self.url, self.prefix = url, f"bench-{directory.name}"
-        directory.mkdir()
         commands = {}
         for id in _IDS:
             options = {
@@ -123,7 +128,7 @@ class Members(Processes):
                 "data_dir": str(directory / id),
             }
             commands[id] = [sys.executable, "-m", "raftplug.benchmarks.member", json.dumps(options)]
-        super().__init__(commands, directory.with_name(f"{directory.name}-logs"), {"RAFTPLUG_CORE": core})
+        super().__init__(commands, {"RAFTPLUG_CORE": core})
 
     def cpu_s(self) -> float:
         """CPU seconds of the members and the server so far."""

@@ -65,7 +65,7 @@ def command(
     limit = events or (30_000 if long_profile else EVENTS)
     given: dict[str, Any] = {"core": cores.load(core or cores.name), "nodes": nodes}
     if long_profile:
-        given |= {"operations": 1_000, "clients": 6}
+        given |= {"operations": 1_050, "clients": 6}
     logging.getLogger("raftplug").setLevel(logging.CRITICAL)  # What nodes log under faults is no news here.
 
     def run(number: int, names: tuple[str, ...] | None, most: int, keep: bool = False) -> Report:

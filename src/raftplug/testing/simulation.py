@@ -535,6 +535,8 @@ class Simulation:
             self._note("restored", process.id)
             self._boot(process)
             return
+        except Exception as error:
+            raise Violation(f"no crash: {process.id} does not start: {type(error).__name__}: {error}") from error
         if process.good_rows is not None:
             raise Violation(f"corruption: {process.id} started on a damaged disk")
         process.node, process.link = node, link
@@ -1276,6 +1278,11 @@ class Simulation:
         for link in sorted(self._clogged, key=str):
             self._unclog(link)
         if "change_members" in self.faults:
+            for client in self._clients:  # No change that is still on its way makes another majority count.
+                client.crash()
+            for link in self.links.values():
+                link.inbox.clear()
+                link.stream.epoch += 1
             majority, bridged = self._majority_of_the_newest(), None
         else:
             majority = self.random.sample(self._ids, len(self._ids) // 2 + 1)
@@ -1323,13 +1330,22 @@ class Simulation:
 
     def _majority_of_the_newest(self) -> list[str]:
         """Enough to elect whoever has the newest log, by its own configuration, whatever the others know of it."""
-        newest = max(self.processes.values(), key=lambda each: (each.durable_last, each.id))
+
+        def last(process: _Process) -> tuple[int, int]:
+            if process.node is None:
+                return process.durable_last
+            log = process.driver().raft.log
+            return log.last_term, log.last_index
+
+        newest = max(self.processes.values(), key=lambda each: (last(each), each.id))
         members = newest.configurations[max(newest.configurations)]
+        if newest.node is not None:
+            members = newest.driver().raft.configuration
         if not members.is_voter(newest.id) or self.random.random() < 0.3:
             return list(self._ids)
         chosen = [newest.id]
         # Those first who know least, perhaps not even that they are voters.
-        for id in sorted(self._ids, key=lambda id: self.processes[id].durable_last):
+        for id in sorted(self._ids, key=lambda id: last(self.processes[id])):
             if id not in chosen and not _is_quorum(members, set(chosen)):
                 chosen.append(id)
         return chosen
