@@ -45,6 +45,7 @@ _FRAME_BYTES = 512 << 10
 _ANNOUNCE_US = 3_000_000
 _RETRY_WRITE_US = 1_000_000
 _SENDERS_REMEMBERED = 10_000
+_REDIRECT_S = 0.1
 _FIND_S = 5.0  # How long a node that joins looks for the cluster.
 
 Executor = Callable[[Callable[[], None], Callable[[BaseException | None], None]], None]
@@ -482,19 +483,23 @@ class Node:
         """Let somebody else lead, so that stopping costs no election timeout (Ongaro 2014 §3.10)."""
         if self._stopping or self.failure is not None:
             return
-        begun = threading.Event()
+        over: list[Driver] = []
 
         def begin() -> None:
             for driver in loop.drivers.values():
                 with contextlib.suppress(RaftplugError):
                     driver.raft.transfer(None)
+                    over.append(driver)
             begun.set()
 
+        begun = threading.Event()
         loop.call(begin)
         until = time.monotonic() + self._settings.election_timeout_ms / 1000
         begun.wait(self._settings.election_timeout_ms / 1000)
-        while time.monotonic() < until and any(each.raft.transferee is not None for each in loop.drivers.values()):
+        while time.monotonic() < until and any(driver.leader in (None, self.id) for driver in over):
             time.sleep(0.002)
+        if over:
+            time.sleep(_REDIRECT_S)  # Whoever still asks us learns who leads now.
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until the node has stopped, at most `timeout` seconds; True if it has."""
