@@ -259,7 +259,7 @@ MUTANTS = (
     Mutant(
         "no back-off on a rejection",
         "raft.py",
-        "                progress.next = max(progress.match + 1, min(message.index, hint + 1))\n",
+        "                progress.next = lower\n",
         "",
     ),
     Mutant(

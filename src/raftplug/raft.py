@@ -131,7 +131,6 @@ class Raft:
     _transfers: cython.longlong
     _handed_over: cython.bint
     _transfer_deadline: cython.longlong
-    _timeout_now: cython.longlong
     _draw: Any
     _election_timeout: cython.longlong
     _heartbeat: cython.longlong
@@ -229,7 +228,6 @@ class Raft:
         self._transfers = 0
         self._handed_over = False
         self._transfer_deadline = 0
-        self._timeout_now = 0
         self._adopt(log.base_index + 1)
         # A sole voter has nobody to wait for.
         if len(self.configuration.members()) > 1:
@@ -506,7 +504,6 @@ class Raft:
         self._verified = 0
         self._ack_due = False
         self._context = 0
-        self._timeout_now = 0
 
     @cython.cfunc
     def _campaign(self) -> None:
@@ -771,8 +768,8 @@ class Raft:
 
     @cython.cfunc
     def _on_timeout_now(self, message: Message) -> None:
-        """Our leader hands over: campaign at once.  A repeated request is one request (Ongaro 2014 §3.10)."""
-        if self.leader == message.peer and message.context > self._timeout_now and self.configuration.is_voter(self.id):
+        """Our leader hands over: campaign at once.  A repeated request is of an older term then (Ongaro 2014 §3.10)."""
+        if self.leader == message.peer and self.term < HIGHEST and self.configuration.is_voter(self.id):
             self.leader = None
             self._become_candidate(True)
 
@@ -793,21 +790,21 @@ class Raft:
 
     @cython.cfunc
     def _append_configuration(self, configuration: Configuration) -> cython.longlong:
+        before: list[Any] = self.configuration.members()
         index: cython.longlong = self.log.append(self.term, CONFIGURATION, configuration.encode())
         self._adopt(index)
         self._unsettled = True
-        if self.transferee is not None and self.transferee not in configuration.voters:
-            self.transferee = None  # etcd#11326: it may not lead any more.
         for peer in configuration.members():
-            if peer != self.id and peer not in self.progress:
-                self.progress[peer] = self._new_progress(peer, self.log.last_index + 1)
+            # Who comes back may have lost what it had: nothing that was known of it counts.
+            if peer != self.id and peer not in before:
+                self.progress[peer] = self._new_progress(peer, index)
         return index
 
     @cython.cfunc
     def _settle(self) -> None:
         """Once a configuration is committed: leave a joint one, let in who has caught up, part from who left."""
-        if self.commit < self.configuration_index or self.commit < self._term_start:
-            return
+        if self.commit < self.configuration_index or self.commit < self._term_start or self.transferee is not None:
+            return  # While leadership moves nothing is appended; the next leader ends what is left.
         configuration: Configuration = self.configuration
         if configuration.outgoing:
             self._append_configuration(configuration.left())
@@ -830,7 +827,7 @@ class Raft:
             self.removed = self.id not in members
             return
         ready: list[Any] = [peer for peer in configuration.joining if self._has_caught_up(peer)]
-        if ready and self.transferee is None:
+        if ready:
             learners: list[Any] = [peer for peer in configuration.learners if peer not in ready]
             joining: list[Any] = [peer for peer in configuration.joining if peer not in ready]
             target: Configuration = Configuration([*configuration.voters, *ready], (), learners, joining)
@@ -842,7 +839,8 @@ class Raft:
     def _has_caught_up(self, peer: Any) -> cython.bint:
         """Whether what `peer` lacks goes out at once, so that as a voter it holds up no commit (Ongaro 2014 §4.2.1)."""
         progress: Progress = self.progress[peer]
-        return progress.state == REPLICATE and self._lag(progress) <= self._window_bytes
+        heard: cython.bint = self.now - progress.contact < self._election_timeout
+        return heard and progress.state == REPLICATE and self._lag(progress) <= self._window_bytes
 
     @cython.cfunc
     def _lag(self, progress: Progress) -> cython.longlong:
@@ -889,8 +887,9 @@ class Raft:
                 hint: cython.longlong = min(message.hint, self.log.last_index)
                 while hint > self.log.base_index and self.log.term_at(hint) > message.log_term:
                     hint -= 1
-                progress.next = max(progress.match + 1, min(message.index, hint + 1))
-                progress.paused = False
+                lower: cython.longlong = max(progress.match + 1, min(message.index, hint + 1))
+                progress.paused = lower == progress.next  # It lost what it had acknowledged: heartbeats only.
+                progress.next = lower
         else:
             self._look_again(progress, message.hint)
 

@@ -101,7 +101,7 @@ FAULTS: dict[str, str] = {
 _THEMES: tuple[tuple[tuple[str, ...], dict[str, int]], ...] = (
     ((), {}),
     (
-        ("mute_candidate", "cut_off_new_leader", "crash_new_leader", "node_burst", "late_vote", "isolate"),
+        ("mute_candidate", "cut_off_new_leader", "crash_new_leader", "node_burst", "late_vote", "resend", "isolate"),
         {"max_append_bytes": 200, "max_pending": 100_000},
     ),
     (
@@ -716,7 +716,7 @@ class Simulation:
 
         def say(target: Id, kind: int, body: bytes) -> None:
             chance, election = self.random, kind in (VOTE, VOTE_RESPONSE, SNAPSHOT)
-            if not self._quiet and "resend" in self.faults and chance.random() < (0.2 if election else 0.02):
+            if not self._quiet and "resend" in self.faults and chance.random() < (0.2 if election else 0.05):
                 self._fault("resend", process.id, target)
                 self.after(chance.choice((1, 100, 700, 2_000)) * _MS, later, target, kind, body)
             if not self._quiet and "late_vote" in self.faults and kind == VOTE_RESPONSE and chance.random() < 0.3:
@@ -1280,9 +1280,9 @@ class Simulation:
         if "change_members" in self.faults:
             for client in self._clients:  # No change that is still on its way makes another majority count.
                 client.crash()
-            for link in self.links.values():
-                link.inbox.clear()
-                link.stream.epoch += 1
+            for reader in self.links.values():
+                reader.inbox.clear()
+                reader.stream.epoch += 1
             majority, bridged = self._majority_of_the_newest(), None
         else:
             majority = self.random.sample(self._ids, len(self._ids) // 2 + 1)
