@@ -128,7 +128,6 @@ class Raft:
 
     _configurations: list[Any]
     _unsettled: cython.bint
-    _transfers: cython.longlong
     _handed_over: cython.bint
     _transfer_deadline: cython.longlong
     _draw: Any
@@ -225,7 +224,6 @@ class Raft:
         self.transferee = None
         self.removed = False
         self._unsettled = False
-        self._transfers = 0
         self._handed_over = False
         self._transfer_deadline = 0
         self._adopt(log.base_index + 1)
@@ -365,7 +363,6 @@ class Raft:
         if target not in others or self.transferee is not None:
             raise ChangeRefused(f"leadership cannot be handed over to {target!r} now")
         self.transferee = target
-        self._transfers += 1
         self._handed_over = False
         self._transfer_deadline = self.now + self._election_timeout
 
@@ -557,7 +554,6 @@ class Raft:
         self._heartbeat_deadline = self.now + self._heartbeat
         self._quorum_deadline = self.now + self._election_timeout
         self._round = 0
-        self._transfers = 0
         self._unsettled = True
         # An entry of the own term, so that what earlier leaders left can commit (§3.6.2) and reads may begin (§6.4).
         self._term_start = self.log.append(self.term, NOOP, b"")
@@ -822,7 +818,7 @@ class Raft:
             for progress in self.progress.values():
                 self._send_empty(progress)
             successor: Any = max(configuration.voters, key=self._closeness)
-            self._send(successor, Message(TIMEOUT_NOW, self.term, context=self._transfers + 1))
+            self._send(successor, Message(TIMEOUT_NOW, self.term))
             self._become_follower(self.term, None)  # Ongaro 2014 §4.2.2.
             self.removed = self.id not in members
             return
@@ -860,7 +856,7 @@ class Raft:
         progress: Progress = self.progress[self.transferee]
         if progress.match == self.log.last_index and self.stable == self.log.last_index:
             self._handed_over = True
-            self._send(self.transferee, Message(TIMEOUT_NOW, self.term, context=self._transfers))
+            self._send(self.transferee, Message(TIMEOUT_NOW, self.term))
 
     # ---------------------------------------------------------------- leader
 
@@ -909,7 +905,8 @@ class Raft:
             progress.state = REPLICATE
         progress.paused = False
         progress.next = max(progress.next, message.hint + 1)
-        self._advance_commit()
+        if progress.match > self.commit:
+            self._advance_commit()
 
     @cython.cfunc
     def _advance_commit(self) -> None:
