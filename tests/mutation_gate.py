@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 SOURCE = Path(__file__).parent.parent / "src"
-SEEDS = 250
+SEEDS = 500
 PATIENCE_S = 900
 
 

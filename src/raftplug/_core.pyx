@@ -21,7 +21,8 @@ from raftplug import _refusals as refusals
 
 # The constants become C integers, here and in the included rules: comparing with them costs no look-up.
 cdef int NOOP, TRANSITION, SESSION_TRANSITION, SESSION_OPEN, CONFIGURATION
-cdef int PRE_VOTE, PRE_VOTE_RESPONSE, VOTE, VOTE_RESPONSE, APPEND, APPEND_RESPONSE, SNAPSHOT, TIMEOUT_NOW, LAST_MESSAGE_KIND
+cdef int PRE_VOTE, PRE_VOTE_RESPONSE, VOTE, VOTE_RESPONSE, APPEND, APPEND_RESPONSE, SNAPSHOT, TIMEOUT_NOW
+cdef int LAST_MESSAGE_KIND
 cdef int FOLLOWER, PRE_CANDIDATE, CANDIDATE, LEADER
 cdef int PROBE, REPLICATE, INSTALL
 cdef long long HIGHEST

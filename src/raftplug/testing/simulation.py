@@ -90,6 +90,7 @@ FAULTS: dict[str, str] = {
     "mute_candidate": "a candidate is not heard by some any more once it has asked for votes",
     "strand_leader": "a leader is cut off from all others, and its clock hardly runs",
     "change_members": "an operator adds, removes, promotes or demotes a node",
+    "crash_in_change": "a leader is killed a moment after it began to change the members",
     "cut_off_newcomer": "a node is cut off from all others the moment it is to become a voter",
     "transfer_leadership": "an operator moves leadership to some node",
     "client_crash": "a client is gone, with everything that it waited for",
@@ -112,8 +113,8 @@ _THEMES: tuple[tuple[tuple[str, ...], dict[str, int]], ...] = (
         (
             "change_members",
             "cut_off_newcomer",
+            "crash_in_change",
             "transfer_leadership",
-            "crash_new_leader",
             "cut_off_new_leader",
             "crash",
         ),
@@ -736,7 +737,9 @@ class Simulation:
             return
         self.after(self.random.randint(1, self._fault_ms) * _MS, self._next_fault)
         scheduled = [name for name in FAULTS if name in self.faults and hasattr(self, f"_do_{name}")]
-        if scheduled:
+        if "change_members" in self.faults and self.random.random() < 0.2:
+            self._do_change_members()
+        elif scheduled:
             getattr(self, f"_do_{self.random.choice(scheduled)}")()
 
     def _some_node(self, up: bool = True) -> _Process | None:
@@ -1078,11 +1081,14 @@ class Simulation:
         if raft.role == LEADER and raft.configuration is not process.configuration:
             if log.term_at(index) == raft.term and log.term_at(raft.commit) != raft.term:
                 raise Violation(f"members: {process.id} changes them before it committed anything in its term")
-            self._changed_members(set(raft.configuration.voters) - set(process.configuration.voters))
+            self._changed_members(process, set(raft.configuration.voters) - set(process.configuration.voters))
             if sum(each > self._highest_commit for each in process.configurations) > 1:
                 raise Violation(f"members: {process.id} has two changes under way")
 
-    def _changed_members(self, new_voters: set[str]) -> None:
+    def _changed_members(self, process: _Process, new_voters: set[str]) -> None:
+        if "crash_in_change" in self.faults and not self._quiet and self.random.random() < self._strike_chance:
+            delay = self.random.choice((0, 300, 1_000, 5_000))
+            self.after(delay, self._strike, "crash_in_change", process, process.life)
         if "cut_off_newcomer" in self.faults and not self._quiet and self.random.random() < self._strike_chance:
             for newcomer in sorted(new_voters):
                 self._fault("cut_off_newcomer", newcomer)
@@ -1117,7 +1123,7 @@ class Simulation:
     def _strike(self, name: str, process: _Process, life: int) -> None:
         if self._quiet or life != process.life or process.node is None:
             return
-        if name == "crash_new_leader":
+        if name in ("crash_new_leader", "crash_in_change"):
             self._fault(name, process.id)
             self._kill(process, self._down_for())
         else:
