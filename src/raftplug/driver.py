@@ -433,8 +433,8 @@ class Driver:
             raise MalformedMessage("a request that cannot be read") from None
         asker = Asker(source, nonce, counter)
         if life not in (0, self._nonce):
-            # To an earlier life of ours, which may have refused it: what was refused for certain stays undone.
-            self._reply(asker, REFUSED_UNAVAILABLE, "the node has restarted")
+            # To an earlier life of ours: if that refused it, it stays undone; if it took it, nobody here knows.
+            self._reply(asker, UNKNOWN, "the node has restarted")
             return
         try:
             match operation, args:
