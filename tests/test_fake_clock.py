@@ -6,14 +6,15 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import msgpack
 import pytest
 
 from raftplug import plain
 from raftplug.client import ClientLoop
 from raftplug.cluster import MemoryCluster, MemoryHub
-from raftplug.constants import LEADER
-from raftplug.errors import OutcomeUnknown
-from raftplug.frames import cluster_uuid
+from raftplug.constants import LEADER, REQUEST, UNKNOWN
+from raftplug.errors import OutcomeUnknown, Unavailable
+from raftplug.frames import address, cluster_uuid
 from raftplug.future import Future
 from raftplug.node import NodeLoop
 from raftplug.settings import Settings
@@ -293,3 +294,28 @@ def test_a_snapshot_that_every_machine_brings_along_is_where_a_new_group_begins(
         world.boot(id)
     world.elect()
     world.until(lambda: all(world.machines[id].value == 51 for id in IDS))
+
+
+def test_a_request_to_an_earlier_life_of_a_node_is_not_taken_and_its_outcome_is_unknown(world: World) -> None:
+    """Found by `raftplug sim --seed 113`: the earlier life may have taken it, or refused it for certain."""
+    leader = world.elect()
+    driver, last = world.nodes[leader].drivers[GROUP], world.raft(leader).log.last_index
+    sent: list[bytes] = []
+    driver._send = lambda target, kind, body: sent.append(body)
+    request = msgpack.packb([1, "open", [None]])
+    driver.receive("~client", 9, REQUEST, address(request, driver._nonce + 1))
+    assert world.raft(leader).log.last_index == last
+    assert msgpack.unpackb(sent[0])[:3] == [9, 1, UNKNOWN]
+    driver.receive("~client", 9, REQUEST, address(request, driver._nonce))
+    assert world.raft(leader).log.last_index == last + 1
+
+
+def test_a_read_whose_index_never_comes_ends_at_its_deadline(world: World) -> None:
+    """Found by `raftplug sim --seed 400`: a member that was removed waited for ever."""
+    leader = world.elect()
+    other = next(id for id in IDS if id != leader)
+    world.stuck[other] = []  # Its disk hangs: what is committed is not applied here.
+    world.result(world.propose(leader, {"add": 1}))
+    future = world.read(other, timeout_ms=1_000)
+    world.run(1_500)
+    assert isinstance(future.exception(0), Unavailable)

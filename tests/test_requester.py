@@ -57,8 +57,11 @@ class Wire:
         self.requester.set_leader(leader)
         self.now = 0
 
-    def _send(self, target: Any, body: bytes) -> None:
+    known = True  # Whether requests are addressed to one life of their target.
+
+    def _send(self, target: Any, body: bytes) -> bool:
         self.sent.append((target, *msgpack.unpackb(body)))
+        return self.known
 
     def take(self, seconds: float = 0.0) -> list[tuple[Any, int, str, list[Any]]]:
         """Let time pass, and return what was sent then."""
@@ -189,6 +192,18 @@ def test_a_write_that_was_only_ever_refused_certainly_did_not_happen(
         for target, counter, *_ in wire.take(0.05):
             wire.requester.on_reply(target, counter, code, value)
     assert type(error_of(future)) is error
+
+
+def test_a_refusal_is_certain_only_if_no_later_process_of_that_id_can_take_the_request() -> None:
+    """Found by `raftplug sim`: a node refused, restarted, met the request again in its inbox, and led."""
+    wire = Wire()
+    wire.known = False
+    future, target, counter = wire.proposed(seconds=3)
+    wire.requester.on_reply(target, counter, REFUSED_NOT_LEADER, None)
+    for _ in range(100):
+        for target, counter, *_ in wire.take(0.05):
+            wire.requester.on_reply(target, counter, REFUSED_NOT_LEADER, None)
+    assert type(error_of(future)) is OutcomeUnknown
 
 
 @pytest.mark.parametrize("code", [REFUSED_NOT_LEADER, REFUSED_OVERLOADED, REFUSED_UNAVAILABLE, REFUSED_TOO_LARGE])
