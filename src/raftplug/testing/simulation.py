@@ -1351,7 +1351,9 @@ class Simulation:
             return list(self._ids)
         chosen = [newest.id]
         # Those first who know least, perhaps not even that they are voters.
-        for id in sorted(self._ids, key=lambda id: last(self.processes[id])):
+        for id in sorted(
+            self._ids, key=lambda id: (self.processes[id].configuration.is_voter(id), last(self.processes[id]))
+        ):
             if id not in chosen and not _is_quorum(members, set(chosen)):
                 chosen.append(id)
         return chosen
