@@ -1289,6 +1289,9 @@ class Simulation:
             for reader in self.links.values():
                 reader.inbox.clear()
                 reader.stream.epoch += 1
+            for process in self.processes.values():  # Nobody leads: what is on the disks must be enough.
+                if process.node is not None:
+                    self._kill(process, None)
             majority, bridged = self._majority_of_the_newest(), None
         else:
             majority = self.random.sample(self._ids, len(self._ids) // 2 + 1)
@@ -1336,24 +1339,17 @@ class Simulation:
 
     def _majority_of_the_newest(self) -> list[str]:
         """Enough to elect whoever has the newest log, by its own configuration, whatever the others know of it."""
-
-        def last(process: _Process) -> tuple[int, int]:
-            if process.node is None:
-                return process.durable_last
-            log = process.driver().raft.log
-            return log.last_term, log.last_index
-
-        newest = max(self.processes.values(), key=lambda each: (last(each), each.id))
+        newest = max(self.processes.values(), key=lambda each: (each.durable_last, each.id))
         members = newest.configurations[max(newest.configurations)]
-        if newest.node is not None:
-            members = newest.driver().raft.configuration
         if not members.is_voter(newest.id) or self.random.random() < 0.3:
             return list(self._ids)
         chosen = [newest.id]
         # Those first who know least, perhaps not even that they are voters.
-        for id in sorted(
-            self._ids, key=lambda id: (self.processes[id].configuration.is_voter(id), last(self.processes[id]))
+        for each in sorted(
+            self.processes.values(),
+            key=lambda each: (each.configurations[max(each.configurations)].is_voter(each.id), each.durable_last),
         ):
+            id = each.id
             if id not in chosen and not _is_quorum(members, set(chosen)):
                 chosen.append(id)
         return chosen
