@@ -14,7 +14,7 @@ import threading
 import time
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgpack
@@ -23,8 +23,9 @@ from raftplug import plain
 from raftplug.cluster import Cluster, is_client, read_record
 from raftplug.constants import LIMIT, REPLY, REQUEST
 from raftplug.errors import InvalidArgument, MalformedMessage, RaftplugError, Unavailable
-from raftplug.frames import NO_CLUSTER, Id, Sender, address, check_id, decode_frame, group_number
+from raftplug.frames import NO_CLUSTER, Id, Key, Sender, address, check_id, decode_frame, group_number, is_ours
 from raftplug.future import Future
+from raftplug.keys import Given, cluster_keys, other_key, require_key
 from raftplug.requester import Requester
 from raftplug.settings import Settings
 
@@ -47,6 +48,7 @@ class ClientLoop:
         settings: the election timeout, from which patience follows, and the bounds.
         generator: the source of randomness.
         session: the name of a session that outlives this process; see `Client`.
+        keys: of the cluster: the first signs, all verify; none for frames without a signature.
 
     Attributes:
         sleeping: True while the owner waits in the transport, so that who adds a `call` must wake it.
@@ -61,6 +63,7 @@ class ClientLoop:
         settings: Settings,
         generator: random.Random,
         session: str | None = None,
+        keys: Sequence[Key] = (),
     ) -> None:
         self.cluster = cluster
         self.sleeping = False
@@ -68,11 +71,13 @@ class ClientLoop:
         self._group = group
         self._number = group_number(group)
         self._settings = settings
-        self._sender = Sender(own_id, NO_CLUSTER, bytes(16), 0, generator.getrandbits(63))
+        self._keys = keys
+        self._sender = Sender(own_id, NO_CLUSTER, bytes(16), 0, generator.getrandbits(63), keys[0] if keys else None)
         self._nodes: list[Id] = []
         self._hint: Id | None = None  # The leader that the directory named last.
         self._conflict: str | None = None  # Why the group cannot be told from another of its name.
         self._gone: str | None = None  # The same for a cluster that was found, and has left.
+        self._refused: str | None = None  # Why the newest frame was.
         self._lives: dict[Id, int] = {}  # The nonce of each node's process, as far as it is known.
         self._look_at = 0
         self._now = 0
@@ -175,26 +180,32 @@ class ClientLoop:
         clusters: dict[bytes, dict[Id, Any]] = {}
         lives: dict[Id, int] = {}
         at: dict[bytes, float] = {}
+        strangers = False
         for record in self.cluster.directory():
             known = read_record(record, self._group)
-            if known is not None:
+            if known is not None and not is_ours(record, self._keys):
+                strangers = True
+            elif known is not None:
                 uuid, id, leader, when = known
                 lives[id] = record["nonce"] if type(record.get("nonce")) is int else 0
                 clusters.setdefault(uuid, {})[id] = leader
                 at[uuid] = max(at.get(uuid, when), when)
         bound = self._sender.cluster
         self._conflict = self._gone = None
+        if strangers and not clusters:
+            if bound == NO_CLUSTER:  # None of them would answer us, nor be believed: why wait?
+                self._end_all(other_key(self._group, self._keys))
+            else:
+                self._gone = other_key(self._group, self._keys)
+            return
         if bound == NO_CLUSTER and clusters:
             newest = max(at.values())
             alive = sorted(uuid for uuid in clusters if newest - at[uuid] <= _DEAD_MS)
             if len(alive) > 1:
-                self._conflict = (
+                self._end_all(
                     f"group {self._group!r} is served by two clusters, {alive[0].hex()} and {alive[1].hex()}: "
                     "give one of them another group name or prefix"
                 )
-                error = InvalidArgument(self._conflict)
-                self.requester.abort("not executed", error)
-                self._abandon_gatherings(error)
                 return
             bound = self._sender.cluster = alive[0]
             self.cluster.set_cluster(bound)
@@ -216,6 +227,13 @@ class ClientLoop:
             self.requester.set_leader(hint)  # Only on a change: an old hint must not outlive what an answer said.
         self._hint = hint
 
+    def _end_all(self, conflict: str) -> None:
+        """Refuse what waits, and what comes until the directory is looked at again."""
+        self._conflict = conflict
+        error = InvalidArgument(conflict)
+        self.requester.abort("not executed", error)
+        self._abandon_gatherings(error)
+
     def _abandon_gatherings(self, error: RaftplugError) -> None:
         gatherings, self._gatherings = self._gatherings, []
         for gathering in gatherings:
@@ -233,6 +251,8 @@ class ClientLoop:
             return "; ".join(problems[:3])
         if self._gone is not None:
             return self._gone
+        if self._refused is not None:
+            return f"what arrived was refused: {self._refused}"
         if not self._nodes:
             return f"no node of group {self._group!r} was found: is one running, with this group and prefix?"
         return ""
@@ -242,10 +262,12 @@ class ClientLoop:
     def _receive(self, data: bytes) -> None:
         """Take the replies out of a frame; one that is damaged, foreign or late changes nothing."""
         try:
-            frame = decode_frame(data)
+            frame = decode_frame(data, self._keys)
         except MalformedMessage as error:
             _logger.debug("%s: refused %s", self._own_id, error)
+            self._refused = str(error)
             return
+        self._refused = None
         if frame.target != self._own_id or frame.cluster != self._sender.cluster or frame.cluster == NO_CLUSTER:
             return
         self._lives[frame.source] = frame.nonce
@@ -410,6 +432,7 @@ class Client:
         cluster: a transport, instead of `redis`, that was opened under `id`; `close` closes it.
         id: the id under which `cluster` was opened; it begins with "~".
         settings: the election timeout should be the nodes'; the bounds are this client's.
+        key: the cluster's key, as `Node` takes it; None takes RAFTPLUG_CLUSTER_KEY.
         session: a name under which this process, or a later one, can repeat what it is not sure of: every write then
             has a `sequence` from 1 on, and what was executed under the same name and sequence is not executed again.
             The group forgets a name that was not used for seven days, or when 10,000 others were used since.
@@ -428,6 +451,7 @@ class Client:
         cluster: Cluster | None = None,
         id: str | None = None,
         settings: Settings | None = None,
+        key: Given | None = None,
         session: str | None = None,
     ) -> None:
         if not isinstance(group, str):
@@ -444,6 +468,9 @@ class Client:
             raise InvalidArgument("an id belongs to a cluster that you opened: leave it out, or give cluster=")
         if cluster is not None and not (isinstance(id, str) and is_client(id) and len(id) > 1):
             raise InvalidArgument("cluster= needs id=, the id under which it was opened: '~' and something unique")
+        keys = cluster_keys(key)
+        if redis is not None:
+            require_key(redis, keys)
         own_id = id or "~" + os.urandom(8).hex()
         generator = random.Random(int.from_bytes(os.urandom(16)))
         # Everything that can be refused is refused before anything is opened.
@@ -455,7 +482,13 @@ class Client:
                 redis or "", own_id=own_id, cluster=NO_CLUSTER, prefix=prefix, settings=settings
             )
         self._loop = ClientLoop(
-            cluster=cluster, own_id=own_id, group=group, settings=settings, generator=generator, session=session
+            cluster=cluster,
+            own_id=own_id,
+            group=group,
+            settings=settings,
+            generator=generator,
+            session=session,
+            keys=keys,
         )
         self._pid = os.getpid()
         self._runner = _Runner(self._loop)

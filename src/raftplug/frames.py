@@ -7,17 +7,20 @@ A frame is a fixed header, the two ids, any number of items and a MAC::
     group  kind  length  body                                                   struct ITEM, once an item
     MAC                                                                         16 bytes, keyed BLAKE2b, over all before
 
-The MAC is verified before anything but the fixed header is parsed.  Frames are the same on both cores: this module is
-not compiled.
+The MAC is verified before anything but magic, version and key id is looked at.  `keys` says where a key comes from.
+The records that nodes put into the directory carry a MAC of the same key, in hexadecimal digits.  Frames are the same
+on both cores: this module is not compiled.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgpack
 
@@ -33,6 +36,7 @@ _VERSION = 1
 _MAC_BYTES = 16
 NO_CLUSTER = bytes(16)
 _NO_MAC = bytes(_MAC_BYTES)
+_OF_FRAME, _OF_RECORD = b"raftplug frame", b"raftplug record"  # So that neither's MAC can pass for the other's.
 _ID_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
 
 
@@ -80,6 +84,19 @@ def cluster_uuid(group: str, peers: Sequence[Id]) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
+class Key:
+    """A cluster's key: whoever holds it may speak in the cluster.
+
+    Args:
+        id: 1 to 255, to tell keys apart while one is rotated; no secret.  0 in a frame is no key.
+        secret: 16 to 64 bytes.
+    """
+
+    id: int
+    secret: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Item:
     """One message in a frame: for a group (see `group_number`), of a kind of `constants`."""
 
@@ -112,8 +129,7 @@ class Sender:
         storage: uuid of its data directory, 16 bytes; zeros for a client.
         boot: how often the directory was opened.
         nonce: random, 63 bits, new at every start.
-        key_id: which of the keys signs, 1 to 255; 0 is no key.
-        key: that key, 16 to 64 bytes.
+        key: what signs its frames; None leaves them unsigned.
     """
 
     source: Id
@@ -121,33 +137,33 @@ class Sender:
     storage: bytes
     boot: int
     nonce: int
-    key_id: int = 0
-    key: bytes = b""
+    key: Key | None = None
     sequence: int = field(default=0)
 
     def encode(self, target: Id, items: Sequence[tuple[int, int, bytes]]) -> bytes:
         """The next frame to `target`, of (group, kind, body) items."""
         self.sequence += 1
+        key = self.key
         header = _HEADER.pack(
-            _MAGIC, _VERSION, self.key_id, self.cluster, self.storage, self.boot, self.nonce, self.sequence
+            _MAGIC, _VERSION, key.id if key else 0, self.cluster, self.storage, self.boot, self.nonce, self.sequence
         )
         parts = [header, _pack_id(self.source), _pack_id(target)]
         for group, kind, body in items:
             parts.append(_ITEM.pack(group, kind, len(body)))
             parts.append(body)
         data = b"".join(parts)
-        return data + (_mac(self.key, data) if self.key_id else _NO_MAC)
+        return data + (_mac(key, data, _OF_FRAME) if key else _NO_MAC)
 
 
-def decode_frame(data: bytes, keys: Mapping[int, bytes] | None = None) -> Frame:
+def decode_frame(data: bytes, keys: Sequence[Key] = ()) -> Frame:
     """Check and parse a received frame.
 
     Args:
         data: the bytes.
-        keys: the accepted keys by their id; empty or None accepts only frames without a key.
+        keys: the accepted keys; none accepts only frames without a key.
 
     Raises:
-        MalformedMessage: it is not a frame, or is not signed by a key we hold.
+        MalformedMessage: it is not a frame, or none of the keys signed it.
     """
     if len(data) < _HEADER.size + _MAC_BYTES:
         raise MalformedMessage("a frame that is too short")
@@ -155,10 +171,14 @@ def decode_frame(data: bytes, keys: Mapping[int, bytes] | None = None) -> Frame:
     if magic != _MAGIC or version != _VERSION:
         raise MalformedMessage("not a frame of this version")
     end = len(data) - _MAC_BYTES
-    key = (keys or {0: b""}).get(key_id)
-    if key is None:
-        raise MalformedMessage(f"a frame that is signed with key {key_id}, which this node does not accept")
-    if not hmac.compare_digest(data[end:], _mac(key, data[:end]) if key_id else _NO_MAC):
+    # One text whoever sent what: nothing of such a frame can be believed, and status shows one line.
+    if keys and not _is_signed(data[:end], data[end:], key_id, keys, _OF_FRAME):
+        raise MalformedMessage(
+            "a frame that our cluster key did not sign: every node and client needs the same RAFTPLUG_CLUSTER_KEY"
+        )
+    if not keys and key_id:
+        raise MalformedMessage("a signed frame, and no cluster key is here: give the others' RAFTPLUG_CLUSTER_KEY")
+    if not keys and data[end:] != _NO_MAC:
         raise MalformedMessage("a frame whose MAC is wrong")
     if boot >= LIMIT or nonce >= LIMIT or sequence >= LIMIT:
         raise MalformedMessage("a frame with a number out of range")
@@ -177,8 +197,41 @@ def decode_frame(data: bytes, keys: Mapping[int, bytes] | None = None) -> Frame:
     return Frame(cluster, storage, boot, nonce, sequence, source, target, items)
 
 
-def _mac(key: bytes, data: bytes) -> bytes:
-    return hashlib.blake2b(data, key=key, digest_size=_MAC_BYTES).digest()
+def sign_record(record: dict[str, Any], keys: Sequence[Key]) -> dict[str, Any]:
+    """A record for the directory, signed with the first of the keys, if there is one.
+
+    Args:
+        record: what JSON can say.
+        keys: the cluster's.
+    """
+    if not keys:
+        return record
+    return {**record, "key": keys[0].id, "mac": _mac(keys[0], _canonical(record), _OF_RECORD).hex()}
+
+
+def is_ours(record: Mapping[str, Any], keys: Sequence[Key]) -> bool:
+    """Whether one of the keys signed this record of the directory; without keys, whether it is unsigned."""
+    if not keys:
+        return "mac" not in record
+    try:
+        mac = bytes.fromhex(record["mac"])
+        data = _canonical({name: value for name, value in record.items() if name not in ("key", "mac")})
+        return _is_signed(data, mac, record["key"], keys, _OF_RECORD)
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return False
+
+
+def _canonical(record: dict[str, Any]) -> bytes:
+    """The same bytes however a transport carried the record."""
+    return json.dumps(record, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _is_signed(data: bytes, mac: bytes, key_id: int, keys: Sequence[Key], what: bytes) -> bool:
+    return any(key.id == key_id and hmac.compare_digest(mac, _mac(key, data, what)) for key in keys)
+
+
+def _mac(key: Key, data: bytes, what: bytes) -> bytes:
+    return hashlib.blake2b(data, key=key.secret, digest_size=_MAC_BYTES, person=what).digest()
 
 
 def _pack_id(value: Id) -> bytes:

@@ -33,8 +33,21 @@ from raftplug.errors import (
     TooLarge,
     Unavailable,
 )
-from raftplug.frames import NO_CLUSTER, Frame, Id, Sender, check_id, cluster_uuid, decode_frame, group_number
+from raftplug.frames import (
+    NO_CLUSTER,
+    Frame,
+    Id,
+    Key,
+    Sender,
+    check_id,
+    cluster_uuid,
+    decode_frame,
+    group_number,
+    is_ours,
+    sign_record,
+)
 from raftplug.future import Future
+from raftplug.keys import Given, cluster_keys, other_key, require_key
 from raftplug.plugins import Plugins, default
 from raftplug.settings import Settings
 from raftplug.storage import SQLiteStorage, Storage, Write
@@ -66,6 +79,7 @@ class NodeLoop:
         wall_ms: wall-clock time, only for the directory's readers to tell a record of today from one of yesterday.
         core: one of the two cores; None is the process's.
         on_event: called with a hook's name and its arguments.
+        keys: of the cluster: the first signs, all verify; none for frames without a signature.
     """
 
     def __init__(
@@ -81,6 +95,7 @@ class NodeLoop:
         wall_ms: Callable[[], int] = lambda: 0,
         core: Any = None,
         on_event: Callable[..., None] | None = None,
+        keys: Sequence[Key] = (),
     ) -> None:
         identity = storage.identity
         self.id = identity.node
@@ -92,7 +107,9 @@ class NodeLoop:
         self._executor = executor
         self._clock = clock
         self._wall_ms = wall_ms
-        self._sender = Sender(identity.node, identity.cluster, identity.storage, identity.boot, identity.nonce)
+        self._keys = keys
+        key = keys[0] if keys else None
+        self._sender = Sender(identity.node, identity.cluster, identity.storage, identity.boot, identity.nonce, key)
         self._calls: deque[tuple[Any, ...]] = deque()
         self._outgoing: dict[Id, list[tuple[int, int, bytes]]] = {}
         self._to_self: list[tuple[int, int, bytes]] = []
@@ -234,7 +251,7 @@ class NodeLoop:
     def _receive(self, data: bytes) -> None:
         """Take a frame, or refuse it; what is damaged or foreign is counted, and changes nothing."""
         try:
-            frame = decode_frame(data)
+            frame = decode_frame(data, self._keys)
             refusal = self._refusal(frame)
             if refusal is not None:
                 self._refuse(refusal)
@@ -310,19 +327,18 @@ class NodeLoop:
         if leaders != self._announced[1]:
             self.cluster.register_leader(next(iter(leaders.values()), None))
         self._announced = (now, leaders)
-        self.cluster.announce(
-            {
-                "id": self.id,
-                "cluster": self._sender.cluster.hex(),
-                "groups": list(self.drivers),
-                "leader": leaders,
-                "core": self.core.name,
-                "version": VERSION,
-                "boot": self._sender.boot,
-                "nonce": self._sender.nonce,
-                "at": self._wall_ms(),
-            }
-        )
+        record = {
+            "id": self.id,
+            "cluster": self._sender.cluster.hex(),
+            "groups": list(self.drivers),
+            "leader": leaders,
+            "core": self.core.name,
+            "version": VERSION,
+            "boot": self._sender.boot,
+            "nonce": self._sender.nonce,
+            "at": self._wall_ms(),
+        }
+        self.cluster.announce(sign_record(record, self._keys))
 
     def _more_status(self) -> dict[str, Any]:
         problems = [f"{reason} ({count} times)" for reason, count in self.refused.items() if count > 0]
@@ -353,6 +369,9 @@ class Node:
             `raftplug members add` names this node.
         prefix: what every key in Redis begins with.
         settings: the limits; the defaults are for a network of one site.
+        key: the cluster's key, at least 16 bytes, the same for every node and client; or two while it is rotated: the
+            first signs, both verify.  None takes RAFTPLUG_CLUSTER_KEY.  Without any, a Redis must be on a loopback
+            address or a unix socket.
         cluster: a transport, instead of `redis`.
         storage: an open storage, instead of `data_dir`.
         plugins: where machines, transports and observers are found; the installed ones by default.
@@ -377,6 +396,7 @@ class Node:
         join: bool = False,
         prefix: str = "raftplug",
         settings: Settings | None = None,
+        key: Given | None = None,
         cluster: Cluster | None = None,
         storage: Storage | None = None,
         plugins: Plugins | None = None,
@@ -400,6 +420,8 @@ class Node:
         self._plugins = plugins or default()
         self._machine = state_machine if machine is None else self._plugins.machine(machine)
         self._settings = (settings or Settings()).validate()
+        self._keys = cluster_keys(key)
+        self._unsigned = redis is not None and require_key(redis, self._keys)
         self._redis = redis
         self._cluster = cluster
         self._data_dir = data_dir
@@ -452,6 +474,7 @@ class Node:
                 generator=random.Random(storage.identity.nonce),
                 wall_ms=lambda: time.time_ns() // 1_000_000,
                 on_event=self._plugins.events,
+                keys=self._keys,
             )
         except BaseException:
             if self._store is not None:
@@ -462,6 +485,10 @@ class Node:
             if new and self._data_dir is not None:
                 shutil.rmtree(self._data_dir, ignore_errors=True)  # It was made above, and carries no group.
             raise
+        if self._unsigned:
+            _logger.warning(
+                "no cluster key: frames are not signed, and any process that can write to this Redis is believed"
+            )
         self._storage = storage
         self._cluster = cluster
         self._thread = threading.Thread(target=self._run, name=f"raftplug-{self.id}", daemon=True)
@@ -616,10 +643,15 @@ class Node:
         directory = self._cluster or self._plugins.open_cluster(
             self._redis or "", own_id=own_id, cluster=NO_CLUSTER, prefix=self._prefix, settings=self._settings
         )
+        strangers = False
         try:
             until = time.monotonic() + _FIND_S
             while time.monotonic() < until:
-                found = {known[0] for record in directory.directory() if (known := read_record(record, self.group))}
+                named = [
+                    (known[0], record) for record in directory.directory() if (known := read_record(record, self.group))
+                ]
+                found = {uuid for uuid, record in named if is_ours(record, self._keys)}
+                strangers = bool(named)
                 if len(found) > 1:
                     raise InvalidArgument(f"group {self.group!r} is served by two clusters: give another prefix")
                 if found:
@@ -628,6 +660,8 @@ class Node:
         finally:
             if directory is not self._cluster:
                 directory.close()
+        if strangers:
+            raise Unavailable(other_key(self.group, self._keys))
         raise Unavailable(f"no node of group {self.group!r} was found to join: is one running, with this prefix?")
 
     def _found(self, storage: Storage) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import inspect
+import ipaddress
 import socket
 import ssl
 from typing import Any, Final
@@ -147,6 +148,8 @@ class Route:
             raise InvalidArgument(f"the Redis URL cannot be ({type(error).__name__}): {_WRITE_URLS}") from None
         self.has_password = bool(options.get("password"))
         self._address = str(options.get("path") or _join(options.get("host", "localhost"), options.get("port", 6379)))
+        self.is_local = bool(options.get("path")) or _is_loopback(str(options.get("host", "localhost")))
+        """Whether only this machine's processes can reach it, by a unix socket or a loopback address."""
 
     def address(self, key: bytes) -> str:
         """host:port, or a socket's path, of the server that holds `key`."""
@@ -188,6 +191,7 @@ class _SentinelRoute(Route):
             raise InvalidArgument(f"a redis+sentinel:// URL needs the service's name: {_WRITE_URLS}")
         self._service = service
         super().__init__(f"redis://{before}sentinel/{database}{query}")
+        self.is_local = False  # Wherever the sentinel is, it names a server that may be anywhere.
         self._sentinel_options = {
             "username": self._options.pop("sentinel_username", None),
             "password": self._options.pop("sentinel_password", None),
@@ -227,6 +231,7 @@ class _ClusterRoute(Route):
     def __init__(self, url: str) -> None:
         before, self._seeds, _, query = _split(url, 6379)
         super().__init__(f"redis://{before}{self._seeds[0][0]}{query}")
+        self.is_local = False  # It names the others, which may be anywhere.
         self._places: dict[bytes, str] = {}
 
     def address(self, key: bytes) -> str:
@@ -277,6 +282,13 @@ def _split(url: str, port: int) -> tuple[str, list[tuple[str, int]], str, str]:
 
 def _join(host: Any, port: Any) -> str:
     return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"  # Any other name may be anywhere, now or tomorrow.
 
 
 def as_text(value: Any) -> str:

@@ -1,10 +1,21 @@
-"""Settings: one frozen object, a sentence per field."""
+"""Settings: one frozen object, a sentence per field, and where its values may come from."""
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from typing import Any, Final
 
 from raftplug.errors import InvalidArgument
+
+_TABLE: Final = "raftplug"
+_VARIABLE: Final = "RAFTPLUG_"
+_NEAR: Final = (
+    0.8  # Other RAFTPLUG_ variables are somebody else's, but one so much like a field's is a slip of the pen.
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +47,46 @@ class Settings:
     apply_budget_us: int = 1_000
     """How long one turn of the event loop may apply entries before it looks at its messages again."""
 
+    @classmethod
+    def load(
+        cls, file: str | os.PathLike[str] | None = None, environ: Mapping[str, str] = os.environ, **given: Any
+    ) -> Settings:
+        """Put settings together: arguments win over the environment, which wins over the file, over the defaults.
+
+        Args:
+            file: TOML with a table [raftplug], whose keys are the fields; other tables are left alone.
+            environ: variables such as RAFTPLUG_ELECTION_TIMEOUT_MS; RAFTPLUG_ variables that resemble no field are not
+                looked at.
+            given: fields by name.
+
+        Raises:
+            InvalidArgument: the file cannot be read, a name is unknown, or a value cannot be; the message names the
+                file or variable, and the field.
+        """
+        names = [field.name for field in fields(cls)]
+        values: dict[str, Any] = {}
+        origins: dict[str, str] = {}
+        if file is not None:
+            for name, value in _table(file).items():
+                _check_name(name, names, f"{os.fspath(file)}: {name!r}")
+                values[name], origins[name] = value, os.fspath(file)
+        variables = {_VARIABLE + name.upper(): name for name in names}
+        for variable, text in environ.items():
+            if variable in variables:
+                name = variables[variable]
+                values[name], origins[name] = _number(text), variable
+            elif variable.startswith(_VARIABLE) and get_close_matches(variable, variables, 1, _NEAR):
+                _check_name(variable, list(variables), f"the variable {variable}")
+        for name, value in given.items():
+            _check_name(name, names, repr(name))
+            values[name], origins[name] = value, "an argument"
+        try:
+            return cls(**values).validate()
+        except InvalidArgument as error:
+            named = [name for name in origins if re.search(rf"\b{name}\b", str(error))]
+            where = ", ".join(f"{name} = {values[name]!r} from {origins[name]}" for name in named)
+            raise InvalidArgument(f"{error} ({where})") from None
+
     def validate(self) -> Settings:
         """Return self, or raise InvalidArgument that names the first field that cannot be."""
         for field in fields(self):
@@ -54,3 +105,37 @@ class Settings:
         if not 1 <= self.heartbeat_ms <= self.election_timeout_ms // 2:
             raise InvalidArgument("settings: heartbeat_ms must be from 1 to half of election_timeout_ms")
         return self
+
+
+def _table(file: str | os.PathLike[str]) -> dict[str, Any]:
+    """The table [raftplug] of a TOML file."""
+    import tomllib  # Loaded where there is a file, and not by every command.
+
+    where = os.fspath(file)
+    try:
+        with open(file, "rb") as opened:
+            content = tomllib.load(opened)
+    except OSError as error:
+        raise InvalidArgument(f"settings: {where}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise InvalidArgument(f"settings: {where} is not TOML: {error}") from None
+    table = content.get(_TABLE)
+    if not isinstance(table, dict):
+        raise InvalidArgument(f"settings: {where} has no table [{_TABLE}]")
+    return table
+
+
+def _check_name(name: str, names: list[str], what: str) -> None:
+    if name not in names:
+        near = get_close_matches(name, names, 1)
+        raise InvalidArgument(
+            f"settings: {what} is no field; "
+            + (f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}")
+        )
+
+
+def _number(text: str) -> int | str:
+    """The whole number that a variable says; any other text stays as it is, to be refused with its field's name."""
+    if re.fullmatch(r"[0-9]{1,20}", text.strip()):
+        return int(text)
+    return text

@@ -239,6 +239,7 @@ class _Stage:
         self._core = core
         self._screen = screen
         self._prefix = f"raftplug-demo-{secrets.token_hex(8)}"
+        self._key = secrets.token_hex(32)
         self._directory: Path | None = None
         self._guard: subprocess.Popen[bytes] | None = None
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -281,7 +282,7 @@ class _Stage:
         for node in _NODES:
             self.run(node, "--bootstrap")
         for _ in range(_CLIENTS):
-            self.clients.append(_Client(self._url, _GROUP, prefix=self._prefix))
+            self.clients.append(_Client(self._url, _GROUP, prefix=self._prefix, key=self._key))
         self._tell_clients()
         self._observer = threading.Thread(target=self._observe, daemon=True)
         self._observer.start()
@@ -333,6 +334,7 @@ class _Stage:
             environment["RAFTPLUG_CORE"] = self._core
         # The URL may hold a password: the environment is not for all to see, as arguments are.
         environment["RAFTPLUG_REDIS"] = self._url
+        environment["RAFTPLUG_CLUSTER_KEY"] = self._key
         arguments = {
             "--id": node,
             "--peers": ",".join(_NODES),

@@ -20,7 +20,7 @@ from typing import Any, Final
 import click
 
 from raftplug.cli import options, output
-from raftplug.errors import RaftplugError, TransportError
+from raftplug.errors import InvalidArgument, RaftplugError, TransportError
 
 _OK: Final = "ok"
 _WARN: Final = "warn"
@@ -60,8 +60,9 @@ class _Check:
     help="The data directory whose disk to check; a file is written there and removed again.",
 )
 @options.prefix
+@options.key
 @options.as_json
-def command(redis: str | None, data_dir: Path | None, prefix: str, as_json: bool) -> None:
+def command(redis: str | None, data_dir: Path | None, prefix: str, key: options.KeyOption, as_json: bool) -> None:
     """Check the Redis, the disk and the core.
 
     It exits with 1 if a check FAILs, which a node would not survive; a warning is about speed, or about what may go
@@ -71,7 +72,7 @@ def command(redis: str | None, data_dir: Path | None, prefix: str, as_json: bool
     Example:
       raftplug doctor --redis redis://localhost:6379 --data-dir n1
     """
-    checks = [*_redis(redis, prefix), *_disk(data_dir), _core(), _python(), _sqlite(), *_plugins()]
+    checks = [*_redis(redis, prefix), _key(redis, key), *_disk(data_dir), _core(), _python(), _sqlite(), *_plugins()]
     failed = [check for check in checks if check.result == _FAIL]
     if as_json:
         output.emit_json({"ok": not failed, "checks": [asdict(check) for check in checks]})
@@ -105,6 +106,19 @@ def _redis(url: str | None, prefix: str) -> Iterator[_Check]:
     finally:
         cluster.close()
     yield from _seen(seen)
+
+
+def _key(url: str | None, given: options.KeyOption) -> _Check:
+    from raftplug.keys import cluster_keys, require_key
+
+    try:
+        keys = cluster_keys(given)
+        require_key(url or "", keys)
+    except InvalidArgument as error:
+        return _Check("cluster key", _FAIL, "none that a node could use", str(error))
+    if keys:
+        return _Check("cluster key", _OK, "given" if len(keys) == 1 else "two given: the first signs, both verify")
+    return _Check("cluster key", _OK, "none; a node on this machine's Redis runs without")
 
 
 def _seen(seen: dict[str, Any]) -> Iterator[_Check]:

@@ -34,7 +34,7 @@ def command() -> None:
 
 def _asks(function: _Command) -> _Command:
     """The options of every subcommand."""
-    for option in (options.as_json, options.timeout(30.0), options.prefix, options.group, options.redis):
+    for option in (options.as_json, options.timeout(30.0), options.key, options.prefix, options.group, options.redis):
         function = option(function)
     return function
 
@@ -45,9 +45,9 @@ def _id(name: str, metavar: str = "ID") -> Callable[[_Command], _Command]:
 
 @command.command("list")
 @_asks
-def list_(redis: str, group: str, prefix: str, timeout: float, as_json: bool) -> None:
+def list_(redis: str, group: str, prefix: str, key: options.KeyOption, timeout: float, as_json: bool) -> None:
     """Show the members as the leader knows them."""
-    with _open(redis, group, prefix) as client:
+    with options.open_client(redis, group, prefix, key) as client:
         _show(client.members(timeout=timeout), as_json)
 
 
@@ -55,9 +55,11 @@ def list_(redis: str, group: str, prefix: str, timeout: float, as_json: bool) ->
 @_id("id")
 @click.option("--learner", is_flag=True, help="Let it stay a learner: it holds everything, and has no vote.")
 @_asks
-def add(id: str, learner: bool, redis: str, group: str, prefix: str, timeout: float, as_json: bool) -> None:
+def add(
+    id: str, learner: bool, redis: str, group: str, prefix: str, key: options.KeyOption, timeout: float, as_json: bool
+) -> None:
     """Add a node; it is a learner until it has caught up, and then becomes a voter by itself."""
-    with _open(redis, group, prefix) as client:
+    with options.open_client(redis, group, prefix, key) as client:
         until = time.monotonic() + timeout
         members = client.change_members("learn" if learner else "add", id, timeout=timeout)
         if not learner:
@@ -68,9 +70,9 @@ def add(id: str, learner: bool, redis: str, group: str, prefix: str, timeout: fl
 @command.command("remove")
 @_id("id")
 @_asks
-def remove(id: str, redis: str, group: str, prefix: str, timeout: float, as_json: bool) -> None:
+def remove(id: str, redis: str, group: str, prefix: str, key: options.KeyOption, timeout: float, as_json: bool) -> None:
     """Remove a node; it stops by itself when it learns of it."""
-    with _open(redis, group, prefix) as client:
+    with options.open_client(redis, group, prefix, key) as client:
         if id not in {member for members in client.members(timeout=timeout).values() for member in members}:
             raise InvalidArgument(f"{id} is no member of group {group}")
         _show(client.change_members("remove", id, timeout=timeout), as_json)
@@ -79,9 +81,11 @@ def remove(id: str, redis: str, group: str, prefix: str, timeout: float, as_json
 @command.command("promote")
 @_id("id")
 @_asks
-def promote(id: str, redis: str, group: str, prefix: str, timeout: float, as_json: bool) -> None:
+def promote(
+    id: str, redis: str, group: str, prefix: str, key: options.KeyOption, timeout: float, as_json: bool
+) -> None:
     """Make a learner a voter once it has caught up."""
-    with _open(redis, group, prefix) as client:
+    with options.open_client(redis, group, prefix, key) as client:
         until = time.monotonic() + timeout
         client.change_members("promote", id, timeout=timeout)
         _show(_wait_for_voter(client, id, until), as_json)
@@ -90,9 +94,9 @@ def promote(id: str, redis: str, group: str, prefix: str, timeout: float, as_jso
 @command.command("demote")
 @_id("id")
 @_asks
-def demote(id: str, redis: str, group: str, prefix: str, timeout: float, as_json: bool) -> None:
+def demote(id: str, redis: str, group: str, prefix: str, key: options.KeyOption, timeout: float, as_json: bool) -> None:
     """Make a voter a learner."""
-    with _open(redis, group, prefix) as client:
+    with options.open_client(redis, group, prefix, key) as client:
         _show(client.change_members("demote", id, timeout=timeout), as_json)
 
 
@@ -100,9 +104,11 @@ def demote(id: str, redis: str, group: str, prefix: str, timeout: float, as_json
 @_id("old", "OLD")
 @_id("new", "NEW")
 @_asks
-def replace(old: str, new: str, redis: str, group: str, prefix: str, timeout: float, as_json: bool) -> None:
+def replace(
+    old: str, new: str, redis: str, group: str, prefix: str, key: options.KeyOption, timeout: float, as_json: bool
+) -> None:
     """Add NEW, wait until it votes, then remove OLD: there is never a voter less."""
-    with _open(redis, group, prefix) as client:
+    with options.open_client(redis, group, prefix, key) as client:
         until = time.monotonic() + timeout
         client.change_members("add", new, timeout=timeout)
         _wait_for_voter(client, new, until)
@@ -112,9 +118,11 @@ def replace(old: str, new: str, redis: str, group: str, prefix: str, timeout: fl
 @command.command("transfer")
 @click.argument("id", type=options.NODE_ID, metavar="[ID]", required=False)
 @_asks
-def transfer(id: str | None, redis: str, group: str, prefix: str, timeout: float, as_json: bool) -> None:
+def transfer(
+    id: str | None, redis: str, group: str, prefix: str, key: options.KeyOption, timeout: float, as_json: bool
+) -> None:
     """Have the leader hand over to ID, or to whom it thinks best."""
-    with _open(redis, group, prefix) as client:
+    with options.open_client(redis, group, prefix, key) as client:
         until = time.monotonic() + timeout
         target = client.transfer_leadership(id, timeout=timeout)
         while (leader := client.status(timeout=3.0)["leader"]) != target:
@@ -125,12 +133,6 @@ def transfer(id: str | None, redis: str, group: str, prefix: str, timeout: float
             output.emit_json({"leader": target})
         else:
             click.echo(f"{target} leads")
-
-
-def _open(redis: str, group: str, prefix: str) -> Client:
-    from raftplug.client import Client
-
-    return Client(redis, group, prefix=prefix)
 
 
 def _wait_for_voter(client: Client, id: str, until: float) -> dict[str, list[Any]]:

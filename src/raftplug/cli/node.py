@@ -51,6 +51,14 @@ _logger = logging.getLogger("raftplug")
     "--join", is_flag=True, help="Join a cluster that is there. Only on a new directory; then `raftplug members add`."
 )
 @options.prefix
+@options.key
+@click.option(
+    "--config",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Settings: TOML with a table [raftplug], such as election_timeout_ms = 1000. Each also from the environment, "
+    "which wins: RAFTPLUG_ELECTION_TIMEOUT_MS=1000.",
+)
 @click.option(
     "--core",
     type=click.Choice(["auto", "cython", "python"]),
@@ -67,6 +75,8 @@ def command(
     bootstrap: bool,
     join: bool,
     prefix: str,
+    key: options.KeyOption,
+    config: Path | None,
     core: str | None,
     verbose: bool,
 ) -> None:
@@ -90,7 +100,9 @@ def command(
     from raftplug import core as chosen
     from raftplug.node import Node
     from raftplug.plugins import default
+    from raftplug.settings import Settings
 
+    settings = Settings.load(config)
     plugins = default()
     for problem in plugins.problems():
         _logger.warning("%s", problem)
@@ -104,6 +116,8 @@ def command(
         bootstrap=bootstrap,
         join=join,
         prefix=prefix,
+        settings=settings,
+        key=key,
         plugins=plugins,
     )
     plugins.register(_Observer(), name="raftplug node")

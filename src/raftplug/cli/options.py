@@ -11,10 +11,15 @@ import click
 
 from raftplug.errors import InvalidArgument
 from raftplug.frames import check_id
+from raftplug.keys import read_key_file
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _LONGEST_S = 86_400.0
+KeyOption = tuple[str, ...] | None
+"""What --key-file gives: the keys in it; None where it was not given."""
 if TYPE_CHECKING:
+    from raftplug.client import Client
+
     _ParamType = click.ParamType[Any]
 else:
     _ParamType = click.ParamType  # Generic only in newer versions of click.
@@ -63,6 +68,15 @@ class _Names(_ParamType):
         return tuple(_checked(id, "id") for id in ids)
 
 
+class _KeyFile(_ParamType):
+    """A file that holds the cluster's key; what comes of it is the key, or two."""
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        return value if isinstance(value, tuple) else read_key_file(value)
+
+
 SECONDS = _Seconds()
 NODE_ID = _Name("id")
 NODE_IDS = _Names()
@@ -81,6 +95,14 @@ group = click.option(
 prefix = click.option(
     "--prefix", metavar="TEXT", default="raftplug", show_default=True, help="What every key in Redis begins with."
 )
+key = click.option(
+    "--key-file",
+    "key",
+    type=_KeyFile(),
+    metavar="FILE",
+    help="The file that holds the cluster's key, the same for every node and client; two keys while one is rotated. "
+    "The key itself also from the environment: RAFTPLUG_CLUSTER_KEY.",
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, as the last line of stdout.")
 
 
@@ -94,6 +116,14 @@ def timeout(default: float) -> Callable[[_Command], _Command]:
         show_default=True,
         help="Seconds to wait for an answer.",
     )
+
+
+def open_client(redis: str, group: str, prefix: str, key: KeyOption, session: str | None = None) -> Client:
+    """A client as the options say, with the settings of the environment, so that they are the nodes'."""
+    from raftplug.client import Client
+    from raftplug.settings import Settings
+
+    return Client(redis, group, prefix=prefix, settings=Settings.load(), key=key, session=session)
 
 
 def parse_json(text: str | bytes, what: str) -> Any:

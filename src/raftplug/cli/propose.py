@@ -34,6 +34,7 @@ _SHOW_S: Final = 0.2
 @options.redis
 @options.group
 @options.prefix
+@options.key
 @click.option(
     "--timeout",
     type=options.SECONDS,
@@ -61,6 +62,7 @@ def command(
     redis: str,
     group: str,
     prefix: str,
+    key: options.KeyOption,
     timeout: float | None,
     as_json: bool,
     session: str | None,
@@ -90,16 +92,12 @@ def command(
             raise InvalidArgument("standard input is closed: give the lines there, as in `raftplug propose … - < FILE`")
         load = _Load(sys.stdin.buffer, timeout or _EACH_S, window, session or f"load-{secrets.token_hex(8)}")
         load.check()
-        from raftplug.client import Client
-
-        with Client(redis, group, prefix=prefix, session=load.session) as client:
+        with options.open_client(redis, group, prefix, key, load.session) as client:
             load.run(client)
         load.tell(as_json)
         return
     value = options.parse_json(transition, "the transition")
-    from raftplug.client import Client
-
-    with Client(redis, group, prefix=prefix, session=session) as client:
+    with options.open_client(redis, group, prefix, key, session) as client:
         # In a named session, a single transition is line 1.
         sequence = None if session is None else 1
         result = client.propose(value, timeout=timeout or _ONE_S, sequence=sequence)
@@ -137,7 +135,7 @@ class _Load:
             start = self._source.tell()
         except (OSError, ValueError):
             return
-        limit = Settings().max_transition_bytes
+        limit = Settings.load().max_transition_bytes
         for number, line in _numbered(self._source):
             self._total = number
             try:

@@ -11,10 +11,13 @@ from raftplug.cli import options, output
 @options.redis
 @options.group
 @options.prefix
+@options.key
 @options.timeout(10.0)
 @options.as_json
 @click.argument("query")
-def command(redis: str, group: str, prefix: str, timeout: float, as_json: bool, query: str) -> None:
+def command(
+    redis: str, group: str, prefix: str, key: options.KeyOption, timeout: float, as_json: bool, query: str
+) -> None:
     """Ask a state machine and print the answer.
 
     QUERY is JSON, and what it may be is the machine's affair; the answer is printed as JSON, too, and shows everything
@@ -26,8 +29,6 @@ def command(redis: str, group: str, prefix: str, timeout: float, as_json: bool, 
       raftplug read --redis redis://localhost:6379 --group accounts '{"op":"get","key":"alice"}'
     """
     request = options.parse_json(query, "the query")
-    from raftplug.client import Client
-
-    with Client(redis, group, prefix=prefix) as client:
+    with options.open_client(redis, group, prefix, key) as client:
         value = client.read(request, timeout=timeout)
     output.emit_json({"result": value} if as_json else value)

@@ -33,10 +33,13 @@ _WATCH_S: Final = 1.0
 @options.redis
 @options.group
 @options.prefix
+@options.key
 @options.timeout(3.0)  # So that the whole command takes less than five.
 @options.as_json
 @click.option("--watch", is_flag=True, help="Show it again every second, until Ctrl-C.")
-def command(redis: str, group: str, prefix: str, timeout: float, as_json: bool, watch: bool) -> None:
+def command(
+    redis: str, group: str, prefix: str, key: options.KeyOption, timeout: float, as_json: bool, watch: bool
+) -> None:
     """Show leader, quorum and nodes of a group.
 
     It works without a leader, too. A value that was not measured is a dash, and null with --json. The columns:
@@ -47,9 +50,7 @@ def command(redis: str, group: str, prefix: str, timeout: float, as_json: bool, 
     Example:
       raftplug status --redis redis://localhost:6379 --group accounts
     """
-    from raftplug.client import Client
-
-    with Client(redis, group, prefix=prefix) as client:
+    with options.open_client(redis, group, prefix, key) as client:
         if watch:
             _watch(client, timeout, as_json)
         _show(client.status(timeout=timeout), as_json)
