@@ -341,6 +341,12 @@ MUTANTS = (
         "        ) and self._log_is_current(message) and self.configuration.is_voter(self.id)\n        if granted:",
     ),
     Mutant(
+        "who leaves never campaigns",
+        "raft.py",
+        "        if not self._may_campaign() or",
+        "        if not self.configuration.is_voter(self.id) or",
+    ),
+    Mutant(
         "transfer never times out",
         "raft.py",
         "if self.transferee is not None and self.now >= self._transfer_deadline:",

@@ -240,7 +240,7 @@ class Stage(Net):
         if message.kind in (1, 3):
             text += f", log to {message.index}/{message.log_term}" + (", asked to by the leader" * message.flag)
         elif message.kind in (2, 4):
-            text += ", granted" if message.flag else ", refused"
+            text += ", granted" if message.flag else ", refused" + ", a member no more" * bool(message.hint)
         elif message.kind == APPEND:
             text += f", after {message.index}/{message.log_term}: {block_text(message.data)}, commit {message.commit}"
             text += ", a member no more" * message.flag

@@ -506,7 +506,7 @@ class Raft:
     def _campaign(self) -> None:
         """Ask whether an election could be won, without raising the term (Ongaro 2014 §9.6)."""
         self._draw_election_timer()
-        if not self.configuration.is_voter(self.id) or self.term >= HIGHEST:
+        if not self._may_campaign() or self.term >= HIGHEST:
             return
         self.role = PRE_CANDIDATE
         self.leader = None
@@ -519,6 +519,17 @@ class Raft:
                 self._emit(
                     peer, Message(PRE_VOTE, self.term + 1, index=self.log.last_index, log_term=self.log.last_term)
                 )
+
+    @cython.cfunc
+    def _may_campaign(self) -> cython.bint:
+        """Whether we vote by the newest configuration, or by one that is not yet known to be over.
+
+        Whoever is to leave may hold the only copy of the entry that says so: until that is committed it must be able to
+        lead, or nobody could (Ongaro 2014 §4.2.2).
+        """
+        over: cython.longlong = len([index for index, _ in self._configurations if index <= self.commit]) - 1
+        voting: list[Any] = [each for _, each in self._configurations[over:] if each.is_voter(self.id)]
+        return len(voting) > 0
 
     @cython.cfunc
     def _become_candidate(self, transfer: cython.bint) -> None:
@@ -594,7 +605,11 @@ class Raft:
     def _on_pre_vote(self, message: Message) -> None:
         # Nothing of ours changes: no term, no vote, no timer.
         granted: cython.bint = message.term > self.term and not self._hears_leader() and self._log_is_current(message)
-        self._emit(message.peer, Message(PRE_VOTE_RESPONSE, message.term if granted else self.term, flag=granted))
+        answer: Message = Message(PRE_VOTE_RESPONSE, message.term if granted else self.term, flag=granted)
+        settled: cython.bint = self.commit >= self.configuration_index and self.commit >= self._term_start
+        if self.role == LEADER and settled and message.peer not in self.configuration.members():
+            answer.hint = 1  # It was removed while it was down, and would ask for ever.
+        self._emit(message.peer, answer)
 
     @cython.cfunc
     def _on_pre_vote_response(self, message: Message) -> None:
@@ -607,7 +622,10 @@ class Raft:
                 self._votes.add(message.peer)
                 if self.configuration.has_quorum(self._votes):
                     self._become_candidate(False)
-        elif message.term > self.term:
+            return
+        if message.hint and self.role == PRE_CANDIDATE:
+            self.removed = True
+        if message.term > self.term:
             self._become_follower(message.term, None)
 
     @cython.cfunc

@@ -427,6 +427,9 @@ class Simulation:
         )  # A storm, weather, or calm in which long stories can happen.
         self._pace = 1 if operations else chance.choice((1, 4, 10))  # Few requests leave room for many elections.
         self._strike_chance = chance.choice((0.1, 0.3, 0.7))
+        # Half of the seeds with changing members end in the middle of a change, which not all may know of.
+        self._ends_in_change = "change_members" in self.faults and chance.random() < 0.5
+        self._ended = False
         self._cut: dict[tuple[Id, Id], int] = {}
         self._clogged: dict[tuple[Id, Id], list[bytes]] = {}
         self._last_arrival: dict[tuple[Id, Id], int] = {}
@@ -464,7 +467,7 @@ class Simulation:
         try:
             self.after(self.random.randint(0, 50 * _MS), self._next_fault)
             self.after(self.random.randint(0, 50 * _MS), self._next_probe)
-            while report.events < self._limit or len(report.history) < self._operations:
+            while not self._ended and (report.events < self._limit or len(report.history) < self._operations):
                 self._step()
             self._liveness()
             self._check_counters()
@@ -737,7 +740,7 @@ class Simulation:
             return
         self.after(self.random.randint(1, self._fault_ms) * _MS, self._next_fault)
         scheduled = [name for name in FAULTS if name in self.faults and hasattr(self, f"_do_{name}")]
-        if "change_members" in self.faults and self.random.random() < 0.2:
+        if "change_members" in self.faults and self.random.random() < (0.5 if self._is_ending() else 0.2):
             self._do_change_members()
         elif scheduled:
             getattr(self, f"_do_{self.random.choice(scheduled)}")()
@@ -984,10 +987,14 @@ class Simulation:
             return
         members = leading[-1].configuration
         id = self.random.choice(self._ids)
-        if id in members.learners:
+        strangers = [id for id in self._ids if not members.is_voter(id)]
+        if strangers and self._is_ending() and self.random.random() < 0.5:
+            id, action = self.random.choice(strangers), "add"
+        elif id in members.learners:
             action = self.random.choice(("promote", "remove"))
         elif members.is_voter(id):
-            action = self.random.choice(("remove", "demote")) if len(members.voters) > 2 else "add"
+            few = len(members.voters) < 2 + (self.random.random() < 0.5)  # Of two, one may go, too.
+            action = "add" if few else self.random.choice(("remove", "demote"))
         else:
             action = self.random.choice(("add", "add", "learn"))
         self._fault("change_members", action, id)
@@ -1085,11 +1092,21 @@ class Simulation:
             if sum(each > self._highest_commit for each in process.configurations) > 1:
                 raise Violation(f"members: {process.id} has two changes under way")
 
+    def _is_ending(self) -> bool:
+        """Whether the next change of the members is where the faults end."""
+        return self._ends_in_change and 2 * self.report.events > self._limit and not self._quiet
+
     def _changed_members(self, process: _Process, new_voters: set[str]) -> None:
         if "crash_in_change" in self.faults and not self._quiet and self.random.random() < self._strike_chance:
             delay = self.random.choice((0, 300, 1_000, 5_000))
             self.after(delay, self._strike, "crash_in_change", process, process.life)
-        if "cut_off_newcomer" in self.faults and not self._quiet and self.random.random() < self._strike_chance:
+        last = self._is_ending()
+        if last:
+            self.after(self.random.choice((1, 5, 20, 100)) * _MS, setattr, self, "_ended", True)
+            for each in self.processes.values():  # What is written in these last moments is lost on some disks.
+                each.disk_us = self.random.choice((100, 3_000 * _MS))
+        cuts = "cut_off_newcomer" in self.faults and not self._quiet and self.random.random() < self._strike_chance
+        if cuts or last:
             for newcomer in sorted(new_voters):
                 self._fault("cut_off_newcomer", newcomer)
                 others = [id for id in self._ids if id != newcomer]
@@ -1106,7 +1123,8 @@ class Simulation:
     def _elected(self, process: _Process, term: int, log: Any, clock: int) -> None:
         """A process leads a new term: what must be true, and what may happen to it now."""
         process.elected_at = clock
-        if not process.driver().raft.configuration.is_voter(process.id):
+        # Who leaves may lead until that is committed (Ongaro 2014 §4.2.2).
+        if not any(members.is_voter(process.id) for members in process.configurations.values()):
             raise Violation(f"election safety: {process.id} leads term {term} and is no voter")
         voters = {each.id for each in self.processes.values() if each.votes.get(term) == process.id}
         if not _is_quorum(process.driver().raft.configuration, voters):
