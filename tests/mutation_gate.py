@@ -341,6 +341,24 @@ MUTANTS = (
         "        ) and self._log_is_current(message) and self.configuration.is_voter(self.id)\n        if granted:",
     ),
     Mutant(
+        "answers of a lost disk are counted",
+        "driver.py",
+        "        if kind in _COUNTED and storage is not None and not self._is_known(source, storage):",
+        "        if False:",
+    ),
+    Mutant(
+        "who lost its disk campaigns",
+        "raft.py",
+        "        if self.is_displaced():\n            return False\n",
+        "",
+    ),
+    Mutant(
+        "a new member is known by its old disk",
+        "driver.py",
+        "                self._heard_storages.pop(member, None)  # Who comes back may have a new disk.\n",
+        "                pass\n",
+    ),
+    Mutant(
         "who leaves never campaigns",
         "raft.py",
         "        if not self._may_campaign() or",

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 
 import mutation_gate
+from raftplug import plain
 from raftplug.constants import (
     APPEND,
     APPEND_RESPONSE,
     CANDIDATE,
     FOLLOWER,
     LEADER,
+    PRE_CANDIDATE,
     PRE_VOTE,
     PRE_VOTE_RESPONSE,
     SNAPSHOT,
@@ -24,9 +26,18 @@ from raftplug.constants import (
     VOTE,
     VOTE_RESPONSE,
 )
-from raftplug.errors import ChangeRefused, InvariantViolated, MalformedMessage, NotLeader, RaftplugError
+from raftplug.errors import (
+    ChangeRefused,
+    InvariantViolated,
+    MalformedMessage,
+    NotLeader,
+    RaftplugError,
+    WrongDirectory,
+)
 from raftplug.plugins import default
+from raftplug.storage import MemoryStorage
 from rules import ELECTION, HEARTBEAT, Disk, Net, mutated
+from test_fake_clock import GROUP, IDS, World
 
 
 def test_an_entry_of_an_older_term_is_not_committed_by_counting_replicas(core: Any) -> None:
@@ -615,22 +626,68 @@ def test_a_lock_expires_by_logged_time_and_hands_out_fencing_tokens() -> None:
     assert "lock" in default().machines()
 
 
-@pytest.mark.xfail(strict=True, reason="the configuration does not pin the storage of its members yet")
 def test_a_member_that_lost_its_disk_does_not_count_under_its_old_id(core: Any) -> None:
     """33: etcd#21271, hyperledger/fabric#442.  It has acknowledged what it does not hold any more."""
-    net = Net(core, 3)
-    leader = net.elect(1)
-    net.cut.add(3)
-    leader.propose(TRANSITION, b"x")
-    net.pump(1)
-    net.deliver()
-    assert leader.commit == leader.log.last_index  # On 1 and 2.
-    net.disks[2] = Disk(core)
-    net.boot(2)
-    net.cut = {1}
-    net.campaign(3)
-    net.deliver()
-    assert net.rafts[3].role != LEADER  # Else what is committed is gone.
+    world = World(core)
+    leader = world.elect()
+    lagging, wiped = (id for id in IDS if id != leader)
+    world.run(1_000)
+    assert set(world.raft(lagging).configuration.storages) == set(IDS)
+    world.cut.add(lagging)
+    assert world.result(world.propose(leader, {"add": 1, "tag": "acknowledged"})) == 1  # On the leader and `wiped`.
+    world.cut = {leader}
+    world.storages[wiped] = MemoryStorage(wiped, cluster=world.uuid)
+    world.storages[wiped].create(GROUP, plain.encode(core.Configuration(IDS).plain()))
+    world.boot(wiped)
+    world.run(20_000)
+    assert world.leader() is None  # Else what was acknowledged is gone.
+    world.cut = set()
+    with pytest.raises(WrongDirectory, match=f"raftplug members remove {wiped}"):
+        world.run(20_000)
+
+
+def test_who_lost_its_disk_asks_for_no_vote(core: Any) -> None:
+    """33, at the level of the rules: it does not count itself either."""
+    members = core.Configuration((1, 2, 3), storages={1: b"first", 2: b"second", 3: b"third"})
+    log = core.Log()
+    options = (0, None, 0, ELECTION, HEARTBEAT, lambda bound: 0)
+    new, old = (core.Raft(1, members, log, *options, storage=uuid) for uuid in (b"new", b"first"))
+    for raft in (new, old):
+        raft.tick(2 * ELECTION)
+    assert not new.ready().messages
+    assert [message.kind for message in old.ready().messages] == [PRE_VOTE, PRE_VOTE]
+
+
+def test_an_answer_to_a_request_of_a_lost_disk_elects_nobody(core: Any) -> None:
+    """33: the lost disk asked in the same term, and may have led it (found by `raftplug sim --seed 1233`)."""
+    raft = core.Raft(
+        1,
+        core.Configuration((1, 2, 3)),
+        core.Log(),
+        0,
+        None,
+        0,
+        ELECTION,
+        HEARTBEAT,
+        lambda bound: 0,
+        storage=b"new disk",
+    )
+    raft.tick(2 * ELECTION)
+    asked = raft.ready().messages[0]
+
+    def answer(kind: int, context: int) -> None:
+        raft.step(_from(2, core.Message(kind, 1, flag=True, context=context)))
+
+    answer(PRE_VOTE_RESPONSE, asked.context ^ 1)
+    assert raft.role == PRE_CANDIDATE
+    answer(PRE_VOTE_RESPONSE, asked.context)
+    assert raft.role == CANDIDATE
+    answer(VOTE_RESPONSE, asked.context ^ 1)
+    assert raft.ready().write
+    raft.persisted()
+    assert raft.role == CANDIDATE
+    answer(VOTE_RESPONSE, asked.context)
+    assert raft.role == LEADER
 
 
 def test_a_follower_whose_answer_about_a_snapshot_was_lost_still_catches_up(core: Any) -> None:

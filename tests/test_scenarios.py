@@ -481,7 +481,7 @@ def duration(text: str) -> int:
 
 
 def members_text(data: list[list[int]]) -> str:
-    parts = [f"{name}={','.join(map(str, part))}" for name, part in zip(MEMBERS, data, strict=True) if part]
+    parts = [f"{name}={','.join(map(str, part))}" for name, part in zip(MEMBERS, data[:4], strict=True) if part]
     return " ".join(parts) or "none"
 
 

@@ -20,17 +20,26 @@ class Configuration:
         outgoing: the voters of the configuration that a joint one leaves; empty when it is not joint.
         learners: ids of members that do not vote; of a joint one, as soon as it is left.
         joining: ids of learners that become voters once they have caught up (Ongaro 2014 §4.2.1).
+        storages: by which data directory the group knows a member: its uuid, bytes; those of others are left out.
 
     Raises:
-        InvalidArgument: an id stands twice, is voter and learner, or joins without being a learner.
+        InvalidArgument: an id stands twice, is voter and learner, or joins without being a learner; or a uuid is none.
     """
 
     voters: tuple[Any, ...] = cython.declare(tuple, visibility="readonly")
     outgoing: tuple[Any, ...] = cython.declare(tuple, visibility="readonly")
     learners: tuple[Any, ...] = cython.declare(tuple, visibility="readonly")
     joining: tuple[Any, ...] = cython.declare(tuple, visibility="readonly")
+    storages: dict[Any, Any] = cython.declare(dict, visibility="readonly")
 
-    def __init__(self, voters: object, outgoing: object = (), learners: object = (), joining: object = ()) -> None:
+    def __init__(
+        self,
+        voters: object,
+        outgoing: object = (),
+        learners: object = (),
+        joining: object = (),
+        storages: dict[Any, Any] | None = None,
+    ) -> None:
         self.voters = _ids(voters)
         self.outgoing = _ids(outgoing)
         self.learners = _ids(learners)
@@ -39,10 +48,16 @@ class Configuration:
             raise InvalidArgument("configuration: a member is voter and learner at once")
         if set(self.joining) - set(self.learners):
             raise InvalidArgument("configuration: only a learner can be joining")
+        known: dict[Any, Any] = storages or {}
+        self.storages = {member: known[member] for member in self.members() if member in known}
+        for uuid in self.storages.values():
+            if not isinstance(uuid, bytes):
+                raise InvalidArgument("configuration: the uuid of a data directory must be bytes")
 
     def plain(self) -> list[Any]:
         """Plain data for the log, the snapshot and the disk; `from_plain` is its inverse."""
-        return [list(self.voters), list(self.outgoing), list(self.learners), list(self.joining)]
+        storages: list[Any] = [[member, uuid] for member, uuid in self.storages.items()]
+        return [list(self.voters), list(self.outgoing), list(self.learners), list(self.joining), storages]
 
     def encode(self) -> bytes:
         """The payload of a log entry; `decode` is its inverse."""
@@ -64,18 +79,22 @@ class Configuration:
         Raises:
             InvalidArgument: `data` is none.
         """
-        if not isinstance(data, list) or len(data) != 4:
+        if not isinstance(data, list) or len(data) != 5 or not isinstance(data[4], list):
             raise InvalidArgument("configuration: not the plain data of one")
-        return Configuration(data[0], data[1], data[2], data[3])
+        for pair in data[4]:
+            if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], (int, str)):
+                raise InvalidArgument("configuration: not the plain data of one")
+        return Configuration(data[0], data[1], data[2], data[3], dict(data[4]))
 
     def towards(self, target: "Configuration") -> "Configuration":
         """The next configuration on the way to `target`: the joint one if the voters differ (Ongaro 2014 §4.3)."""
         outgoing: tuple[Any, ...] = () if target.voters == self.voters else self.voters
-        return Configuration(target.voters, outgoing, target.learners, target.joining)
+        storages: dict[Any, Any] = {**self.storages, **target.storages}
+        return Configuration(target.voters, outgoing, target.learners, target.joining, storages)
 
     def left(self) -> "Configuration":
         """The configuration that follows this joint one."""
-        return Configuration(self.voters, (), self.learners, self.joining)
+        return Configuration(self.voters, (), self.learners, self.joining, self.storages)
 
     def members(self) -> list[Any]:
         """Every id in it, each once: voters first."""
@@ -105,7 +124,7 @@ class Configuration:
     def __repr__(self) -> str:
         return (
             f"Configuration(voters={self.voters!r}, outgoing={self.outgoing!r}, learners={self.learners!r}, "
-            f"joining={self.joining!r})"
+            f"joining={self.joining!r}, storages={self.storages!r})"
         )
 
 

@@ -33,6 +33,8 @@ LAST_MESSAGE_KIND: Final = 8
 # Kinds of other items in a frame: a process asks a group.
 REQUEST: Final = 32
 REPLY: Final = 33
+DISPLACED: Final = 40
+"""A member tells a process that its data directory is not that by which it is known: see `frames.life`."""
 
 # Outcomes in a REPLY.
 OK: Final = 0

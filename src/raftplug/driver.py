@@ -6,6 +6,7 @@ calls `turn`, makes the write that `turn` returns durable, and says so with `wri
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 from collections import deque
@@ -17,12 +18,15 @@ import msgpack
 from raftplug import core as chosen_core
 from raftplug import plain
 from raftplug.constants import (
+    APPEND_RESPONSE,
     CONFIGURATION,
+    DISPLACED,
     FAILED,
     LEADER,
     MALFORMED,
     NOOP,
     OK,
+    PRE_VOTE_RESPONSE,
     REFUSED_NOT_LEADER,
     REFUSED_OVERLOADED,
     REFUSED_TOO_LARGE,
@@ -35,6 +39,7 @@ from raftplug.constants import (
     SNAPSHOT,
     TRANSITION,
     UNKNOWN,
+    VOTE_RESPONSE,
 )
 from raftplug.errors import (
     ChangeRefused,
@@ -51,7 +56,7 @@ from raftplug.errors import (
     TransitionFailed,
     Unavailable,
 )
-from raftplug.frames import Id, address, addressed, check_id
+from raftplug.frames import Id, address, addressed, check_id, life
 from raftplug.future import Future
 from raftplug.requester import Requester
 from raftplug.sessions import Sessions, decode_open, decode_transition, encode_open, encode_transition
@@ -63,6 +68,7 @@ _logger = logging.getLogger("raftplug")
 _SNAPSHOT_FORMAT = 1
 _ERROR_CHARACTERS = 1_000
 _NEVER = 1 << 62
+_COUNTED = (PRE_VOTE_RESPONSE, VOTE_RESPONSE, APPEND_RESPONSE)
 _CLOCK_EVERY = 16  # Entries between two looks at the clock while applying.
 
 
@@ -113,6 +119,7 @@ class Driver:
         core: the namespace of one of the two cores; None is the one that was chosen for this process.
         more_status: adds to `status` what only the owner knows.
         life_of: the nonce of a process that was heard, 0 if it was not.
+        storage: uuid of the data directory; None where members are not known by theirs.
 
     Raises:
         Corrupt: the stored log or snapshot is damaged.
@@ -138,6 +145,7 @@ class Driver:
         core: Any = None,
         more_status: Callable[[], dict[str, Any]] | None = None,
         life_of: Callable[[Id], int] = lambda id: 0,
+        storage: bytes | None = None,
     ) -> None:
         self.core = core or chosen_core
         self.id = id
@@ -210,15 +218,18 @@ class Driver:
             lambda _: generator.randint(0, spread),
             settings.max_append_bytes,
             settings.window_bytes,
+            storage,
         )
+        self._storage = storage
+        self._heard_storages: dict[Id, bytes] = {}  # Of those who answered us in this term.
         self._life_of = life_of
         self.requester = Requester(settings=settings, generator=generator, send=self._send_request)
         self._notice_configuration()
 
     # ---------------------------------------------------------------- inputs
 
-    def receive(self, source: Id, nonce: int, kind: int, body: bytes) -> None:
-        """Take an item that process `source` (of that boot nonce) sent to this group.
+    def receive(self, source: Id, nonce: int, kind: int, body: bytes, storage: bytes | None = None) -> None:
+        """Take an item that process `source` (of that boot nonce and data directory) sent to this group.
 
         Raises:
             MalformedMessage: it is not one; nothing was changed.
@@ -229,7 +240,7 @@ class Driver:
         elif kind == REPLY:
             self._on_reply(source, body)
         else:
-            self._on_message(source, kind, body)
+            self._on_message(source, nonce, kind, body, storage)
 
     def set_time(self, now: int) -> None:
         """The time of this turn, before its messages are handed in: microseconds."""
@@ -321,6 +332,7 @@ class Driver:
             read.index = index
             self._await_index(read)
         self._notice_role(now)
+        self._pin_storages()
         if self.raft.configuration is not self._configuration:
             self._notice_configuration()
         self._apply()
@@ -390,11 +402,19 @@ class Driver:
 
     # -------------------------------------------------------------- messages
 
-    def _on_message(self, source: Id, kind: int, body: bytes) -> None:
+    def _on_message(self, source: Id, nonce: int, kind: int, body: bytes, storage: bytes | None) -> None:
         message = self.core.Message.decode(body)
         if message.kind != kind:
             raise MalformedMessage("an item whose kind is not its message's")
         message.peer = source
+        if kind in _COUNTED and storage is not None and not self._is_known(source, storage):
+            # Another disk may lack what the first one acknowledged: nothing that it says is counted (DESIGN 7).
+            configuration, index = self.raft.configuration, self.raft.configuration_index
+            if self.raft.role == LEADER and source in configuration.storages and self.raft.commit >= index:
+                self._send(source, DISPLACED, life(storage, nonce))
+            if message.flag:
+                raise MalformedMessage(f"an answer of {source!r} with another data directory than the group knows")
+            message.context = 0
         if kind != SNAPSHOT:
             self.raft.step(message)
             return
@@ -406,6 +426,22 @@ class Driver:
         if self.raft.installing is message:
             self.raft.set_configuration(self.core.Configuration.from_plain(contents[0]))
             self._installing = (contents, stored)
+
+    def _is_known(self, member: Id, storage: bytes) -> bool:
+        """Whether `storage` is the one by which the group knows `member`, or else the one that was heard first."""
+        known = self.raft.configuration.storages.get(member)
+        return storage == (known or self._heard_storages.setdefault(member, storage))
+
+    def _pin_storages(self) -> None:
+        """As the leader, write down by which data directories the group knows its members, once they were heard."""
+        now = self.raft.configuration
+        heard = {id: uuid for id, uuid in self._heard_storages.items() if id in now.members()}
+        if self._storage is None or heard.keys() <= now.storages.keys() or self.raft.role != LEADER:
+            return
+        storages = {self.id: self._storage, **heard, **now.storages}
+        target = self.core.Configuration(now.voters, (), now.learners, now.joining, storages)
+        with contextlib.suppress(ChangeRefused, NotLeader):  # It waits until no other change is under way.
+            self.raft.change(target)
 
     def _fill_snapshot(self, message: Any) -> bool:
         stored = self._read_snapshot()
@@ -523,9 +559,9 @@ class Driver:
                 raise InvalidArgument(f"members cannot {action!r}")
         if not voters:
             raise InvalidArgument("the last voter cannot leave")
-        target = self.core.Configuration(voters, (), learners, joining)
+        target = self.core.Configuration(voters, (), learners, joining, now.storages)
         if target == now:
-            self._reply(asker, OK, now.plain())
+            self._reply(asker, OK, now.plain()[:4])
         else:
             self.raft.change(target)
             self._changes.append(asker)
@@ -543,9 +579,12 @@ class Driver:
     def _notice_configuration(self) -> None:
         """Tell who must know that the members changed: from now on they count, committed or not."""
         before, self._configuration = self._configuration, self.raft.configuration
+        for member in self._configuration.members():
+            if before is not None and member not in before.members():
+                self._heard_storages.pop(member, None)  # Who comes back may have a new disk.
         self.requester.set_nodes([member for member in self._configuration.members() if member != self.id])
         if before is not None:
-            self._event("raftplug_configuration_changed", configuration=self._configuration.plain())
+            self._event("raftplug_configuration_changed", configuration=self._configuration.plain()[:4])
 
     def _logged_us(self) -> int:
         """Logged time: the last logged time plus our monotonic time since the election (DESIGN 7)."""
@@ -666,7 +705,7 @@ class Driver:
         if configuration.outgoing:
             return
         for asker in self._changes:
-            self._reply(asker, OK, configuration.plain())
+            self._reply(asker, OK, configuration.plain()[:4])
         self._changes.clear()
 
     def _execute(self, payload: bytes) -> tuple[Any, TransitionFailed | None]:
@@ -809,6 +848,8 @@ class Driver:
             for asker in self._changes:
                 self._reply(asker, UNKNOWN, "the leader stepped down before the change was over")
             self._changes.clear()
+        if raft.term != self._role_term[1]:
+            self._heard_storages.clear()
         self._role_term = role_term
         if raft.leader != self.leader:
             self.leader = raft.leader

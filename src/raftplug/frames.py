@@ -197,6 +197,11 @@ def decode_frame(data: bytes, keys: Sequence[Key] = ()) -> Frame:
     return Frame(cluster, storage, boot, nonce, sequence, source, target, items)
 
 
+def life(storage: bytes, nonce: int) -> bytes:
+    """What names one life of one data directory: uuid of the directory and nonce of the process."""
+    return storage + nonce.to_bytes(8, "little")
+
+
 def sign_record(record: dict[str, Any], keys: Sequence[Key]) -> dict[str, Any]:
     """A record for the directory, signed with the first of the keys, if there is one.
 

@@ -21,6 +21,7 @@ from typing import Any
 from raftplug import core as chosen_core
 from raftplug import plain
 from raftplug.cluster import Cluster, read_record
+from raftplug.constants import DISPLACED
 from raftplug.driver import Driver
 from raftplug.errors import (
     DiskFull,
@@ -32,6 +33,7 @@ from raftplug.errors import (
     StorageFailed,
     TooLarge,
     Unavailable,
+    WrongDirectory,
 )
 from raftplug.frames import (
     NO_CLUSTER,
@@ -44,6 +46,7 @@ from raftplug.frames import (
     decode_frame,
     group_number,
     is_ours,
+    life,
     sign_record,
 )
 from raftplug.future import Future
@@ -113,7 +116,8 @@ class NodeLoop:
         self._calls: deque[tuple[Any, ...]] = deque()
         self._outgoing: dict[Id, list[tuple[int, int, bytes]]] = {}
         self._to_self: list[tuple[int, int, bytes]] = []
-        self._seen: OrderedDict[Id, tuple[int, int, int]] = OrderedDict()
+        self._seen: OrderedDict[tuple[Id, bytes], tuple[int, int, int]] = OrderedDict()  # boot, nonce, sequence
+        self._lives: dict[Id, int] = {}  # The nonce that was heard last.
         self._writing: list[tuple[Driver, Write]] = []
         self._retry_at: int | None = None
         self._announced: tuple[int, Any] = (-_ANNOUNCE_US, None)
@@ -142,6 +146,7 @@ class NodeLoop:
                 core=self.core,
                 more_status=self._more_status,
                 life_of=self._life_of,
+                storage=identity.storage,
             )
             if driver.initial_write is not None:
                 storage.commit([driver.initial_write])
@@ -166,6 +171,7 @@ class NodeLoop:
         Raises:
             StorageFailed, InvariantViolated: the node must stop.
             Removed: it is a member no more.
+            WrongDirectory: the group knows this member by another data directory.
         """
         now = self._clock()
         for driver in self.drivers.values():
@@ -174,7 +180,7 @@ class NodeLoop:
             self._receive(data)
         to_self, self._to_self = self._to_self, []
         for group, kind, body in to_self:
-            self._deliver(self.id, self._sender.nonce, group, kind, body)
+            self._deliver(self.id, self._sender.nonce, group, kind, body, self._sender.storage)
         self._run_calls()
         may_write = not self._writing
         for driver in self.drivers.values():
@@ -257,7 +263,7 @@ class NodeLoop:
                 self._refuse(refusal)
                 return
             for item in frame.items:
-                self._deliver(frame.source, frame.nonce, item.group, item.kind, item.body)
+                self._deliver(frame.source, frame.nonce, item.group, item.kind, item.body, frame.storage)
         except MalformedMessage as error:
             self._refuse(str(error))
 
@@ -269,21 +275,23 @@ class NodeLoop:
             return f"a frame of another cluster, from {frame.source!r}: is its --prefix or --group ours by mistake?"
         if frame.source == self.id and frame.nonce != self._sender.nonce:
             return "a frame of another process with this node's id: stop one of the two"
-        boot, nonce, sequence = self._seen.get(frame.source, (0, frame.nonce, 0))
+        sender = (frame.source, frame.storage)  # A new directory begins at boot 1; whether it counts others decide.
+        boot, nonce, sequence = self._seen.get(sender, (0, frame.nonce, 0))
         if frame.boot < boot or (frame.boot == boot and frame.nonce != nonce and not client):
             return f"a frame of an older or copied data directory of {frame.source!r}"
         if frame.boot == boot and frame.nonce == nonce and frame.sequence <= sequence:
             return "a frame that was delivered before"
-        self._seen[frame.source] = (frame.boot, frame.nonce, frame.sequence)
-        self._seen.move_to_end(frame.source)
+        self._seen[sender] = (frame.boot, frame.nonce, frame.sequence)
+        self._seen.move_to_end(sender)
+        self._lives[frame.source] = frame.nonce
         if len(self._seen) > _SENDERS_REMEMBERED:
-            self._seen.popitem(last=False)
+            self._lives.pop(self._seen.popitem(last=False)[0][0], None)
         return None
 
     def _life_of(self, id: Id) -> int:
         if id == self.id:
             return self._sender.nonce
-        return self._seen[id][1] if id in self._seen else 0
+        return self._lives.get(id, 0)
 
     def _refuse(self, reason: str) -> None:
         if reason not in self.refused:
@@ -292,12 +300,20 @@ class NodeLoop:
             _logger.warning("%s: refused %s", self.id, reason)
         self.refused[reason] = self.refused.get(reason, 0) + 1
 
-    def _deliver(self, source: Id, nonce: int, group: int, kind: int, body: bytes) -> None:
+    def _deliver(self, source: Id, nonce: int, group: int, kind: int, body: bytes, storage: bytes) -> None:
+        if kind == DISPLACED:
+            if body == life(self._sender.storage, self._sender.nonce):  # Else it was meant for another life.
+                raise WrongDirectory(
+                    f"the others know {self.id} by another data directory; this one is new, or old, or a copy, and may "
+                    f"lack what that one acknowledged. If that one is lost: raftplug members remove {self.id}, "
+                    f"then start with --join on a new directory, and raftplug members add {self.id}"
+                )
+            return
         driver = self._by_number.get(group)
         if driver is None:
             self._refuse(f"a message for a group that this node does not carry, from {source!r}")
             return
-        driver.receive(source, nonce, kind, body)
+        driver.receive(source, nonce, kind, body, storage)
 
     def _queue_for(self, group: int) -> Callable[[Id, int, bytes], None]:
         def queue_item(target: Id, kind: int, body: bytes) -> None:

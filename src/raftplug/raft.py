@@ -98,6 +98,7 @@ class Raft:
         election_timeout, heartbeat: microseconds.
         draw: draw(n) gives a random int in [0, n]; the only randomness there is.
         max_append_bytes, window_bytes: see `Settings`.
+        storage: uuid of the data directory that this is; None if there is none.
 
     Raises:
         InvariantViolated: the hard state is behind the log.
@@ -125,8 +126,10 @@ class Raft:
     contact: cython.longlong = cython.declare(cython.longlong, visibility="readonly")
     transferee: Any = cython.declare(object, visibility="readonly")
     removed: cython.bint = cython.declare(cython.bint, visibility="readonly")
+    storage: Any = cython.declare(object, visibility="readonly")
 
     _configurations: list[Any]
+    _mark: cython.longlong
     _unsettled: cython.bint
     _handed_over: cython.bint
     _transfer_deadline: cython.longlong
@@ -173,10 +176,13 @@ class Raft:
         draw: Any,
         max_append_bytes: cython.longlong = 65536,
         window_bytes: cython.longlong = 262144,
+        storage: Any = None,
     ) -> None:
         if term < log.last_term:
             raise InvariantViolated(f"the hard state's term {term} is behind the log's {log.last_term}")
         self.id = id
+        self.storage = storage
+        self._mark = int.from_bytes(storage[:7], "big") if storage else 0
         self._configurations = [(log.base_index, configuration)]
         self.log = log
         self.term = term
@@ -315,6 +321,11 @@ class Raft:
             if at <= index:
                 found = configuration
         return found
+
+    def is_displaced(self) -> cython.bint:
+        """Whether the group knows this member by another data directory: ours is new, or a copy."""
+        known: Any = self.configuration.storages.get(self.id, self.storage)
+        return bool(known != self.storage)
 
     def propose(self, kind: cython.longlong, payload: bytes) -> cython.longlong:
         """Append an entry; it leaves with the next `ready`.
@@ -516,17 +527,18 @@ class Raft:
             return
         for peer in self.configuration.members():
             if peer != self.id and self.configuration.is_voter(peer):
-                self._emit(
-                    peer, Message(PRE_VOTE, self.term + 1, index=self.log.last_index, log_term=self.log.last_term)
-                )
+                self._emit(peer, self._vote_request(PRE_VOTE, self.term + 1))
 
     @cython.cfunc
     def _may_campaign(self) -> cython.bint:
         """Whether we vote by the newest configuration, or by one that is not yet known to be over.
 
         Whoever is to leave may hold the only copy of the entry that says so: until that is committed it must be able to
-        lead, or nobody could (Ongaro 2014 §4.2.2).
+        lead, or nobody could (Ongaro 2014 §4.2.2).  Who lost its disk holds less than it once acknowledged: it does not
+        lead, nor count itself.
         """
+        if self.is_displaced():
+            return False
         over: cython.longlong = len([index for index, _ in self._configurations if index <= self.commit]) - 1
         voting: list[Any] = [each for _, each in self._configurations[over:] if each.is_voter(self.id)]
         return len(voting) > 0
@@ -540,9 +552,14 @@ class Raft:
         self._votes = set()
         for peer in self.configuration.members():
             if peer != self.id and self.configuration.is_voter(peer):
-                vote: Message = Message(VOTE, self.term, index=self.log.last_index, log_term=self.log.last_term)
+                vote: Message = self._vote_request(VOTE, self.term)
                 vote.flag = transfer
                 self._send(peer, vote)
+
+    @cython.cfunc
+    def _vote_request(self, kind: cython.longlong, term: cython.longlong) -> Message:
+        """A request whose answer counts on this disk only: one that was lost may have asked in the same term."""
+        return Message(kind, term, index=self.log.last_index, log_term=self.log.last_term, context=self._mark)
 
     @cython.cfunc
     def _count_vote(self, voter: Any) -> None:
@@ -606,6 +623,7 @@ class Raft:
         # Nothing of ours changes: no term, no vote, no timer.
         granted: cython.bint = message.term > self.term and not self._hears_leader() and self._log_is_current(message)
         answer: Message = Message(PRE_VOTE_RESPONSE, message.term if granted else self.term, flag=granted)
+        answer.context = message.context
         settled: cython.bint = self.commit >= self.configuration_index and self.commit >= self._term_start
         if self.role == LEADER and settled and message.peer not in self.configuration.members():
             answer.hint = 1  # It was removed while it was down, and would ask for ever.
@@ -613,6 +631,8 @@ class Raft:
 
     @cython.cfunc
     def _on_pre_vote_response(self, message: Message) -> None:
+        if message.context != self._mark:
+            return
         if message.flag:
             if (
                 self.role == PRE_CANDIDATE
@@ -639,11 +659,11 @@ class Raft:
             self._hard_durable = self._hard_durable and self.vote == message.peer
             self.vote = message.peer
             self._draw_election_timer()
-        self._send(message.peer, Message(VOTE_RESPONSE, self.term, flag=granted))
+        self._send(message.peer, Message(VOTE_RESPONSE, self.term, context=message.context, flag=granted))
 
     @cython.cfunc
     def _on_vote_response(self, message: Message) -> None:
-        if self.role == CANDIDATE and message.flag:
+        if self.role == CANDIDATE and message.flag and message.context == self._mark:
             self._count_vote(message.peer)
 
     # -------------------------------------------------------------- follower
@@ -783,7 +803,8 @@ class Raft:
     @cython.cfunc
     def _on_timeout_now(self, message: Message) -> None:
         """Our leader hands over: campaign at once.  A repeated request is of an older term then (Ongaro 2014 §3.10)."""
-        if self.leader == message.peer and self.term < HIGHEST and self.configuration.is_voter(self.id):
+        voter: cython.bint = self.configuration.is_voter(self.id) and not self.is_displaced()
+        if self.leader == message.peer and self.term < HIGHEST and voter:
             self.leader = None
             self._become_candidate(True)
 
@@ -844,7 +865,8 @@ class Raft:
         if ready:
             learners: list[Any] = [peer for peer in configuration.learners if peer not in ready]
             joining: list[Any] = [peer for peer in configuration.joining if peer not in ready]
-            target: Configuration = Configuration([*configuration.voters, *ready], (), learners, joining)
+            voters: list[Any] = [*configuration.voters, *ready]
+            target: Configuration = Configuration(voters, (), learners, joining, configuration.storages)
             self._append_configuration(configuration.towards(target))
             return
         self._unsettled = bool(configuration.joining) or len(self.progress) + 1 > len(members)

@@ -30,7 +30,7 @@ from raftplug.client import ClientLoop
 from raftplug.cluster import Cluster
 from raftplug.constants import CANDIDATE, CONFIGURATION, LEADER, SNAPSHOT, VOTE, VOTE_RESPONSE
 from raftplug.driver import decode_snapshot
-from raftplug.errors import Corrupt, DiskFull, OutcomeUnknown, RaftplugError, Removed, StorageFailed
+from raftplug.errors import Corrupt, DiskFull, OutcomeUnknown, RaftplugError, Removed, StorageFailed, WrongDirectory
 from raftplug.frames import Id, cluster_uuid
 from raftplug.future import Future
 from raftplug.node import NodeLoop
@@ -86,6 +86,7 @@ FAULTS: dict[str, str] = {
     "bit_flip": "a bit on the disk of a dead process flips; its restart must notice",
     "row_loss": "a row on the disk of a dead process is gone; its restart must notice",
     "row_swap": "two rows on the disk of a dead process change places; its restart must notice",
+    "lose_disk": "a node's disk is lost; it starts on an empty one, and an operator makes it a new member",
     "node_burst": "a node's own process proposes many transitions at once",
     "mute_candidate": "a candidate is not heard by some any more once it has asked for votes",
     "strand_leader": "a leader is cut off from all others, and its clock hardly runs",
@@ -115,6 +116,7 @@ _THEMES: tuple[tuple[tuple[str, ...], dict[str, int]], ...] = (
             "cut_off_newcomer",
             "crash_in_change",
             "transfer_leadership",
+            "lose_disk",
             "cut_off_new_leader",
             "crash",
         ),
@@ -337,6 +339,7 @@ class _Process:
     def __init__(self, id: str, configuration: Any) -> None:
         self.id = id
         self.rows = SimulatedRows(id)
+        self.first = configuration
         self.configuration = configuration  # As of the last look …
         self.configurations: dict[int, Any] = {0: configuration}  # … and what is on the disk, by index.
         self.node: NodeLoop | None = None
@@ -350,6 +353,7 @@ class _Process:
         self.disk_us = 300
         self.job: Callable[[], None] | None = None
         self.complete: Callable[[], None] = lambda: None
+        self.storage = b""
         self.good_rows: Any = None  # The rows before they were damaged.
         self.arrived: set[Id] = set()  # Whose frames the next turn finds …
         self.heard: dict[Id, int] = {}  # … and when, by our own clock, there were any.
@@ -362,6 +366,20 @@ class _Process:
         self.durable_term = 0
         self.durable_last = (0, 0)  # term, index
         self.votes: dict[int, Any] = {}
+        self.lost: list[tuple[dict[int, int], int, dict[int, Any]]] = []  # durable, its base and votes, of lost disks.
+        self.displaced = False  # On an empty disk, and still a member by the one that was lost.
+
+    def holds(self, index: int, check: int) -> bool:
+        """Whether the entry is on this disk, or was on one that is lost."""
+        disks = [(self.durable, self.durable_base), *((durable, base) for durable, base, _ in self.lost)]
+        return any(durable.get(index) == check or base >= index for durable, base in disks)
+
+    def voted_for(self, id: Any, term: int) -> bool:
+        return any(votes.get(term) == id for votes in (self.votes, *(votes for _, _, votes in self.lost)))
+
+    def members(self) -> Any:
+        """The last configuration that is on this disk."""
+        return self.configurations[max(self.configurations)]
 
     def driver(self) -> Any:
         return self.node.drivers[GROUP] if self.node is not None else None
@@ -428,7 +446,7 @@ class Simulation:
         self._pace = 1 if operations else chance.choice((1, 4, 10))  # Few requests leave room for many elections.
         self._strike_chance = chance.choice((0.1, 0.3, 0.7))
         # Half of the seeds with changing members end in the middle of a change, which not all may know of.
-        self._ends_in_change = "change_members" in self.faults and chance.random() < 0.5
+        self._ends_in_change = "change_members" in self.faults and chance.random() < 0.5 and not operations
         self._ended = False
         self._cut: dict[tuple[Id, Id], int] = {}
         self._clogged: dict[tuple[Id, Id], list[bytes]] = {}
@@ -449,13 +467,12 @@ class Simulation:
         founders = [f"n{number}" for number in range(1, nodes + 1)]
         spare = 2 if "change_members" in self.faults else 0
         self._ids = founders + [f"n{number}" for number in range(nodes + 1, nodes + 1 + spare)]
-        uuid = cluster_uuid(GROUP, founders)
+        self._uuid = cluster_uuid(GROUP, founders)
         self.processes = {}
         for id in self._ids:
             first = self.core.Configuration(tuple(founders) if id in founders else ())
             process = self.processes[id] = _Process(id, first)
-            storage = RecordStorage(process.rows, id, cluster=uuid, bootstrap=True, entropy=chance.randbytes)
-            storage.create(GROUP, plain.encode(first.plain()))
+            self._new_disk(process)
             self._boot(process)
         self._clients: list[_Client] = [_Client(self, number) for number in range(clients)]
 
@@ -503,6 +520,25 @@ class Simulation:
 
     def _clock(self, process: _Process) -> int:
         return process.offset + int((self.now - process.started_at) * process.rate)
+
+    def _new_disk(self, process: _Process) -> None:
+        storage = RecordStorage(
+            process.rows, process.id, cluster=self._uuid, bootstrap=True, entropy=self.random.randbytes
+        )
+        storage.create(GROUP, plain.encode(process.configurations[0].plain()))
+        process.storage = storage.identity.storage
+
+    def _lose_disk(self, process: _Process, configuration: Any) -> None:
+        """An empty disk takes the place of this one; the configuration is what a new node is started with."""
+        process.lost.append((process.durable, process.durable_base, process.votes))
+        process.rows.put_back({})
+        process.good_rows = None
+        process.rows.full = process.rows.failing = False
+        process.durable, process.durable_base, process.votes = {}, 0, {}
+        process.durable_term, process.durable_last, process.term_asked = 0, (0, 0), 0
+        process.configuration = configuration
+        process.configurations = {0: configuration}
+        self._new_disk(process)
 
     def _boot(self, process: _Process) -> None:
         process.life += 1
@@ -591,6 +627,12 @@ class Simulation:
         process.arrived.clear()
         try:
             node.turn()
+        except WrongDirectory:
+            if not process.displaced:
+                raise Violation(f"no crash: {process.id} is not known by its own disk") from None
+            self._note("stops", process.id, "WrongDirectory")
+            self._kill(process, None)
+            return
         except (StorageFailed, Removed) as error:
             self._note("stops", process.id, type(error).__name__)
             self._kill(process, self.random.randint(1, 2_000) * _MS)
@@ -965,6 +1007,43 @@ class Simulation:
 
         self._damage("row_swap", swap)
 
+    def _do_lose_disk(self) -> None:
+        """Only where all know the node by that disk: nobody can tell a lost one from a new one before."""
+        node, displaced = self._some_node(), [each for each in self.processes.values() if each.displaced]
+        if node is None or displaced or self.random.random() < 0.3:
+            return
+        known = [each.members() for each in self.processes.values() if each.members().voters]
+        if all(len(each.voters) > 2 and each.storages.get(node.id) == node.storage for each in known):
+            self._fault("lose_disk", node.id)
+            self._kill(node, self._down_for())
+            node.displaced = True
+            self._lose_disk(node, node.first)
+            self.after(self._while(), self._replace, node)
+
+    def _replace(self, node: _Process) -> None:
+        """What an operator does about a node whose disk is lost."""
+        if self._quiet:
+            return
+        leading = [each.driver().raft for each in self.processes.values() if each.node and each.id != node.id]
+        settled = [each for each in leading if each.role == LEADER and each.commit >= each.configuration_index]
+        if (
+            node.displaced
+            and settled
+            and node.id not in max(settled, key=lambda each: each.term).configuration.members()
+        ):
+            if node.node is not None:
+                self._kill(node, None)
+            node.displaced = False
+            self._lose_disk(node, self.core.Configuration(()))
+            self._boot(node)
+        elif node.displaced:
+            self._ask("members", ["remove", [node.id]])
+        elif any(node.id in each.configuration.members() for each in settled):
+            return
+        else:
+            self._ask("members", ["add", [node.id]])
+        self.after(1_000 * _MS, self._replace, node)
+
     def _do_node_burst(self) -> None:
         node = self._some_node()
         if node is not None:
@@ -983,7 +1062,7 @@ class Simulation:
     def _do_change_members(self) -> None:
         """By way of a client.  Whoever is added is running."""
         leading = [each for each in self.processes.values() if each.node and each.driver().raft.role == LEADER]
-        if not leading:
+        if not leading or any(each.displaced for each in self.processes.values()):
             return
         members = leading[-1].configuration
         id = self.random.choice(self._ids)
@@ -1053,7 +1132,7 @@ class Simulation:
             for peer, progress in raft.progress.items():
                 holder, match = self.processes[peer], progress.match
                 on_disk = holder.durable_term != term or match <= max(holder.durable_base, base)
-                if not on_disk and holder.durable.get(match) != log.check_at(match):
+                if not on_disk and not holder.holds(match, log.check_at(match)):
                     raise Violation(
                         f"durability: {process.id} counts entry {match}, which is not on the disk of {peer}"
                     )
@@ -1126,7 +1205,7 @@ class Simulation:
         # Who leaves may lead until that is committed (Ongaro 2014 §4.2.2).
         if not any(members.is_voter(process.id) for members in process.configurations.values()):
             raise Violation(f"election safety: {process.id} leads term {term} and is no voter")
-        voters = {each.id for each in self.processes.values() if each.votes.get(term) == process.id}
+        voters = {each.id for each in self.processes.values() if each.voted_for(process.id, term)}
         if not _is_quorum(process.driver().raft.configuration, voters):
             raise Violation(f"election safety: {process.id} leads term {term} with votes on {len(voters)} disks")
         self._check_completeness(process.id, term, log)
@@ -1165,11 +1244,7 @@ class Simulation:
             raise Violation(f"state machine safety: {process.id} committed another entry {index}")
         if index > self._highest_commit:
             self._highest_commit, self._commit_term = index, process.driver().raft.term
-            holders = {
-                each.id
-                for each in self.processes.values()
-                if each.durable.get(index) == check or each.durable_base >= index
-            }
+            holders = {each.id for each in self.processes.values() if each.holds(index, check)}
             # The configuration that counted may have been replaced since.
             counting = (process.configuration, process.driver().raft.configuration)
             if not any(_is_quorum(configuration, holders) for configuration in counting):
@@ -1178,10 +1253,11 @@ class Simulation:
 
     def _check_electable(self, index: int, check: int) -> None:
         """Nobody who lacks what is committed could yet win an election (Ongaro 2014 §3.6.1, figure 3.7)."""
-        for each in self.processes.values():
-            members = each.configurations[max(each.configurations)]
+        known = [each for each in self.processes.values() if not each.displaced]
+        for each in known:
+            members = each.members()
             if each.durable.get(index) != check and each.durable_base < index and members.is_voter(each.id):
-                voters = {other.id for other in self.processes.values() if other.durable_last <= each.durable_last}
+                voters = {other.id for other in known if other.durable_last <= each.durable_last}
                 if _is_quorum(members, voters):
                     raise Violation(f"leader completeness: entry {index} is committed, {each.id} could win without it")
 
@@ -1301,7 +1377,7 @@ class Simulation:
         self._redis_down_until = 0
         for link in sorted(self._clogged, key=str):
             self._unclog(link)
-        if "change_members" in self.faults:
+        if self.faults & {"change_members", "lose_disk"}:
             for client in self._clients:  # No change that is still on its way makes another majority count.
                 client.crash()
             for reader in self.links.values():
@@ -1312,7 +1388,7 @@ class Simulation:
                     self._kill(process, None)
             majority, bridged = self._majority_of_the_newest(), None
         else:
-            majority = self.random.sample(self._ids, len(self._ids) // 2 + 1)
+            majority = self._majority()
             bridged = self._bridged(majority)
         self._note("liveness", *majority, "with", bridged)
         for id, process in self.processes.items():
@@ -1355,18 +1431,20 @@ class Simulation:
                 return
         raise Violation(f"liveness: {', '.join(sorted(majority))} did not elect, commit and converge in time")
 
+    def _majority(self) -> list[str]:
+        fitting = [id for id, each in self.processes.items() if not each.displaced]
+        return self.random.sample(fitting, len(self._ids) // 2 + 1)
+
     def _majority_of_the_newest(self) -> list[str]:
         """Enough to elect whoever has the newest log, by its own configuration, whatever the others know of it."""
-        newest = max(self.processes.values(), key=lambda each: (each.durable_last, each.id))
-        members = newest.configurations[max(newest.configurations)]
+        known = [each for each in self.processes.values() if not each.displaced]
+        newest = max(known, key=lambda each: (each.durable_last, each.id))
+        members = newest.members()
         if not members.is_voter(newest.id) or self.random.random() < 0.3:
-            return list(self._ids)
+            return [each.id for each in known]
         chosen = [newest.id]
         # Those first who know least, perhaps not even that they are voters.
-        for each in sorted(
-            self.processes.values(),
-            key=lambda each: (each.configurations[max(each.configurations)].is_voter(each.id), each.durable_last),
-        ):
+        for each in sorted(known, key=lambda each: (each.members().is_voter(each.id), each.durable_last)):
             id = each.id
             if id not in chosen and not _is_quorum(members, set(chosen)):
                 chosen.append(id)
