@@ -20,6 +20,7 @@ WINDOWS: Final = (1, 64, 1024)
 PAYLOADS: Final = (16, 256)
 _IDS: Final = (1, 2, 3)
 _COMPACT_EVERY: Final = 10_000
+_NEVER: Final = 1 << 62
 
 
 def filled(core: Any, length: int, payload: bytes = bytes(16)) -> Any:
@@ -61,39 +62,49 @@ class Group:
             )
             for id in ids
         ]
-        self.by_id = {raft.id: raft for raft in self.rafts}
-        self.applied = dict.fromkeys(ids, length)
         self.leader = self.rafts[0]
+        self.applied = dict.fromkeys(ids, length)
         self._compact_every = compact_every
         self._compact_at = length + compact_every
+        # Methods that are looked up once: what is measured should be the core, as far as that is possible.
+        self._steps = [None, *(raft.step for raft in self.rafts)]
+        self._members = [(r.id, r.ready, r.persisted, r.applicable, r.log.slice) for r in self.rafts]
         self.leader.tick(self.leader.deadline())
-        while self.leader.role != LEADER or min(self.applied.values()) <= length:
+        while self.leader.role != LEADER or self.turn() <= length:
             self.turn()
 
-    def turn(self) -> None:
-        """One turn of each: what is to be written is durable at once, what is sent arrives, what may be is applied."""
-        by_id, applied = self.by_id, self.applied
-        for id, raft in by_id.items():
-            ready = raft.ready()
-            messages = ready.messages
-            if ready.write:
-                raft.persisted()
-                messages += raft.ready().messages
-            for message in messages:
-                target = by_id[message.peer]
-                message.peer = id
-                target.step(message)
-            done, last = applied[id], raft.applicable()
-            if last > done:
-                applied[id] = done + len(raft.log.entries(done + 1, last + 1))
+    def turn(self) -> int:
+        """One turn of each: what is to be written is durable at once, what is sent arrives, what may be is applied.
+
+        Returns: the last index that all have applied.
+        """
+        steps, applied = self._steps, self.applied
+        least = _NEVER
+        for id, ready_of, persisted, applicable, block_of in self._members:
+            while True:
+                ready = ready_of()
+                for message in ready.messages:
+                    step = steps[message.peer]
+                    message.peer = id
+                    step(message)
+                if not ready.write:
+                    break
+                persisted()
+            last = applicable()
+            if last > applied[id]:
+                block_of(applied[id] + 1, last + 1)  # The machine gets all at once, and only counts.
+                applied[id] = last
+            if last < least:
+                least = last
+        return least
 
     def commit(self, window: int, payload: bytes) -> None:
         """Propose `window` transitions, and move messages until all are applied by all."""
-        propose = self.leader.propose
+        propose, turn = self.leader.propose, self.turn
         for _ in range(window):
             last = propose(TRANSITION, payload)
-        while min(self.applied.values()) < last:
-            self.turn()
+        while turn() < last:
+            pass
         if last >= self._compact_at:
             self._compact_at = last + self._compact_every
             for raft in self.rafts:
