@@ -254,7 +254,7 @@ class Raft:
                 self._heartbeat_deadline = self.now + self._heartbeat
                 self._handed_over = False
                 for progress in self.progress.values():
-                    self._send_empty(progress)
+                    self._send_empty(progress, 0)
         elif self.now >= self._election_deadline:
             self._campaign()
 
@@ -708,7 +708,9 @@ class Raft:
         self.commit = max(self.commit, min(message.commit, verified))
         if message.flag and self.commit >= self.configuration_index and self.id not in self.configuration.members():
             self.removed = True  # The leader parts from us.
-        self._answer(message, not message.data or self._verified <= self.stable)
+        # A notice of the commit index wants no answer, but for a new read round: heartbeats show who is there, and
+        # what was lost (etcd-io/raft answers each; that is half of an idle cluster's messages).
+        self._answer(message, self._verified <= self.stable if message.data else not message.hint)
 
     @cython.cfunc
     def _truncate(self, index: cython.longlong) -> None:
@@ -850,7 +852,7 @@ class Raft:
                 del self.progress[peer]
         if not configuration.is_voter(self.id):
             for progress in self.progress.values():
-                self._send_empty(progress)
+                self._send_empty(progress, 0)
             successor: Any = max(configuration.voters, key=self._closeness)
             self._send(successor, Message(TIMEOUT_NOW, self.term))
             self._become_follower(self.term, None)  # Ongaro 2014 §4.2.2.
@@ -967,11 +969,11 @@ class Raft:
                         break
                 # Followers apply, and answer reads, without waiting for a heartbeat.
                 if progress.state == REPLICATE and progress.commit < min(self.commit, progress.next - 1):
-                    self._send_empty(progress)
+                    self._send_empty(progress, 1)
             elif progress.state == PROBE and not progress.paused and progress.next <= last:
                 progress.paused = self._send_entries(progress)
             if progress.asked < self._round:
-                self._send_empty(progress)
+                self._send_empty(progress, 0)
 
     @cython.cfunc
     def _in_flight(self, progress: Progress) -> cython.longlong:
@@ -1006,8 +1008,11 @@ class Raft:
         return True
 
     @cython.cfunc
-    def _send_empty(self, progress: Progress) -> None:
-        """A heartbeat: also shows a lost frame, spreads the commit index and confirms read rounds."""
+    def _send_empty(self, progress: Progress, notice: cython.longlong) -> None:
+        """A heartbeat: also shows a lost frame, spreads the commit index and confirms read rounds.
+
+        As a `notice` it only spreads the commit index, and wants no answer.
+        """
         previous: cython.longlong = progress.next - 1
         if progress.state == INSTALL:
             previous = self.log.base_index
@@ -1027,7 +1032,7 @@ class Raft:
                 log_term=previous_term,
                 commit=self.commit,
                 context=self._round,
-                hint=0,
+                hint=notice,
                 flag=gone and progress.peer not in self.configuration.members(),
                 data=b"",
             ),
