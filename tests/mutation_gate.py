@@ -65,12 +65,6 @@ MUTANTS = (
         "        if self._hard_durable:\n            self._out.append(message)\n        else:\n            self._held.append(message)",
         "        self._out.append(message)",
     ),
-    Mutant(
-        "heartbeats are not answered either",
-        "raft.py",
-        "if message.data else not message.hint)",
-        "if message.data else False)",
-    ),
     Mutant("ack before fsync", "raft.py", "index=min(self._verified, self.stable),", "index=self._verified,"),
     Mutant(
         "leader counts itself before fsync",
