@@ -254,7 +254,7 @@ class Raft:
                 self._heartbeat_deadline = self.now + self._heartbeat
                 self._handed_over = False
                 for progress in self.progress.values():
-                    self._send_empty(progress, 0)
+                    self._send_empty(progress, False)
         elif self.now >= self._election_deadline:
             self._campaign()
 
@@ -852,7 +852,7 @@ class Raft:
                 del self.progress[peer]
         if not configuration.is_voter(self.id):
             for progress in self.progress.values():
-                self._send_empty(progress, 0)
+                self._send_empty(progress, False)
             successor: Any = max(configuration.voters, key=self._closeness)
             self._send(successor, Message(TIMEOUT_NOW, self.term))
             self._become_follower(self.term, None)  # Ongaro 2014 §4.2.2.
@@ -969,11 +969,11 @@ class Raft:
                         break
                 # Followers apply, and answer reads, without waiting for a heartbeat.
                 if progress.state == REPLICATE and progress.commit < min(self.commit, progress.next - 1):
-                    self._send_empty(progress, 1)
+                    self._send_empty(progress, progress.asked == self._round)
             elif progress.state == PROBE and not progress.paused and progress.next <= last:
                 progress.paused = self._send_entries(progress)
             if progress.asked < self._round:
-                self._send_empty(progress, 0)
+                self._send_empty(progress, False)
 
     @cython.cfunc
     def _in_flight(self, progress: Progress) -> cython.longlong:
@@ -1008,10 +1008,10 @@ class Raft:
         return True
 
     @cython.cfunc
-    def _send_empty(self, progress: Progress, notice: cython.longlong) -> None:
+    def _send_empty(self, progress: Progress, notice: cython.bint) -> None:
         """A heartbeat: also shows a lost frame, spreads the commit index and confirms read rounds.
 
-        As a `notice` it only spreads the commit index, and wants no answer.
+        As a `notice` it only spreads the commit index: it wants no answer, and may wait for what goes there next.
         """
         previous: cython.longlong = progress.next - 1
         if progress.state == INSTALL:
