@@ -69,13 +69,13 @@ MUTANTS = (
     Mutant(
         "leader counts itself before fsync",
         "raft.py",
-        "                matches.append(self.stable)",
-        "                matches.append(self.log.last_index)",
+        "quorum_match(voters, self.progress, self.id, self.stable)",
+        "quorum_match(voters, self.progress, self.id, self.log.last_index)",
     ),
     Mutant(
         "commit by counting an old-term entry",
         "raft.py",
-        "if index > self.commit and self.log.term_at(index) == self.term:",
+        "if index > self.commit and self.log._term_at(index) == self.term:",
         "if index > self.commit:",
     ),
     Mutant(
@@ -98,9 +98,9 @@ MUTANTS = (
     ),
     Mutant(
         "quorum n/2 for commits",
-        "raft.py",
-        "        return matches[(len(matches) - 1) // 2]",
-        "        return matches[(len(matches) + 1) // 2]",
+        "_core_py.py",
+        "    return matches[(len(matches) - 1) // 2]",
+        "    return matches[(len(matches) + 1) // 2]",
     ),
     Mutant(
         "votes counted as a number, not a set",
@@ -141,14 +141,14 @@ MUTANTS = (
     Mutant(
         "conflict not truncated",
         "raft.py",
-        "                if first <= self.log.last_index:\n                    self._truncate(first)\n                self.log.extend(message.data, first)",
-        "                if first > self.log.last_index:\n                    self.log.extend(message.data, first)",
+        "                if first <= self.log.last_index:\n                    self._truncate(first)\n                self.log._extend(message.data, first)",
+        "                if first > self.log.last_index:\n                    self.log._extend(message.data, first)",
     ),
     Mutant(
         "previous-term check skipped",
         "raft.py",
-        "        if self.log.term_at(previous) != message.log_term:",
-        "        if self.log.term_at(previous) < 0:",
+        "        if self.log._term_at(previous) != message.log_term:",
+        "        if self.log._term_at(previous) < 0:",
     ),
     Mutant(
         "commit not clamped to what was verified",
@@ -312,9 +312,9 @@ MUTANTS = (
     ),
     Mutant(
         "leader counts itself after its removal",
-        "raft.py",
-        "        matches: list[int] = []\n",
-        "        matches: list[int] = [] if self.id in voters else [self.stable]\n",
+        "_core_py.py",
+        "for voter in voters])\n",
+        "for voter in (voters if own_id in voters else (*voters, own_id))])\n",
     ),
     Mutant(
         "configuration not rolled back",

@@ -9,6 +9,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,11 +83,48 @@ def test_the_ratios_are_there_each_with_its_pairs(made: tuple[dict[str, Any], Pa
 def test_each_level_measures_what_it_should(made: tuple[dict[str, Any], Path, str]) -> None:
     names = {(record["suite"], record["name"], record["window"]) for record in made[0]["records"]}
     assert {("core", "commit", window) for window in (1, 64, 1024)} <= names
+    assert ("core", "applied_objects", 1024) in names
     parts = {name for suite, name, _ in names if suite == "parts"}
     assert {"append", "encode", "acknowledge", "memcpy", "commit.3", "commit.9", "vote_count.7"} <= parts
     for share in ("p50", "p99"):
         assert {("e2e", f"tcp.{what}_{share}", 1) for what in ("loop", "client", "floor_sqlite")} <= names
     assert {("e2e", f"tcp.{what}", w) for what in ("throughput", "cpu") for w in (64, 1024, 10_000)} <= names
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_compiled_log_takes_at_most_32_bytes_an_entry_besides_the_payload(compiled: None) -> None:
+    """Of this process, in one of its own: its pages, and nothing that others freed."""
+    code = (
+        "from raftplug import core\nfrom raftplug.benchmarks.core import log_bytes_per_entry\n"
+        "print(log_bytes_per_entry(core.load('cython'), 16))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert 41 <= float(done.stdout) <= 16 + 32
+
+
+RATIOS = {1: 4, 64: 8, 1024: 10}
+"""By how much the compiled core must be ahead, at least, for each window: less than half of what was measured."""
+
+
+def test_the_compiled_core_is_ahead(compiled: None) -> None:
+    """The gate in CI: the ratio of interleaved runs in CPU time, for others run beside us; no absolute time decides."""
+    from raftplug import core
+    from raftplug.benchmarks.core import Group
+
+    payload = bytes(16)
+    for window, least in RATIOS.items():
+        groups = [Group(core.load(name)) for name in ("python", "cython")]
+        count = max(1, 300 // window)
+        ratios = []
+        for _ in range(11):
+            elapsed = []
+            for group in groups:
+                begin = time.thread_time_ns()
+                for _ in range(count):
+                    group.commit(window, payload)
+                elapsed.append(time.thread_time_ns() - begin)
+            ratios.append(elapsed[0] / elapsed[1])
+        assert statistics.median(ratios[1:]) >= least, (window, ratios)
 
 
 def test_the_plot_is_svg_and_the_table_shows_the_range(made: tuple[dict[str, Any], Path, str]) -> None:

@@ -319,3 +319,53 @@ def test_a_read_whose_index_never_comes_ends_at_its_deadline(world: World) -> No
     future = world.read(other, timeout_ms=1_000)
     world.run(1_500)
     assert isinstance(future.exception(0), Unavailable)
+
+
+@pytest.fixture
+def settled(core: Any) -> tuple[World, str, list[str]]:
+    """A leader with a committed transition that everybody has applied, and the two others."""
+    world = World(core)
+    leader = world.elect()
+    others = [id for id in IDS if id != leader]
+    world.propose(leader, {"add": 1})
+    world.until(lambda: all(world.machines[id].value == 1 for id in IDS))
+    return world, leader, others
+
+
+def _commit(world: World, leader: str) -> None:
+    """One more transition, committed without any time passing."""
+    future = world.propose(leader, {"add": 1})
+    for _ in range(20):
+        if future.done():
+            return
+        for node in world.nodes.values():
+            node.turn()
+    raise AssertionError("it was not committed")
+
+
+def test_a_follower_hears_of_a_commit_with_the_next_append(settled: tuple[World, str, list[str]]) -> None:
+    world, leader, others = settled
+    world.run(200)
+    before = {id: world.machines[id].value for id in others}
+    _commit(world, leader)
+    assert {id: world.machines[id].value for id in others} == before
+    _commit(world, leader)
+    assert all(world.machines[id].value == before[id] + 1 for id in others)
+
+
+def test_a_follower_hears_of_the_last_commit_long_before_a_heartbeat(settled: tuple[World, str, list[str]]) -> None:
+    world, leader, others = settled
+    world.until(lambda: world.raft(leader).deadline() - world.now > 80_000)
+    _commit(world, leader)
+    world.run(20)
+    assert all(world.machines[id].value == 2 for id in others)
+
+
+def test_a_read_on_a_follower_does_not_wait_for_the_notice(settled: tuple[World, str, list[str]]) -> None:
+    world, leader, others = settled
+    _commit(world, leader)
+    future = world.read(others[0])
+    for _ in range(20):  # The clock stands still.
+        for node in world.nodes.values():
+            node.turn()
+    assert future.done() and future.result(0) == 2

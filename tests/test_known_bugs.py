@@ -327,7 +327,7 @@ def test_a_read_is_not_answered_before_the_leader_has_committed_in_its_own_term(
     leader.read("r")
     for voter in (2, 3):
         net.step(1, voter, net.message(APPEND_RESPONSE, leader.term, index=2, hint=2, flag=True))
-    assert leader.ready().reads == []
+    assert not leader.ready().reads
     net.sent.clear()
     net.heartbeat(1)
     net.deliver(lambda source, target, message: leader.commit < 3)

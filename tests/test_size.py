@@ -13,9 +13,10 @@ SOURCE = Path(__file__).parent.parent / "src" / "raftplug"
 FLOORS = (
     {"_cy", "_source", "constants", "errors", "version"},
     {"_refusals", "settings", "plain", "future", "frames", "state_machine", "redis_connection", "embedded"},
-    {"configuration", "sessions", "storage", "cluster", "keys", "_core_py"},
+    {"configuration", "sessions", "cluster", "keys", "_core_py"},
     {"raft", "requester", "hooks", "redis_streams"},
     {"core", "plugins"},
+    {"storage"},
     {"driver"},
     {"replica", "node", "client"},
     {"testing", "benchmarks"},

@@ -1,4 +1,4 @@
-# cython: language_level=3, binding=True
+# cython: language_level=3, binding=False, embedsignature=True, embedsignature.format=clinic
 """The compiled core: `_core_py.py` over again as typed classes, and the rules of raft.py compiled over them.
 
 Entries lie one after the other in memory of our own, as they go over the wire; so replicating a range is one copy, and
@@ -14,8 +14,8 @@ from __future__ import annotations
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact
-from libc.string cimport memcpy, memmove
 from cpython.mem cimport PyMem_RawFree, PyMem_RawRealloc
+from libc.string cimport memcpy, memmove, memset
 
 from raftplug import _refusals as refusals
 
@@ -33,8 +33,14 @@ cdef extern from *:
     #ifndef RAFTPLUG_SOURCE_HASH
     #define RAFTPLUG_SOURCE_HASH ""
     #endif
+    #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    #define RAFTPLUG_LITTLE_ENDIAN 1
+    #else
+    #define RAFTPLUG_LITTLE_ENDIAN 0
+    #endif
     """
     const char *RAFTPLUG_SOURCE_HASH
+    const bint LITTLE_ENDIAN "RAFTPLUG_LITTLE_ENDIAN"
 
 SOURCE_HASH = RAFTPLUG_SOURCE_HASH.decode("ascii")
 
@@ -46,8 +52,10 @@ cdef enum:
     HEADER_BYTES = 25
     CHECKED_BYTES = 21
     MESSAGE_BYTES = 50
+    START_BYTES = 5
 
 cdef long long LARGEST = 0x7FFFFFFFFFFFFFFF
+cdef u64 LARGEST_POSITION = (1ULL << 8 * START_BYTES) - 1
 cdef long long LARGEST_INDEX = refusals.LARGEST_INDEX
 
 
@@ -62,6 +70,9 @@ cdef inline u64 load64(const u8 *p) noexcept nogil:
 
 
 cdef inline void store32(u8 *p, u32 value) noexcept nogil:
+    if LITTLE_ENDIAN:  # Compilers make one instruction of loads that are written out, but not of stores.
+        memcpy(p, &value, 4)
+        return
     p[0] = <u8>value
     p[1] = <u8>(value >> 8)
     p[2] = <u8>(value >> 16)
@@ -69,13 +80,16 @@ cdef inline void store32(u8 *p, u32 value) noexcept nogil:
 
 
 cdef inline void store64(u8 *p, u64 value) noexcept nogil:
+    if LITTLE_ENDIAN:
+        memcpy(p, &value, 8)
+        return
     store32(p, <u32>value)
     store32(p + 4, <u32>(value >> 32))
 
 
-# CRC-32 (zlib's), eight bytes at a time: Kounavis and Berry 2005, "slicing-by-8".
+# CRC-32 (zlib's), sixteen bytes at a time: Kounavis and Berry 2005, "slicing-by-8", and once more.
 
-cdef u32[8][256] TABLE
+cdef u32[16][256] TABLE
 
 
 cdef void make_table() noexcept nogil:
@@ -87,25 +101,35 @@ cdef void make_table() noexcept nogil:
             value = value >> 1 ^ (<u32>0xEDB88320 if value & 1 else 0)
         TABLE[0][i] = value
     for i in range(256):
-        for k in range(1, 8):
+        for k in range(1, 16):
             TABLE[k][i] = TABLE[k - 1][i] >> 8 ^ TABLE[0][TABLE[k - 1][i] & 0xFF]
 
 
 make_table()
 
 
-cdef u32 crc32(const u8 *p, size_t size, u32 check) noexcept nogil:
-    cdef u32 low, high
-    check = ~check
-    while size >= 8:
-        low = check ^ load32(p)
-        high = load32(p + 4)
-        check = (
-            TABLE[7][low & 0xFF] ^ TABLE[6][low >> 8 & 0xFF] ^ TABLE[5][low >> 16 & 0xFF] ^ TABLE[4][low >> 24]
-            ^ TABLE[3][high & 0xFF] ^ TABLE[2][high >> 8 & 0xFF] ^ TABLE[1][high >> 16 & 0xFF] ^ TABLE[0][high >> 24]
-        )
+cdef inline u32 crc4(u32 word, int after) noexcept nogil:
+    """What four bytes contribute that have `after` bytes after them in their round."""
+    return (
+        TABLE[after + 3][word & 0xFF] ^ TABLE[after + 2][word >> 8 & 0xFF]
+        ^ TABLE[after + 1][word >> 16 & 0xFF] ^ TABLE[after][word >> 24]
+    )
+
+
+cdef inline u32 crc_end(const u8 *p, size_t size, u32 check) noexcept nogil:
+    """The last bytes; `check` is as it is between rounds, complemented."""
+    while size >= 16:
+        check = crc4(load32(p + 4), 8) ^ crc4(load32(p + 8), 4) ^ crc4(load32(p + 12), 0) ^ crc4(check ^ load32(p), 12)
+        p += 16
+        size -= 16
+    if size >= 8:
+        check = crc4(load32(p + 4), 0) ^ crc4(check ^ load32(p), 4)
         p += 8
         size -= 8
+    if size >= 4:
+        check = crc4(check ^ load32(p), 0)
+        p += 4
+        size -= 4
     while size:
         check = check >> 8 ^ TABLE[0][(check ^ p[0]) & 0xFF]
         p += 1
@@ -115,7 +139,20 @@ cdef u32 crc32(const u8 *p, size_t size, u32 check) noexcept nogil:
 
 cdef inline u32 entry_check(const u8 *entry, u32 length, u32 check) noexcept nogil:
     """The check of an entry whose header (but the check) and payload are in place."""
-    return crc32(entry + HEADER_BYTES, length, crc32(entry, CHECKED_BYTES, check))
+    cdef const u8 *payload = entry + HEADER_BYTES
+    # The 21 bytes of the header, and 11 of the payload, are two rounds.
+    check = (
+        crc4(load32(entry + 4), 8) ^ crc4(load32(entry + 8), 4) ^ crc4(load32(entry + 12), 0)
+        ^ crc4(~check ^ load32(entry), 12)
+    )
+    if length < 11:
+        check = crc4(check ^ load32(entry + 16), 0)
+        return crc_end(payload, length, check >> 8 ^ TABLE[0][(check ^ entry[20]) & 0xFF])
+    check = (
+        crc4(entry[20] | load32(payload) << 8, 8) ^ crc4(load32(payload + 3), 4) ^ crc4(load32(payload + 7), 0)
+        ^ crc4(check ^ load32(entry + 16), 12)
+    )
+    return crc_end(payload + 11, length - 11, check)
 
 
 # Numbers that come in.  They are taken as objects, not as C integers, so that one that is out of range is refused in
@@ -151,25 +188,32 @@ cdef struct Entry:
     Py_ssize_t end  # where the entry ends in its block
 
 
-cdef Py_ssize_t read_entry(
+cdef inline int read_entry(
     const u8 *block, Py_ssize_t size, Py_ssize_t position, u64 index, u64 lowest, u64 highest, Entry *entry
 ) except -1:
     """Fill `entry` from the bytes at `position`, which must be entry `index`; return 0, or raise MalformedBlock."""
     cdef Py_ssize_t left = size - position - HEADER_BYTES
     cdef const u8 *p = block + position
-    if left < 0:
-        raise refusals.header_cut(index, left + HEADER_BYTES)
-    if load64(p) != index or index > <u64>LARGEST_INDEX:
-        raise refusals.wrong_index(index, load64(p))
+    if left < 0 or load64(p) != index or index > <u64>LARGEST_INDEX:
+        raise malformed(p, left, index, lowest, highest)
     entry.term = load64(p + 8)
-    if entry.term < lowest or entry.term > highest:
-        raise refusals.wrong_term(index, entry.term, lowest, highest)
     entry.length = load32(p + 17)
-    if entry.length > <u64>left:
-        raise refusals.payload_cut(index, entry.length, left)
+    if entry.term < lowest or entry.term > highest or entry.length > <u64>left:
+        raise malformed(p, left, index, lowest, highest)
     entry.check = load32(p + CHECKED_BYTES)
     entry.end = position + HEADER_BYTES + <Py_ssize_t>entry.length
     return 0
+
+
+cdef object malformed(const u8 *p, Py_ssize_t left, u64 index, u64 lowest, u64 highest):
+    """What is wrong with an entry, `left` bytes after whose header are in its block."""
+    if left < 0:
+        return refusals.header_cut(index, left + HEADER_BYTES)
+    if load64(p) != index or index > <u64>LARGEST_INDEX:
+        return refusals.wrong_index(index, load64(p))
+    if load64(p + 8) < lowest or load64(p + 8) > highest:
+        return refusals.wrong_term(index, load64(p + 8), lowest, highest)
+    return refusals.payload_cut(index, load32(p + 17), left)
 
 
 @cython.final
@@ -179,13 +223,16 @@ cdef class Log:
 
     cdef readonly long long base_index, base_term, base_check, last_index, last_term
     cdef u32 check  # the chain value of the last entry
-    # Positions count bytes since the last reset.  memory[0] is position `origin`; entry i begins at position
-    # starts[head + i - base_index - 1] and the last one ends at the position after.  What lies before is dead:
-    # compaction moves the rest down only when the dead part is larger, so that it costs O(dropped), not O(log).
+    # Positions count bytes since the last reset, modulo 2^40, in 5 bytes each: a log is for payloads.  memory[0] is
+    # position `origin`; entry i begins at position start(head + i - base_index - 1), and the last one ends at the
+    # position after, which is memory[used].  What lies before is dead: compaction moves the rest down only when the
+    # dead part is larger, so that it costs O(dropped), not O(log).
     cdef u8 *memory
-    cdef u64 *starts
-    cdef size_t memory_size, starts_size, head
+    cdef u8 *starts
+    cdef size_t memory_size, starts_size, head, used
     cdef u64 origin
+    # No entry of kind k lies above latest[k & 7]: the rules look for rare ones among the new ones.
+    cdef long long[8] latest
 
     def __cinit__(self, *args, **kwargs):
         self.memory = NULL
@@ -216,9 +263,10 @@ cdef class Log:
         self.check = <u32>new_check
         PyMem_RawFree(self.memory)
         self.memory = NULL
-        self.memory_size = self.head = 0
+        self.memory_size = self.head = self.used = 0
         self.origin = 0
-        self.starts[0] = 0
+        memset(self.latest, 0, sizeof(self.latest))
+        self.set_start(0, 0)
         self.resize_starts(16)
 
     def __len__(self):
@@ -230,10 +278,10 @@ cdef class Log:
     # Memory.
 
     cdef int resize_starts(self, size_t size) except -1:
-        cdef void *memory = PyMem_RawRealloc(self.starts, size * sizeof(u64))
+        cdef void *memory = PyMem_RawRealloc(self.starts, size * START_BYTES)
         if memory == NULL:
             raise MemoryError()
-        self.starts = <u64 *>memory
+        self.starts = <u8 *>memory
         self.starts_size = size
         return 0
 
@@ -248,19 +296,36 @@ cdef class Log:
     cdef inline size_t slot(self, long long index) noexcept nogil:
         return self.head + <size_t>(index - self.base_index - 1)
 
+    cdef inline u64 start(self, size_t slot) noexcept nogil:
+        cdef const u8 *p = self.starts + slot * START_BYTES
+        return load32(p) | <u64>p[4] << 32
+
+    cdef inline void set_start(self, size_t slot, u64 position) noexcept nogil:
+        cdef u8 *p = self.starts + slot * START_BYTES
+        store32(p, <u32>position)
+        p[4] = <u8>(position >> 32)
+
+    cdef inline size_t offset(self, size_t slot) noexcept nogil:
+        """Where in `memory` the entry of a slot begins."""
+        return <size_t>((self.start(slot) - self.origin) & LARGEST_POSITION)
+
     cdef inline u8 *at(self, long long index) noexcept nogil:
-        """The bytes of entry `index`, which must be here; for last_index + 1, where they will be."""
-        return self.memory + (self.starts[self.slot(index)] - self.origin)
+        """The bytes of entry `index`, which must be here."""
+        return self.memory + self.offset(self.slot(index))
 
     cdef inline int reserve(self, size_t entries, size_t size) except -1:
         """Make room for so many more entries and bytes.  Growth is by half at least, so appending is O(1)."""
         cdef size_t slots = self.slot(self.last_index + 1) + 1 + entries
-        cdef size_t used = <size_t>(self.starts[self.slot(self.last_index + 1)] - self.origin) + size
+        cdef size_t used = self.used + size
         if slots > self.starts_size:
             self.resize_starts(max(slots, self.starts_size + self.starts_size // 2))
         if used > self.memory_size:
+            if used > LARGEST_POSITION:
+                raise MemoryError()
             self.resize_memory(max(used, self.memory_size + self.memory_size // 2, <size_t>1024))
         return 0
+
+    # Each method that the rules call has a twin for them, with an underscore: its numbers are C integers.
 
     # Writing.
 
@@ -268,38 +333,42 @@ cdef class Log:
         """Add one entry of the leader's own and return its index."""
         if payload is None:
             raise refusals.not_bytes("payload", payload)
-        cdef long long new_term = whole("term", term)
-        cdef long long new_kind = whole("kind", kind)
-        if new_kind >= 256:
-            raise refusals.kind_too_large(new_kind)
-        if new_term < self.last_term:
-            raise refusals.term_goes_back(new_term, self.last_term)
+        return self._append(whole("term", term), whole("kind", kind), payload)
+
+    cdef long long _append(self, long long term, long long kind, bytes payload) except -1:
         cdef size_t length = PyBytes_GET_SIZE(payload)
+        cdef u8 *p
+        if not 0 <= kind < 256:
+            raise refusals.kind_too_large(whole("kind", kind))
+        if term < self.last_term:
+            raise refusals.term_goes_back(term, self.last_term)
         if length >= 1ULL << 32:
             raise refusals.payload_too_long(length)
         if self.last_index == LARGEST_INDEX:
             raise refusals.log_full()
         self.reserve(1, HEADER_BYTES + length)
-        cdef size_t slot = self.slot(self.last_index + 1)
-        cdef u8 *p = self.memory + (self.starts[slot] - self.origin)
+        p = self.memory + self.used
         store64(p, <u64>self.last_index + 1)
-        store64(p + 8, <u64>new_term)
-        p[16] = <u8>new_kind
+        store64(p + 8, <u64>term)
+        p[16] = <u8>kind
         store32(p + 17, <u32>length)
         memcpy(p + HEADER_BYTES, PyBytes_AS_STRING(payload), length)
         self.check = entry_check(p, <u32>length, self.check)
         store32(p + CHECKED_BYTES, self.check)
-        self.starts[slot + 1] = self.starts[slot] + HEADER_BYTES + length
+        self.used += HEADER_BYTES + length
         self.last_index += 1
-        self.last_term = new_term
+        self.last_term = term
+        self.latest[kind & 7] = self.last_index
+        self.set_start(self.slot(self.last_index + 1), self.origin + self.used)
         return self.last_index
 
     cpdef (long long, long long) check_block(self, bytes block, prev_index, max_term) except *:
         """Validate a received block, whose entries follow our entry `prev_index`, and change nothing."""
         if block is None:
             raise refusals.not_bytes("block", block)
-        cdef long long index = whole("prev_index", prev_index)
-        cdef u64 highest = <u64>whole("max_term", max_term)
+        return self._check_block(block, whole("prev_index", prev_index), whole("max_term", max_term))
+
+    cdef (long long, long long) _check_block(self, bytes block, long long index, long long max_term) except *:
         if not self.base_index <= index <= self.last_index:
             raise refusals.outside("prev_index", index, self.base_index, self.last_index)
         cdef const u8 *p = <const u8 *>PyBytes_AS_STRING(block)
@@ -307,21 +376,23 @@ cdef class Log:
         cdef Py_ssize_t position = 0
         cdef u64 next_index = <u64>index
         cdef u64 first = 0
-        cdef u32 check = <u32>self.check_of(index)
+        cdef u32 check = <u32>self._check_at(index)
         cdef Entry entry
-        entry.term = <u64>self.term_of(index)
+        entry.term = <u64>self._term_at(index)
         if not size:
             raise refusals.empty_block()
         while position < size:
             next_index += 1
-            read_entry(p, size, position, next_index, entry.term, highest, &entry)
-            check = entry_check(p + position, entry.length, check)
-            if check != entry.check:
+            read_entry(p, size, position, next_index, entry.term, <u64>max_term, &entry)
+            if entry_check(p + position, entry.length, check) != entry.check:
                 raise refusals.wrong_check(next_index)
+            # What is stated, not the same number as it was computed: so the processor need not finish one to begin
+            # the next.
+            check = entry.check
             if not first:
-                if next_index > <u64>self.last_index or self.term_of(<long long>next_index) != <long long>entry.term:
+                if next_index > <u64>self.last_index or self._term_at(<long long>next_index) != <long long>entry.term:
                     first = next_index
-                elif self.check_of(<long long>next_index) != check:
+                elif self._check_at(<long long>next_index) != check:
                     raise refusals.other_content(next_index, entry.term)
             position = entry.end
         return <long long>first, <long long>next_index
@@ -330,7 +401,9 @@ cdef class Log:
         """Append the entries from index `first` on of a block that `check_block` found good."""
         if block is None:
             raise refusals.not_bytes("block", block)
-        cdef long long wanted = whole("first", first)
+        self._extend(block, whole("first", first))
+
+    cdef int _extend(self, bytes block, long long wanted) except -1:
         if wanted != self.last_index + 1:
             raise refusals.not_next(wanted, self.last_index)
         cdef const u8 *p = <const u8 *>PyBytes_AS_STRING(block)
@@ -348,7 +421,7 @@ cdef class Log:
                 break
         if index != <u64>wanted or position == size:
             raise refusals.not_in_block(wanted)
-        self.take(p, size, position)
+        return self.take(p, size, position)
 
     cdef int take(self, const u8 *block, Py_ssize_t size, Py_ssize_t position) except -1:
         """Append the entries from `position` on; nothing has changed if this raises."""
@@ -361,19 +434,21 @@ cdef class Log:
             return 0
         self.reserve(1, <size_t>(size - position))
         slot = self.slot(self.last_index + 1)
-        already = self.starts[slot]
+        already = self.origin + self.used
         entry.term = <u64>self.last_term
         entry.check = self.check
         while position < size:
             index += 1
             read_entry(block, size, position, index, entry.term, <u64>LARGEST, &entry)
+            self.latest[block[position + 16] & 7] = <long long>index
             position = entry.end
             slot += 1
             if slot == self.starts_size:
                 self.resize_starts(self.starts_size + self.starts_size // 2)
             # Beyond the end: it means nothing until last_index moves.
-            self.starts[slot] = already + <u64>(position - begin)
-        memcpy(self.memory + (already - self.origin), block + begin, <size_t>(size - begin))
+            self.set_start(slot, already + <u64>(position - begin))
+        memcpy(self.memory + self.used, block + begin, <size_t>(size - begin))
+        self.used += <size_t>(size - begin)
         self.last_index = <long long>index
         self.last_term = <long long>entry.term
         self.check = entry.check
@@ -396,8 +471,8 @@ cdef class Log:
             return
         if index == 0 or index > last + 1:
             raise refusals.gap(index, last)
-        check = self.check_of(<long long>(index - 1))
-        entry.term = <u64>max(self.term_of(<long long>(index - 1)), 0)
+        check = self._check_at(<long long>(index - 1))
+        entry.term = <u64>max(self._term_at(<long long>(index - 1)), 0)
         while position < size:
             read_entry(p, size, position, index, entry.term, <u64>LARGEST, &entry)
             if check >= 0 and entry_check(p + position, entry.length, <u32>check) != entry.check:
@@ -405,8 +480,8 @@ cdef class Log:
             if index == base and (entry.check != <u32>self.base_check or entry.term != <u64>self.base_term):
                 raise refusals.base_differs(index)
             if base < index <= last and (
-                entry.check != <u32>self.check_of(<long long>index)
-                or entry.term != <u64>self.term_of(<long long>index)
+                entry.check != <u32>self._check_at(<long long>index)
+                or entry.term != <u64>self._term_at(<long long>index)
             ):
                 raise refusals.other_content(index, entry.term)
             check = entry.check
@@ -418,23 +493,23 @@ cdef class Log:
 
     # Reading.
 
-    cdef inline long long term_of(self, long long index) noexcept nogil:
-        if self.base_index < index <= self.last_index:
-            return <long long>load64(self.at(index) + 8)
-        return self.base_term if index == self.base_index else -1
-
-    cdef inline long long check_of(self, long long index) noexcept nogil:
-        if self.base_index < index <= self.last_index:
-            return load32(self.at(index) + CHECKED_BYTES)
-        return self.base_check if index == self.base_index else -1
-
     cpdef long long term_at(self, index) except? -1:
         """The term of entry `index`, also of the base; -1 if it is compacted away or beyond the end."""
-        return self.term_of(place("index", index))
+        return self._term_at(place("index", index))
+
+    cdef inline long long _term_at(self, long long index) noexcept nogil:
+        if self.base_index < index < self.last_index:
+            return <long long>load64(self.at(index) + 8)
+        return self.last_term if index == self.last_index else self.base_term if index == self.base_index else -1
 
     cpdef long long check_at(self, index) except? -1:
         """The chain value of entry `index`, also of the base; -1 if it is compacted away or beyond the end."""
-        return self.check_of(place("index", index))
+        return self._check_at(place("index", index))
+
+    cdef inline long long _check_at(self, long long index) noexcept nogil:
+        if self.base_index < index < self.last_index:
+            return load32(self.at(index) + CHECKED_BYTES)
+        return self.check if index == self.last_index else self.base_check if index == self.base_index else -1
 
     cdef u8 *entry(self, object index) except NULL:
         cdef long long wanted = place("index", index)
@@ -451,79 +526,98 @@ cdef class Log:
         cdef u8 *p = self.entry(index)
         return PyBytes_FromStringAndSize(<char *>p + HEADER_BYTES, <Py_ssize_t>load32(p + 17))
 
-    cdef int bounds(self, object lo, object hi, size_t *start, size_t *stop) except -1:
-        """Where entries lo to hi - 1 lie in `starts`."""
+    cdef int require(self, object lo, object hi) except -1:
+        """Refuse a range that is not here in the caller's own numbers, however large."""
         cdef long long first = place("lo", lo)
         cdef long long end = place("hi", hi)
         if not self.base_index < first <= end or end > self.last_index + 1:
             raise refusals.no_entries(lo, hi, self.base_index, self.last_index)
-        start[0] = self.slot(first)
-        stop[0] = self.slot(end)
+        return 0
+
+    cdef inline int bounds(self, long long lo, long long hi) except -1:
+        """Refuse a range that is not here."""
+        if not self.base_index < lo <= hi or hi > self.last_index + 1:
+            raise refusals.no_entries(lo, hi, self.base_index, self.last_index)
         return 0
 
     cpdef bytes slice(self, lo, hi):
         """Entries lo to hi - 1 as a block."""
-        cdef size_t start, stop
-        self.bounds(lo, hi, &start, &stop)
-        if start == stop:
+        self.require(lo, hi)
+        return self._slice(lo, hi)
+
+    cdef bytes _slice(self, long long lo, long long hi):
+        cdef size_t begin
+        self.bounds(lo, hi)
+        if lo == hi:
             return b""
-        cdef u64 begin = self.starts[start]
+        begin = self.offset(self.slot(lo))
         return PyBytes_FromStringAndSize(
-            <char *>self.memory + (begin - self.origin), <Py_ssize_t>(self.starts[stop] - begin)
+            <char *>self.memory + begin, <Py_ssize_t>(self.offset(self.slot(hi)) - begin)
         )
 
     cpdef long long fit(self, lo, max_bytes) except -1:
         """The end (exclusive) of the longest run of entries from `lo` on that takes at most `max_bytes` as a block."""
-        cdef u64 most = <u64>whole("max_bytes", max_bytes)
+        cdef long long most = whole("max_bytes", max_bytes)
         cdef long long first = place("lo", lo)
-        cdef size_t start, low, high, middle
-        cdef u64 begin
         if not self.base_index < first <= self.last_index:
             raise refusals.no_entry(lo, self.base_index, self.last_index)
-        start = self.slot(first)
-        begin = self.starts[start]
-        high = start + <size_t>(self.last_index + 1 - first)
-        if self.starts[high] - begin <= most:
+        return self._fit(first, most)
+
+    cdef long long _fit(self, long long lo, long long max_bytes) except -1:
+        cdef size_t start, low, high, middle, most
+        if not self.base_index < lo <= self.last_index:
+            raise refusals.no_entry(lo, self.base_index, self.last_index)
+        start = self.slot(lo)
+        most = self.offset(start) + <size_t>max_bytes
+        if self.used <= most:
             return self.last_index + 1
         low = start + 1  # within, because one entry always is; `high` is beyond
+        high = start + <size_t>(self.last_index + 1 - lo)
         while high - low > 1:
             middle = low + (high - low) // 2
-            if self.starts[middle] - begin > most:
+            if self.offset(middle) > most:
                 high = middle
             else:
                 low = middle
-        return first + <long long>(low - start)
+        return lo + <long long>(low - start)
 
     cpdef long long bytes_between(self, lo, hi) except -1:
         """How many bytes entries lo to hi - 1 take as a block, in constant time."""
-        cdef size_t start, stop
-        self.bounds(lo, hi, &start, &stop)
-        return <long long>(self.starts[stop] - self.starts[start])
+        self.require(lo, hi)
+        return self._bytes_between(lo, hi)
+
+    cdef inline long long _bytes_between(self, long long lo, long long hi) except -1:
+        self.bounds(lo, hi)
+        return <long long>(self.offset(self.slot(hi)) - self.offset(self.slot(lo)))
 
     cpdef list entries(self, lo, hi):
         """Kind, term and payload of entries lo to hi - 1."""
-        cdef size_t start, stop
+        cdef long long index, end
         cdef list found = []
         cdef u8 *p
-        self.bounds(lo, hi, &start, &stop)
-        while start < stop:
-            p = self.memory + (self.starts[start] - self.origin)
+        self.require(lo, hi)
+        index, end = lo, hi
+        while index < end:
+            p = self.at(index)
             found.append((
                 p[16],
                 <long long>load64(p + 8),
                 PyBytes_FromStringAndSize(<char *>p + HEADER_BYTES, <Py_ssize_t>load32(p + 17)),
             ))
-            start += 1
+            index += 1
         return found
 
     cpdef long long find(self, kind, lo) except -1:
         """The first entry of `kind` from index `lo` on; 0 if there is none."""
-        cdef size_t start, stop, slot
-        cdef int wanted = kind
-        self.bounds(lo, self.last_index + 1, &start, &stop)
-        for slot in range(start, stop):
-            if self.memory[self.starts[slot] - self.origin + 16] == wanted:
-                return <long long>lo + <long long>(slot - start)
+        self.require(lo, self.last_index + 1)
+        return self._find(kind, lo)
+
+    cdef long long _find(self, long long kind, long long lo) except -1:
+        self.bounds(lo, self.last_index + 1)
+        while lo <= self.latest[kind & 7] and lo <= self.last_index:
+            if self.at(lo)[16] == kind:
+                return lo
+            lo += 1
         return 0
 
     # Dropping.
@@ -535,35 +629,39 @@ cdef class Log:
             raise refusals.outside("index", first, self.base_index + 1, LARGEST)
         if first > self.last_index:
             return
-        self.last_term = self.term_of(first - 1)
-        self.check = <u32>self.check_of(first - 1)
+        cdef long long term = self._term_at(first - 1)
+        self.check = <u32>self._check_at(first - 1)
+        self.used = self.offset(self.slot(first))
+        self.last_term = term
         self.last_index = first - 1
 
     cpdef compact(self, index):
         """Drop all entries up to `index`, which becomes the base; nothing happens if it is not above base_index."""
         cdef long long base = whole("index", index)
-        cdef size_t rest, dead, live, count
+        cdef size_t dead, live, count
         if base <= self.base_index:
             return
         if base > self.last_index:
             raise refusals.outside("index", base, 0, self.last_index)
-        self.base_term, self.base_check, self.head = self.term_of(base), self.check_of(base), self.slot(base + 1)
+        self.base_term, self.base_check, self.head = self._term_at(base), self._check_at(base), self.slot(base + 1)
         self.base_index = base
+        # Memory goes back when what was in use until now needs a quarter of it: a log that is compacted time and again
+        # keeps what it will need until the next time.
         count = <size_t>(self.last_index - base)
-        rest = self.head + count
         if self.head > count:
-            memmove(self.starts, self.starts + self.head, (count + 1) * sizeof(u64))
+            dead = self.head
+            memmove(self.starts, self.starts + dead * START_BYTES, (count + 1) * START_BYTES)
             self.head = 0
-            rest = count
-            if self.starts_size > 64 and self.starts_size > 4 * (count + 1):
-                self.resize_starts(2 * (count + 1))
-        dead = <size_t>(self.starts[self.head] - self.origin)
-        live = <size_t>(self.starts[rest] - self.starts[self.head])
+            if self.starts_size > 64 and self.starts_size > 4 * (dead + count + 1):
+                self.resize_starts(2 * (dead + count + 1))
+        dead = self.offset(self.head)
+        live = self.used - dead
         if dead > live:
             memmove(self.memory, self.memory + dead, live)
             self.origin += dead
-            if self.memory_size > 4096 and self.memory_size > 4 * live:
-                self.resize_memory(max(2 * live, <size_t>1024))
+            self.used = live
+            if self.memory_size > 4096 and self.memory_size > 4 * (dead + live):
+                self.resize_memory(max(2 * (dead + live), <size_t>1024))
 
 
 @cython.final
@@ -593,6 +691,7 @@ cdef class Progress:
 
 
 @cython.final
+@cython.no_gc  # It holds bytes, an id and numbers: no cycle can go through it.
 @cython.freelist(64)
 @cython.auto_pickle(False)
 cdef class Message:
@@ -627,6 +726,13 @@ cdef class Message:
             and 1 <= self.kind <= LAST_MESSAGE_KIND
         )
 
+    cdef int require_range(self) except -1:
+        if not self.in_range():
+            refusals.message_fields(
+                self.kind, self.term, self.index, self.log_term, self.commit, self.context, self.hint
+            )
+        return 0
+
     def __repr__(self):
         return refusals.describe(self, (*refusals.MESSAGE_FIELDS, "flag", "data", "peer"))
 
@@ -635,10 +741,7 @@ cdef class Message:
         cdef Py_ssize_t length = PyBytes_GET_SIZE(self.data)
         cdef bytes encoded
         cdef u8 *p
-        if not self.in_range():
-            refusals.message_fields(
-                self.kind, self.term, self.index, self.log_term, self.commit, self.context, self.hint
-            )
+        self.require_range()
         encoded = PyBytes_FromStringAndSize(NULL, MESSAGE_BYTES + length)
         p = <u8 *>PyBytes_AS_STRING(encoded)
         p[0] = <u8>self.kind
@@ -685,6 +788,59 @@ cdef class Message:
         message.hint = <long long>numbers[5]
         message.data = PyBytes_FromStringAndSize(<const char *>p + MESSAGE_BYTES, size - MESSAGE_BYTES)
         return message
+
+
+# For the rules.
+
+cdef Message new_message(
+    long long kind, long long term, long long index, long long log_term, long long commit, long long context,
+    long long hint, bint flag, bytes data
+):
+    """A message from numbers that are C integers already."""
+    cdef Message message = Message.__new__(Message)
+    message.kind = kind
+    message.term = term
+    message.index = index
+    message.log_term = log_term
+    message.commit = commit
+    message.context = context
+    message.hint = hint
+    message.flag = flag
+    message.data = data
+    message.require_range()
+    return message
+
+
+cdef long long quorum_match(tuple voters, dict peers, object own_id, long long stable) except -1:
+    """The last index that a majority of `voters` is known to have on disk."""
+    cdef Py_ssize_t count = len(voters)
+    cdef Py_ssize_t i, place
+    cdef Progress progress
+    cdef object voter
+    cdef long long match
+    cdef long long[16] few  # Sorted, and almost always enough.
+    cdef long long *matches = few
+    if count > 16:
+        matches = <long long *>PyMem_RawRealloc(NULL, <size_t>count * sizeof(long long))
+        if matches == NULL:
+            raise MemoryError()
+    try:
+        for i in range(count):
+            voter = voters[i]
+            if voter == own_id:
+                match = stable
+            else:
+                progress = peers[voter]
+                match = progress.match
+            place = i
+            while place > 0 and matches[place - 1] > match:
+                matches[place] = matches[place - 1]
+                place -= 1
+            matches[place] = match
+        return matches[(count - 1) // 2]
+    finally:
+        if matches != few:
+            PyMem_RawFree(matches)
 
 
 include "configuration.py"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from struct import Struct
-from typing import final
+from typing import Any, final
 from zlib import crc32
 
 from raftplug import _refusals as refusals
@@ -389,6 +389,10 @@ class Log:
             head = 0
         self._head = head
 
+    # For the rules: compiled, these take C integers.
+    _append, _check_block, _extend, _find, _fit = append, check_block, extend, find, fit
+    _bytes_between, _slice, _term_at = bytes_between, slice, term_at
+
 
 @final
 class Progress:
@@ -526,3 +530,12 @@ class Message:
         if (term | index | log_term | commit | context | hint) >> 63:
             raise refusals.number_too_large(term, index, log_term, commit, context, hint)
         return Message(kind, term, index, log_term, commit, context, hint, flag == 1, data[_MESSAGE_BYTES:])
+
+
+new_message = Message  # For the rules: compiled, it takes C integers.
+
+
+def quorum_match(voters: tuple[int | str, ...], peers: dict[Any, Any], own_id: object, stable: int) -> int:
+    """The last index that a majority of `voters` is known to have on disk."""
+    matches = sorted([stable if voter == own_id else peers[voter].match for voter in voters])
+    return matches[(len(matches) - 1) // 2]

@@ -21,7 +21,12 @@ def cclass(thing: _T) -> _T:
     return thing
 
 
-cfunc = ccall = inline = final = cclass
+cfunc = ccall = inline = final = no_gc = cclass
+
+
+def freelist(size: int) -> Callable[[_T], _T]:
+    """Keep so many freed objects for the next ones, when compiled."""
+    return cclass
 
 
 def declare(type_: object, value: object = None, *, visibility: str = "private") -> Any:

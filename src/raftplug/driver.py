@@ -18,6 +18,7 @@ import msgpack
 from raftplug import core as chosen_core
 from raftplug import plain
 from raftplug.constants import (
+    APPEND,
     APPEND_RESPONSE,
     CONFIGURATION,
     DISPLACED,
@@ -69,6 +70,7 @@ _SNAPSHOT_FORMAT = 1
 _ERROR_CHARACTERS = 1_000
 _NEVER = 1 << 62
 _COUNTED = (PRE_VOTE_RESPONSE, VOTE_RESPONSE, APPEND_RESPONSE)
+_NOTICES_A_HEARTBEAT = 20
 _CLOCK_EVERY = 16  # Entries between two looks at the clock while applying.
 
 
@@ -178,6 +180,9 @@ class Driver:
         self._elected_logged_us = 0
         self._role_term = (0, 0)
         self._snapshot_failed = False
+        self._notices: dict[Id, Any] = {}  # Notices of the commit index that wait to be overtaken, by an append.
+        self._notices_at = _NEVER
+        self._notice_us = settings.heartbeat_ms * 1000 // _NOTICES_A_HEARTBEAT
         self._closed = False
         self._changes: list[Asker] = []  # Who waits for a change of the members to be over.
         self._configuration: Any = None
@@ -325,7 +330,16 @@ class Driver:
         for message in ready.messages:
             if message.kind == SNAPSHOT and not self._fill_snapshot(message):
                 continue
+            if message.kind == APPEND:
+                if message.hint:  # A notice of the commit index.
+                    self._notices[message.peer] = message
+                    self._notices_at = min(self._notices_at, now + self._notice_us)
+                    continue
+                if self._notices.pop(message.peer, None) and not self._notices:  # This tells as much.
+                    self._notices_at = _NEVER
             self._send(message.peer, message.kind, message.encode())
+        if now >= self._notices_at:
+            self._tell_committed()
         for read in ready.failed_reads:
             read.finish(NotLeader("this replica ceased to lead before the read was confirmed"))
         for read, index in ready.reads:
@@ -339,6 +353,16 @@ class Driver:
         if not may_write:
             return None
         return self._write(ready)
+
+    def _tell_committed(self) -> None:
+        """Send the notices that nothing has overtaken: a busy leader's appends tell its followers what is committed.
+
+        Only what followers show without being asked waits for that: a linearizable read brings its own round.
+        """
+        for peer, message in self._notices.items():
+            self._send(peer, message.kind, message.encode())
+        self._notices.clear()
+        self._notices_at = _NEVER
 
     def written(self) -> None:
         """The write that the last `turn` returned is durable."""
@@ -359,7 +383,7 @@ class Driver:
         """When the next turn is due if nothing happens: microseconds."""
         if self.raft.applicable() > self.applied:
             return 0
-        return min(int(self.raft.deadline()), self.requester.deadline(), self._next_expiry)
+        return min(int(self.raft.deadline()), self.requester.deadline(), self._next_expiry, self._notices_at)
 
     def close(self) -> None:
         """Answer everything that is pending: what was accepted may still be executed by the others."""

@@ -42,10 +42,13 @@ from raftplug.constants import (
 from raftplug.errors import ChangeRefused, InvariantViolated, MalformedMessage, NotLeader
 
 if not cython.compiled:
-    from raftplug._core_py import Log, Message, Progress
+    from raftplug._core_py import Log, Message, Progress, new_message, quorum_match
     from raftplug.configuration import Configuration
 
 
+@cython.final
+@cython.no_gc  # Nothing that it holds refers to it.
+@cython.freelist(8)
 @cython.cclass
 class Ready:
     """What must happen now, and only once.
@@ -61,30 +64,31 @@ class Ready:
         truncated: entries that another leader's have replaced: (index, kind, term, payload).
     """
 
-    messages: list[Any] = cython.declare(list, visibility="readonly")
+    messages: Any = cython.declare(object, visibility="readonly")
     write: cython.bint = cython.declare(cython.bint, visibility="readonly")
     term: cython.longlong = cython.declare(cython.longlong, visibility="readonly")
     vote: Any = cython.declare(object, visibility="readonly")
     first: cython.longlong = cython.declare(cython.longlong, visibility="readonly")
     block: bytes = cython.declare(bytes, visibility="readonly")
     snapshot: Any = cython.declare(object, visibility="readonly")
-    reads: list[Any] = cython.declare(list, visibility="readonly")
-    failed_reads: list[Any] = cython.declare(list, visibility="readonly")
-    truncated: list[Any] = cython.declare(list, visibility="readonly")
-
-    def __init__(self, messages: list[Any], reads: list[Any], failed_reads: list[Any], truncated: list[Any]) -> None:
-        self.messages = messages
-        self.write = False
-        self.term = 0
-        self.vote = None
-        self.first = 0
-        self.block = b""
-        self.snapshot = None
-        self.reads = reads
-        self.failed_reads = failed_reads
-        self.truncated = truncated
+    reads: Any = cython.declare(object, visibility="readonly")
+    failed_reads: Any = cython.declare(object, visibility="readonly")
+    truncated: Any = cython.declare(object, visibility="readonly")
 
 
+@cython.cfunc
+def _new_ready() -> Ready:
+    """Nothing to do.  Lists come only where something is in them: much is asked, and most of the answer is empty."""
+    ready: Ready = Ready.__new__(Ready)
+    ready.messages = ready.reads = ready.failed_reads = ready.truncated = ()
+    ready.write = False
+    ready.term = ready.first = 0
+    ready.vote = ready.snapshot = None
+    ready.block = b""
+    return ready
+
+
+@cython.final
 @cython.cclass
 class Raft:
     """One replica's rules.
@@ -162,6 +166,7 @@ class Raft:
     _reads: list[Any]
     _failed_reads: list[Any]
     _truncated: list[Any]
+    _nothing: Ready
 
     def __init__(
         self,
@@ -227,6 +232,7 @@ class Raft:
         self._reads = []
         self._failed_reads = []
         self._truncated = []
+        self._nothing = _new_ready()
         self.transferee = None
         self.removed = False
         self._unsettled = False
@@ -254,7 +260,7 @@ class Raft:
                 self._heartbeat_deadline = self.now + self._heartbeat
                 self._handed_over = False
                 for progress in self.progress.values():
-                    self._send_empty(progress)
+                    self._send_empty(progress, False)
         elif self.now >= self._election_deadline:
             self._campaign()
 
@@ -337,7 +343,7 @@ class Raft:
         """
         if self.role != LEADER or self.transferee is not None:
             raise NotLeader(leader=self.leader)
-        return self.log.append(self.term, kind, payload)
+        return self.log._append(self.term, kind, payload)
 
     def change(self, target: Configuration) -> cython.longlong:
         """Begin to change the members to `target`, through a joint configuration if its voters differ.
@@ -423,21 +429,28 @@ class Raft:
             self._replicate()
             if self.transferee is not None and not self._handed_over:
                 self._hand_over()
-        result: Ready = Ready(self._out, self._reads, self._failed_reads, self._truncated)
-        self._out = []
-        self._reads = []
-        self._failed_reads = []
-        self._truncated = []
         last: cython.longlong = self.log.last_index
         changed: cython.bint = not self._hard_durable or self._submitted < last or self.installing is not None
-        if changed and may_write and not self.writing:
+        write: cython.bint = changed and may_write and not self.writing
+        if not (write or self._out or self._reads or self._failed_reads or self._truncated):
+            return self._nothing
+        result: Ready = _new_ready()
+        if self._out:
+            result.messages, self._out = self._out, []
+        if self._reads:
+            result.reads, self._reads = self._reads, []
+        if self._failed_reads:
+            result.failed_reads, self._failed_reads = self._failed_reads, []
+        if self._truncated:
+            result.truncated, self._truncated = self._truncated, []
+        if write:
             result.write = True
             result.term = self.term
             result.vote = self.vote
             result.snapshot = self.installing
             if self._submitted < last:
                 result.first = self._submitted + 1
-                result.block = self.log.slice(result.first, last + 1)
+                result.block = self.log._slice(result.first, last + 1)
             self.writing = True
             self._writing_term = self.term
             self._writing_vote = self.vote
@@ -698,24 +711,26 @@ class Raft:
             self._verified = max(self._verified, self.commit)
             self._answer(message, True)
             return
-        if self.log.term_at(previous) != message.log_term:
+        if self.log._term_at(previous) != message.log_term:
             self._reject(message)
             return
         verified: cython.longlong = previous
         if message.data:
             first: cython.longlong
-            first, verified = self.log.check_block(message.data, previous, message.term)
+            first, verified = self.log._check_block(message.data, previous, message.term)
             if first:  # Only a real conflict truncates: a late duplicate of old entries must not (Figure 3.1, step 3).
                 if first <= self.log.last_index:
                     self._truncate(first)
-                self.log.extend(message.data, first)
+                self.log._extend(message.data, first)
                 self._adopt(first)
         self._verified = max(self._verified, verified)
         # Never beyond what this leader has verified: our tail may be another's (Figure 3.1, step 5).
         self.commit = max(self.commit, min(message.commit, verified))
         if message.flag and self.commit >= self.configuration_index and self.id not in self.configuration.members():
             self.removed = True  # The leader parts from us.
-        self._answer(message, not message.data or self._verified <= self.stable)
+        # A notice of the commit index wants no answer, but for a new read round: heartbeats show who is there, and
+        # what was lost (etcd-io/raft answers each; that is half of an idle cluster's messages).
+        self._answer(message, self._verified <= self.stable if message.data else not message.hint)
 
     @cython.cfunc
     def _truncate(self, index: cython.longlong) -> None:
@@ -748,13 +763,16 @@ class Raft:
         self._ack_due = self._verified > self.stable
         self._send(
             leader,
-            Message(
+            new_message(
                 APPEND_RESPONSE,
                 self.term,
                 index=min(self._verified, self.stable),
+                log_term=0,
+                commit=0,
                 context=self._context,
                 hint=self._verified,
                 flag=True,
+                data=b"",
             ),
         )
 
@@ -813,10 +831,10 @@ class Raft:
     @cython.cfunc
     def _adopt(self, first: cython.longlong) -> None:
         """Configurations among the entries from `first` on count at once, committed or not (Ongaro 2014 §4.1)."""
-        index: cython.longlong = self.log.find(CONFIGURATION, first)
+        index: cython.longlong = self.log._find(CONFIGURATION, first)
         while index:
             self._configurations.append((index, Configuration.decode(self.log.payload_at(index))))
-            index = self.log.find(CONFIGURATION, index + 1)
+            index = self.log._find(CONFIGURATION, index + 1)
         self._use_last_configuration()
 
     @cython.cfunc
@@ -855,7 +873,7 @@ class Raft:
                 del self.progress[peer]
         if not configuration.is_voter(self.id):
             for progress in self.progress.values():
-                self._send_empty(progress)
+                self._send_empty(progress, False)
             successor: Any = max(configuration.voters, key=self._closeness)
             self._send(successor, Message(TIMEOUT_NOW, self.term))
             self._become_follower(self.term, None)  # Ongaro 2014 §4.2.2.
@@ -954,21 +972,12 @@ class Raft:
         index: cython.longlong = self._quorum_match(self.configuration.voters)
         if self.configuration.outgoing:
             index = min(index, self._quorum_match(self.configuration.outgoing))
-        if index > self.commit and self.log.term_at(index) == self.term:
+        if index > self.commit and self.log._term_at(index) == self.term:
             self.commit = index
 
     @cython.cfunc
     def _quorum_match(self, voters: tuple[Any, ...]) -> cython.longlong:
-        matches: list[int] = []
-        progress: Progress
-        for voter in voters:
-            if voter == self.id:
-                matches.append(self.stable)
-            else:
-                progress = self.progress[voter]
-                matches.append(progress.match)
-        matches.sort()
-        return matches[(len(matches) - 1) // 2]
+        return quorum_match(voters, self.progress, self.id, self.stable)
 
     @cython.cfunc
     def _replicate(self) -> None:
@@ -982,34 +991,36 @@ class Raft:
                         break
                 # Followers apply, and answer reads, without waiting for a heartbeat.
                 if progress.state == REPLICATE and progress.commit < min(self.commit, progress.next - 1):
-                    self._send_empty(progress)
+                    self._send_empty(progress, progress.asked == self._round)
             elif progress.state == PROBE and not progress.paused and progress.next <= last:
                 progress.paused = self._send_entries(progress)
             if progress.asked < self._round:
-                self._send_empty(progress)
+                self._send_empty(progress, False)
 
     @cython.cfunc
     def _in_flight(self, progress: Progress) -> cython.longlong:
         """Bytes of entries that were sent and not acknowledged as durable."""
         low: cython.longlong = max(progress.match, self.log.base_index) + 1
-        return self.log.bytes_between(low, progress.next) if progress.next > low else 0
+        return self.log._bytes_between(low, progress.next) if progress.next > low else 0
 
     @cython.cfunc
     def _send_entries(self, progress: Progress) -> cython.bint:
         """One append message; False if what comes next is compacted, and a snapshot was sent instead."""
-        previous_term: cython.longlong = self.log.term_at(progress.next - 1)
+        previous_term: cython.longlong = self.log._term_at(progress.next - 1)
         if previous_term < 0:
             self._send_snapshot(progress)
             return False
-        end: cython.longlong = self.log.fit(progress.next, self._max_append_bytes)
-        message: Message = Message(
+        end: cython.longlong = self.log._fit(progress.next, self._max_append_bytes)
+        message: Message = new_message(
             APPEND,
             self.term,
             index=progress.next - 1,
             log_term=previous_term,
             commit=self.commit,
             context=self._round,
-            data=self.log.slice(progress.next, end),
+            hint=0,
+            flag=False,
+            data=self.log._slice(progress.next, end),
         )
         if progress.state == REPLICATE:
             progress.next = end
@@ -1019,12 +1030,15 @@ class Raft:
         return True
 
     @cython.cfunc
-    def _send_empty(self, progress: Progress) -> None:
-        """A heartbeat: also shows a lost frame, spreads the commit index and confirms read rounds."""
+    def _send_empty(self, progress: Progress, notice: cython.bint) -> None:
+        """A heartbeat: also shows a lost frame, spreads the commit index and confirms read rounds.
+
+        As a `notice` it only spreads the commit index: it wants no answer, and may wait for what goes there next.
+        """
         previous: cython.longlong = progress.next - 1
         if progress.state == INSTALL:
             previous = self.log.base_index
-        previous_term: cython.longlong = self.log.term_at(previous)
+        previous_term: cython.longlong = self.log._term_at(previous)
         if previous_term < 0:
             self._send_snapshot(progress)
             return
@@ -1033,14 +1047,16 @@ class Raft:
         gone: cython.bint = self._unsettled and progress.match >= self.configuration_index
         self._send(
             progress.peer,
-            Message(
+            new_message(
                 APPEND,
                 self.term,
                 index=previous,
                 log_term=previous_term,
                 commit=self.commit,
                 context=self._round,
+                hint=notice,
                 flag=gone and progress.peer not in self.configuration.members(),
+                data=b"",
             ),
         )
 

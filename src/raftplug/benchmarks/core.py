@@ -1,13 +1,18 @@
 """Level 1: the core alone, in process: three voters, no disk, no network.
 
 W transitions are proposed, each by its own call; then messages are moved until all W are committed and applied on all
-three.  The machine only counts.  The log is compacted as a node does it, so a run may be as long as one likes.
+three.  The machine only counts: a replica hands it the block of entries, as the log holds them; `applied_objects` has
+each replica make an object of every payload, which a machine that looks at it needs.  The log is compacted as a node
+does it, so a run may be as long as one likes.
 """
 
 from __future__ import annotations
 
 import gc
+import os
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from time import perf_counter
 from typing import Any, Final
 
@@ -20,6 +25,8 @@ WINDOWS: Final = (1, 64, 1024)
 PAYLOADS: Final = (16, 256)
 _IDS: Final = (1, 2, 3)
 _COMPACT_EVERY: Final = 10_000
+_LOG_ENTRIES: Final = 200_000
+_NEVER: Final = 1 << 62
 
 
 def filled(core: Any, length: int, payload: bytes = bytes(16)) -> Any:
@@ -39,10 +46,17 @@ class Group:
         ids: the voters.
         length: how many entries of 16 bytes are in the log from the start, applied.
         compact_every: the log is compacted after so many entries.
+        objects: whether applying makes an object of each payload.
     """
 
     def __init__(
-        self, core: Any, ids: tuple[int, ...] = _IDS, length: int = 0, compact_every: int = _COMPACT_EVERY
+        self,
+        core: Any,
+        ids: tuple[int, ...] = _IDS,
+        length: int = 0,
+        compact_every: int = _COMPACT_EVERY,
+        *,
+        objects: bool = False,
     ) -> None:
         limits = Settings()
         self.rafts = [
@@ -61,39 +75,51 @@ class Group:
             )
             for id in ids
         ]
-        self.by_id = {raft.id: raft for raft in self.rafts}
-        self.applied = dict.fromkeys(ids, length)
         self.leader = self.rafts[0]
+        self.applied = dict.fromkeys(ids, length)
         self._compact_every = compact_every
         self._compact_at = length + compact_every
+        # Methods that are looked up once: what is measured should be the core, as far as that is possible.
+        self._steps = [None, *(raft.step for raft in self.rafts)]
+        self._members = [
+            (r.id, r.ready, r.persisted, r.applicable, r.log.entries if objects else r.log.slice) for r in self.rafts
+        ]
         self.leader.tick(self.leader.deadline())
-        while self.leader.role != LEADER or min(self.applied.values()) <= length:
+        while self.leader.role != LEADER or self.turn() <= length:
             self.turn()
 
-    def turn(self) -> None:
-        """One turn of each: what is to be written is durable at once, what is sent arrives, what may be is applied."""
-        by_id, applied = self.by_id, self.applied
-        for id, raft in by_id.items():
-            ready = raft.ready()
-            messages = ready.messages
-            if ready.write:
-                raft.persisted()
-                messages += raft.ready().messages
-            for message in messages:
-                target = by_id[message.peer]
-                message.peer = id
-                target.step(message)
-            done, last = applied[id], raft.applicable()
-            if last > done:
-                applied[id] = done + len(raft.log.entries(done + 1, last + 1))
+    def turn(self) -> int:
+        """One turn of each: what is to be written is durable at once, what is sent arrives, what may be is applied.
+
+        Returns: the last index that all have applied.
+        """
+        steps, applied = self._steps, self.applied
+        least = _NEVER
+        for id, ready_of, persisted, applicable, entries_of in self._members:
+            while True:
+                ready = ready_of()
+                for message in ready.messages:
+                    step = steps[message.peer]
+                    message.peer = id
+                    step(message)
+                if not ready.write:
+                    break
+                persisted()
+            last = applicable()
+            if last > applied[id]:
+                entries_of(applied[id] + 1, last + 1)  # The machine gets all at once, and only counts.
+                applied[id] = last
+            if last < least:
+                least = last
+        return least
 
     def commit(self, window: int, payload: bytes) -> None:
         """Propose `window` transitions, and move messages until all are applied by all."""
-        propose = self.leader.propose
+        propose, turn = self.leader.propose, self.turn
         for _ in range(window):
             last = propose(TRANSITION, payload)
-        while min(self.applied.values()) < last:
-            self.turn()
+        while turn() < last:
+            pass
         if last >= self._compact_at:
             self._compact_at = last + self._compact_every
             for raft in self.rafts:
@@ -111,9 +137,22 @@ def entries_per_s(group: Group, window: int, payload: bytes, seconds: float) -> 
     return count / (now - begin)
 
 
+def log_bytes_per_entry(core: Any, payload_bytes: int) -> float:
+    """How much the process grows by an entry of the log: its resident pages, for what is not touched costs nothing."""
+    payload = bytes(payload_bytes)
+    gc.collect()
+    before = _resident_bytes()
+    log = filled(core, _LOG_ENTRIES, payload)
+    return (_resident_bytes() - before) / len(log)
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def steps(*, quick: bool) -> int:
     """How many times `measure` calls back."""
-    return len(WINDOWS) * (1 if quick else len(PAYLOADS))
+    return len(list(_grid(quick))) + 1
 
 
 def measure(report: Report, *, quick: bool, seconds: float | None = None, step: Callable[[], None]) -> None:
@@ -126,24 +165,33 @@ def measure(report: Report, *, quick: bool, seconds: float | None = None, step: 
         step: called after each window.
     """
     names = present_cores()
+    if sys.platform.startswith("linux"):
+        # First, and the compiled core before the other: what Python keeps of freed objects would be used again.
+        for name in reversed(names):
+            grown = log_bytes_per_entry(cores.load(name), PAYLOADS[0])
+            report.add("core", "log_bytes_per_entry", [grown], "bytes", core=name, payload_bytes=PAYLOADS[0])
+    step()
     count, each_s = (7, 0.15) if quick else (15, 0.4)
-    for payload_bytes, window in _grid(quick):
+    for payload_bytes, window, objects in _grid(quick):
         payload = bytes(payload_bytes)
         runs: dict[str, list[float]] = {name: [] for name in names}
-        groups = {name: Group(cores.load(name)) for name in names}
+        groups = {name: Group(cores.load(name), objects=objects) for name in names}
         for group in groups.values():
             group.commit(window, payload)
         for _, name in rounds(count, names):
             gc.collect()
             runs[name].append(entries_per_s(groups[name], window, payload, seconds or each_s))
+        what = "applied_objects" if objects else "commit"
         for name in names:
-            report.add("core", "commit", runs[name], "entries/s", core=name, payload_bytes=payload_bytes, window=window)
-        if "cython" in runs and payload_bytes == PAYLOADS[0]:
+            report.add("core", what, runs[name], "entries/s", core=name, payload_bytes=payload_bytes, window=window)
+        if "cython" in runs and payload_bytes == PAYLOADS[0] and not objects:
             report.add_ratio(f"core.w{window}.cython_over_python", runs["cython"], runs["python"])
         step()
 
 
-def _grid(quick: bool) -> Iterator[tuple[int, int]]:
+def _grid(quick: bool) -> Iterator[tuple[int, int, bool]]:
+    """Payload, window, and whether applying makes objects."""
     for payload_bytes in PAYLOADS[:1] if quick else PAYLOADS:
         for window in WINDOWS:
-            yield payload_bytes, window
+            yield payload_bytes, window, False
+    yield PAYLOADS[0], WINDOWS[-1], True
