@@ -15,11 +15,12 @@ import shutil
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from raftplug import core as chosen_core
 from raftplug import plain
+from raftplug.agenda import NEVER, Agenda
 from raftplug.cluster import Cluster, read_record
 from raftplug.driver import Driver
 from raftplug.errors import (
@@ -56,6 +57,7 @@ from raftplug.version import VERSION
 _logger = logging.getLogger("raftplug")
 _FRAME_BYTES = 512 << 10
 _ANNOUNCE_US = 3_000_000
+_NEWS_US = 100_000  # However many leaders change, one announcement in this time tells of them.
 _RETRY_WRITE_US = 1_000_000
 _SENDERS_REMEMBERED = 10_000
 _REDIRECT_S = 0.1
@@ -116,7 +118,13 @@ class NodeLoop:
         self._seen: OrderedDict[Id, tuple[int, int, int]] = OrderedDict()
         self._writing: list[tuple[Driver, Write]] = []
         self._retry_at: int | None = None
-        self._announced: tuple[int, Any] = (-_ANNOUNCE_US, None)
+        self._announced_at = -_ANNOUNCE_US
+        self._news = False  # Somebody leads whom the last announcement did not name.
+        self._leaders: dict[str, Id | None] = {}
+        self._now = 0
+        self._agenda = Agenda()
+        self._busy: dict[str, Driver] = {}  # Whom this turn visits, in the order in which they were called upon.
+        self._unwritten: dict[str, Driver] = {}  # Whoever was visited while no write could begin.
         self._sleeping = False
         self._closed = False
         self.drivers: dict[str, Driver] = {}
@@ -147,14 +155,25 @@ class NodeLoop:
                 storage.commit([driver.initial_write])
             self.drivers[group] = driver
             self._by_number[number] = driver
+            self._leaders[group] = None
+            self._agenda.arm(group, driver.deadline())
 
     def call(self, function: Callable[..., None], *arguments: Any) -> None:
-        """Have the loop call `function(*arguments)` in its next turn.  Any thread."""
+        """Have the loop call `function(*arguments)` in its next turn.  Any thread.
+
+        If it is a driver's method, that turn visits the driver; see `attend` for any other function.
+        """
         self._calls.append((function, *arguments))
         if self._closed:
             self._run_calls()
         elif self._sleeping:
             self.cluster.wake()
+
+    def attend(self, driver: Driver) -> None:
+        """Visit the driver in this turn.  In the loop's own thread, before anything is done to the driver."""
+        if driver.group not in self._busy and driver.group in self.drivers:
+            self._busy[driver.group] = driver
+            driver.set_time(self._now)
 
     def queued(self) -> int:
         """How many calls wait for the next turn."""
@@ -163,32 +182,41 @@ class NodeLoop:
     def turn(self) -> None:
         """One turn (DESIGN 4): drain, step, send what may leave, hand the writes to the store.
 
+        It visits the drivers that have something to do, so its cost does not grow with those that have not.
+
         Raises:
             StorageFailed, InvariantViolated: the node must stop.
-            Removed: it is a member no more.
+            Removed: it is a member of no group any more.
         """
-        now = self._clock()
-        for driver in self.drivers.values():
-            driver.set_time(now)
+        now = self._now = self._clock()
         for data in self.cluster.receive_messages():
             self._receive(data)
         to_self, self._to_self = self._to_self, []
-        for group, kind, body in to_self:
-            self._deliver(self.id, self._sender.nonce, group, kind, body)
+        for number, kind, body in to_self:
+            self._deliver(self.id, self._sender.nonce, number, kind, body)
         self._run_calls()
+        for name in self._agenda.take(now, self._deadline_of):
+            self.attend(self.drivers[name])
         may_write = not self._writing
-        for driver in self.drivers.values():
+        busy, self._busy = self._busy, {}
+        for name, driver in busy.items():
             write = driver.turn(now, may_write)
             if write is not None:
                 self._writing.append((driver, write))
+            self._agenda.arm(name, driver.deadline())
+            if driver.leader != self._leaders[name]:
+                self._leaders[name] = driver.leader
+                self._news = True
+        if not may_write:
+            self._unwritten.update(busy)
         self._flush()
         if self._writing and (may_write or (self._retry_at is not None and now >= self._retry_at)):
             self._retry_at = None
             self._commit([write for _, write in self._writing])
         self._announce(now)
-        for driver in self.drivers.values():
+        for driver in busy.values():
             if driver.raft.removed:
-                raise Removed(f"{self.id} was removed from group {driver.group!r}")
+                self._part(driver)
 
     def sleep(self) -> None:
         """Wait until there is something to do."""
@@ -198,12 +226,10 @@ class NodeLoop:
 
     def due(self) -> int:
         """When the next turn is due if nothing arrives: microseconds of the clock; 0 is at once."""
-        if self._calls or self._to_self:
+        if self._calls or self._to_self or self._busy:
             return 0
-        deadlines = [driver.deadline() for driver in self.drivers.values()]
-        if self._retry_at is not None:
-            deadlines.append(self._retry_at)
-        return min([*deadlines, self._announced[0] + _ANNOUNCE_US])
+        due = min(self._agenda.next(), self._announced_at + (_NEWS_US if self._news else _ANNOUNCE_US))
+        return due if self._retry_at is None else min(due, self._retry_at)
 
     def close(self) -> None:
         """Answer what is pending, send those answers, and forget the rest.  Does not close transport or storage."""
@@ -221,7 +247,26 @@ class NodeLoop:
                 function, *arguments = self._calls.popleft()
             except IndexError:
                 return
+            owner = getattr(function, "__self__", None)
+            if isinstance(owner, Driver):
+                self.attend(owner)
             function(*arguments)
+
+    def _deadline_of(self, group: str) -> int:
+        driver = self.drivers.get(group)
+        return driver.deadline() if driver is not None else NEVER
+
+    def _part(self, driver: Driver) -> None:
+        """The group goes on without us; what is stored of it stays where it is."""
+        text = f"{self.id} was removed from group {driver.group!r}"
+        if len(self.drivers) == 1:
+            raise Removed(text)
+        _logger.warning("%s: it goes on with its other groups", text)
+        driver.close()
+        for known in (self.drivers, self._leaders, self._busy):
+            known.pop(driver.group, None)
+        del self._by_number[group_number(driver.group)]
+        self._news = True
 
     # ------------------------------------------------------------------ disk
 
@@ -237,6 +282,7 @@ class NodeLoop:
             self._retry_at = self._clock() + _RETRY_WRITE_US
             self.refused["disk full: this node acknowledges nothing until there is space"] = 1
             for driver, _ in self._writing:
+                self.attend(driver)
                 driver.raft.resign()
             return
         if error is not None:
@@ -244,7 +290,11 @@ class NodeLoop:
         self.refused.pop("disk full: this node acknowledges nothing until there is space", None)
         done, self._writing = self._writing, []
         for driver, _ in done:
+            self.attend(driver)
             driver.written()
+        unwritten, self._unwritten = self._unwritten, {}
+        for driver in unwritten.values():
+            self.attend(driver)
 
     # --------------------------------------------------------------- network
 
@@ -297,6 +347,7 @@ class NodeLoop:
         if driver is None:
             self._refuse(f"a message for a group that this node does not carry, from {source!r}")
             return
+        self.attend(driver)
         driver.receive(source, nonce, kind, body)
 
     def _queue_for(self, group: int) -> Callable[[Id, int, bytes], None]:
@@ -321,17 +372,16 @@ class NodeLoop:
             self.cluster.send_message(target, self._sender.encode(target, items[start:]))
 
     def _announce(self, now: int) -> None:
-        leaders = {group: driver.leader for group, driver in self.drivers.items()}
-        if now - self._announced[0] < _ANNOUNCE_US and leaders == self._announced[1]:
+        if now - self._announced_at < (_NEWS_US if self._news else _ANNOUNCE_US):
             return
-        if leaders != self._announced[1]:
-            self.cluster.register_leader(next(iter(leaders.values()), None))
-        self._announced = (now, leaders)
+        if self._news:
+            self.cluster.register_leader(next(iter(self._leaders.values()), None))
+        self._announced_at, self._news = now, False
         record = {
             "id": self.id,
             "cluster": self._sender.cluster.hex(),
             "groups": list(self.drivers),
-            "leader": leaders,
+            "leader": dict(self._leaders),
             "core": self.core.name,
             "version": VERSION,
             "boot": self._sender.boot,
@@ -355,6 +405,12 @@ class Node:
             node.propose({"add": 1}).result(timeout=5)
             node.read(lambda counter: counter.value)
 
+    One node can carry many groups, with one transport, one store and one thread for all of them::
+
+        with raftplug.Node("n1", peers=["n1"], redis="redis://localhost:6379", data_dir="n1",
+                           groups={"accounts": Accounts(), "names": "kv"}, bootstrap=True) as node:
+            node.propose({"op": "put", "key": "a", "value": 1}, group="names").result(timeout=5)
+
     Args:
         id: this node: a whole number, or up to 64 letters, digits, '.', '_' and '-'.
         peers: ids of the first voters, itself among them.  Counts only with `bootstrap`; later the log's membership
@@ -364,7 +420,10 @@ class Node:
         state_machine: the machine; or
         machine: the name of an installed plugin's.
         group: the group's name.
-        bootstrap: found the cluster: only on a new directory, and the same peers on every node.
+        groups: instead of the three: the machine, or the name of an installed one, of each group.  The first group is
+            the one that is meant wherever none is named.
+        bootstrap: found the cluster: only on a new directory, and the same peers and groups on every node.  In a used
+            directory it founds the groups that are not in it yet.
         join: on a new directory, become a member of the cluster that serves the group, once `Client.change_members` or
             `raftplug members add` names this node.
         prefix: what every key in Redis begins with.
@@ -392,6 +451,7 @@ class Node:
         state_machine: Any = None,
         machine: str | None = None,
         group: str = "default",
+        groups: Mapping[str, Any] | None = None,
         bootstrap: bool = False,
         join: bool = False,
         prefix: str = "raftplug",
@@ -402,9 +462,7 @@ class Node:
         plugins: Plugins | None = None,
     ) -> None:
         self.id = check_id(id)
-        self.group = group
         self._peers = [check_id(peer, "peer") for peer in peers]
-        check_id(group, "group")
         if len(set(self._peers)) != len(self._peers):
             raise InvalidArgument("peers: an id stands twice")
         if bootstrap and self.id not in self._peers:
@@ -415,10 +473,20 @@ class Node:
             raise InvalidArgument("give either a Redis URL or a cluster")
         if (data_dir is None) == (storage is None):
             raise InvalidArgument("give a data directory: what a node acknowledged must survive it")
-        if (state_machine is None) == (machine is None):
-            raise InvalidArgument("give either a state machine or the name of an installed one")
+        if groups is None:
+            if (state_machine is None) == (machine is None):
+                raise InvalidArgument("give either a state machine or the name of an installed one")
+            groups = {group: state_machine if machine is None else machine}
+        elif state_machine is not None or machine is not None or not groups:
+            raise InvalidArgument("groups: give the state machine of each group there, of one group at least")
+        for name in groups:
+            check_id(name, "group")
         self._plugins = plugins or default()
-        self._machine = state_machine if machine is None else self._plugins.machine(machine)
+        self._machines = {
+            name: self._plugins.machine(given) if isinstance(given, str) else given for name, given in groups.items()
+        }
+        self.group = next(iter(self._machines))
+        """The group that is meant wherever none is named."""
         self._settings = (settings or Settings()).validate()
         self._keys = cluster_keys(key)
         self._unsigned = redis is not None and require_key(redis, self._keys)
@@ -467,7 +535,7 @@ class Node:
             self._loop = NodeLoop(
                 storage=storage,
                 cluster=cluster,
-                machines={self.group: self._machine},
+                machines=self._machines,
                 settings=self._settings,
                 executor=self._store.submit,
                 clock=lambda: time.monotonic_ns() // 1000,
@@ -515,6 +583,8 @@ class Node:
         def begin() -> None:
             for driver in loop.drivers.values():
                 with contextlib.suppress(RaftplugError):
+                    if driver.leader == self.id:
+                        loop.attend(driver)
                     driver.raft.transfer(None)
                     over.append(driver)
             begun.set()
@@ -543,18 +613,20 @@ class Node:
 
     # ------------------------------------------------------------------- use
 
-    def propose(self, transition: Any, *, timeout: float = 10.0) -> Future:
+    def propose(self, transition: Any, *, timeout: float = 10.0, group: str | None = None) -> Future:
         """Propose a transition; it is executed exactly once, or not at all, whichever node it is proposed on.
 
         Args:
             transition: plain data.
             timeout: seconds after which the future gets an error at the latest.
+            group: to which group; the node's first one unless given.
 
         Returns: a future of what `apply_transition` returned.  Its errors: TransitionFailed (the machine raised),
         OutcomeUnknown; and, certainly not executed: NotLeader, Unavailable, Overloaded.
 
         Raises:
             InvalidTransition, TooLarge, Overloaded, Unavailable: at once; nothing was proposed.
+            InvalidArgument: likewise: this node carries no such group.
         """
         encoded = plain.encode(transition)
         if len(encoded) > self._settings.max_transition_bytes:
@@ -562,38 +634,39 @@ class Node:
                 f"the transition has {len(encoded)} bytes, the limit is {self._settings.max_transition_bytes} "
                 "(max_transition_bytes)"
             )
-        return self._enter(self._driver.propose, encoded, timeout)
+        return self._enter(self._driver(group).propose, encoded, timeout)
 
-    def read_async(self, query: Any, *, timeout: float = 5.0) -> Future:
+    def read_async(self, query: Any, *, timeout: float = 5.0, group: str | None = None) -> Future:
         """Read linearizably: as `read`, but returns a future."""
-        machine = self._machine
-        look = query if callable(query) else lambda _: machine.query(query)
-        return self._enter(self._driver.read, look, timeout)
+        look = query if callable(query) else lambda machine: machine.query(query)
+        return self._enter(self._driver(group).read, look, timeout)
 
-    def read(self, query: Any, *, timeout: float = 5.0) -> Any:
+    def read(self, query: Any, *, timeout: float = 5.0, group: str | None = None) -> Any:
         """Read linearizably: see everything that was acknowledged before the call, on any node (Ongaro 2014 §6.4).
 
         Args:
             query: a function of the state machine, which must change nothing and not keep it; or the argument of the
                 machine's own `query`.
             timeout: seconds.
+            group: of which group; the node's first one unless given.
 
         Returns: what the function, or `query`, returned.
 
         Raises:
             QueryFailed: it raised.
             Unavailable: no leader confirmed the read in time.
+            InvalidArgument: this node carries no such group.
         """
         if self._thread is threading.current_thread():
             raise InvalidArgument("read waits for the node's own thread: use read_async there")
         try:
-            return self.read_async(query, timeout=timeout).result(timeout + 1.0)
+            return self.read_async(query, timeout=timeout, group=group).result(timeout + 1.0)
         except TimeoutError:
             raise Unavailable("this node is too busy to answer the read in time") from None
 
-    def status(self) -> dict[str, Any]:
-        """This node's row of `raftplug status`."""
-        loop, driver, future = self._running(), self._driver, Future()
+    def status(self, group: str | None = None) -> dict[str, Any]:
+        """This node's row of `raftplug status`, of a group; of the first one unless given."""
+        loop, driver, future = self._running(), self._driver(group), Future()
         loop.call(lambda: future.set_result(driver.status()))
         try:
             row: dict[str, Any] = future.result(5.0)
@@ -603,19 +676,27 @@ class Node:
 
     @property
     def leader(self) -> Id | None:
-        """Id of the leader as far as this node knows."""
-        return self._loop.drivers[self.group].leader if self._loop is not None else None
+        """Id of the leader as far as this node knows; of the first group, if it carries several."""
+        return self.leaders()[self.group] if self._loop is not None else None
 
     @property
     def is_leader(self) -> bool:
-        """Whether this node leads, as far as it knows."""
+        """Whether this node leads, as far as it knows; the first group, if it carries several."""
         return self.leader == self.id
+
+    def leaders(self) -> dict[str, Id | None]:
+        """Id of each group's leader as far as this node knows."""
+        drivers = self._loop.drivers if self._loop is not None else {}
+        return {group: drivers[group].leader if group in drivers else None for group in self._machines}
 
     # -------------------------------------------------------------- internal
 
-    @property
-    def _driver(self) -> Driver:
-        return self._running().drivers[self.group]
+    def _driver(self, group: str | None) -> Driver:
+        drivers = self._running().drivers
+        name = self.group if group is None else group
+        if name in drivers:
+            return drivers[name]
+        raise InvalidArgument(f"this node carries no group {name!r}; it carries: {_named(drivers)}")
 
     def _running(self) -> NodeLoop:
         if self._loop is None or self._stopping or self.failure is not None:
@@ -631,15 +712,19 @@ class Node:
         return future
 
     def _open_storage(self) -> Storage:
-        uuid = cluster_uuid(self.group, self._peers) if self._bootstrap else None
-        new = self._bootstrap
-        if self._join and not os.path.lexists(self._data_dir or "."):
-            uuid, new = self._find_cluster(), True
-        return SQLiteStorage(self._data_dir or ".", self.id, cluster=uuid, bootstrap=new)
+        directory = self._data_dir or "."
+        if self._join and not os.path.lexists(directory):
+            return SQLiteStorage(directory, self.id, cluster=self._find_cluster(), bootstrap=True)
+        if not self._bootstrap:
+            return SQLiteStorage(directory, self.id)
+        # A new group in a used directory belongs to the cluster of those that are there: so `cluster` is for a new one.
+        uuid = cluster_uuid(",".join(sorted(self._machines)), self._peers)
+        return SQLiteStorage(directory, self.id, cluster=uuid, bootstrap=True, groups=self._machines)
 
     def _find_cluster(self) -> bytes:
-        """The cluster that serves the group, by the directory."""
+        """The cluster that serves the groups, by the directory."""
         own_id = "~" + os.urandom(8).hex()
+        groups = f"group {self.group!r}" if len(self._machines) == 1 else f"any of the groups {_named(self._machines)}"
         directory = self._cluster or self._plugins.open_cluster(
             self._redis or "", own_id=own_id, cluster=NO_CLUSTER, prefix=self._prefix, settings=self._settings
         )
@@ -648,12 +733,15 @@ class Node:
             until = time.monotonic() + _FIND_S
             while time.monotonic() < until:
                 named = [
-                    (known[0], record) for record in directory.directory() if (known := read_record(record, self.group))
+                    (known[0], record)
+                    for record in directory.directory()
+                    for group in self._machines
+                    if (known := read_record(record, group))
                 ]
                 found = {uuid for uuid, record in named if is_ours(record, self._keys)}
                 strangers = bool(named)
                 if len(found) > 1:
-                    raise InvalidArgument(f"group {self.group!r} is served by two clusters: give another prefix")
+                    raise InvalidArgument(f"{groups} is served by two clusters: give another prefix")
                 if found:
                     return found.pop()
                 directory.wait(0.05)
@@ -662,19 +750,28 @@ class Node:
                 directory.close()
         if strangers:
             raise Unavailable(other_key(self.group, self._keys))
-        raise Unavailable(f"no node of group {self.group!r} was found to join: is one running, with this prefix?")
+        raise Unavailable(f"no node of {groups} was found to join: is one running, with this prefix?")
 
     def _found(self, storage: Storage) -> None:
         """Write the bootstrap configuration into a new storage; in a used one, the stored membership wins."""
-        if (self._bootstrap or self._join) and storage.load(self.group) is None:
-            configuration = chosen_core.Configuration(tuple(self._peers if self._bootstrap else ()))
-            storage.create(self.group, plain.encode(configuration.plain()))
-        elif storage.load(self.group) is None:
-            others = ", ".join(storage.groups()) or "none"
-            raise InvalidArgument(f"the data directory carries no group {self.group!r}; it carries: {others}")
-        stored = chosen_core.Configuration.from_plain(plain.decode(storage.configuration(self.group)))
-        if self._peers and not self._join and set(self._peers) != set(stored.members()):
-            _logger.warning("--peers differs from the stored membership %s, which wins", stored.members())
+        carried = set(storage.groups())
+        new = [group for group in self._machines if group not in carried]
+        if new and not (self._bootstrap or self._join):
+            raise InvalidArgument(
+                f"the data directory carries no group {new[0]!r}; it carries: {_named(carried)}; to found another one, "
+                "give bootstrap and peers, alike on every node"
+            )
+        founders = chosen_core.Configuration(tuple(self._peers if self._bootstrap else ()))
+        if new:
+            storage.create_all(new, plain.encode(founders.plain()))
+        left = carried - self._machines.keys()
+        if left:
+            _logger.warning("the data directory carries groups that were not given and stay down: %s", _named(left))
+        for group in self._machines if self._peers and not self._join else ():
+            stored = chosen_core.Configuration.from_plain(plain.decode(storage.configuration(group)))
+            if stored != founders and set(self._peers) != set(stored.members()):
+                text = "--peers differs from the stored membership %s of group %s, which wins"
+                _logger.warning(text, stored.members(), group)
 
     def _run(self) -> None:
         loop, storage = self._loop, self._storage
@@ -720,6 +817,12 @@ class _StoreThread:
             except BaseException as raised:
                 error = raised
             done(error)
+
+
+def _named(groups: Iterable[str]) -> str:
+    """The names of groups for a message, not without end."""
+    names = sorted(groups)
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "") or "none"
 
 
 def _snapshot_reader(storage: Storage, group: str) -> Callable[[], Any]:
