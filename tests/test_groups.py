@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import struct
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,10 +23,10 @@ from processes import server as server
 from raftplug import plain
 from raftplug.agenda import NEVER, Agenda
 from raftplug.cluster import MemoryCluster, MemoryHub
-from raftplug.constants import LEADER
+from raftplug.constants import LEADER, QUIET, QUIET_RESPONSE
 from raftplug.driver import Driver
 from raftplug.embedded import EmbeddedServer
-from raftplug.errors import InvalidArgument, WrongDirectory
+from raftplug.errors import InvalidArgument, MalformedMessage, WrongDirectory
 from raftplug.frames import cluster_uuid
 from raftplug.future import Future
 from raftplug.node import NodeLoop
@@ -227,6 +228,163 @@ def test_who_is_removed_from_one_group_goes_on_with_the_others(core: Any) -> Non
     assert world.result(world.propose(leader, "g0", 1)) == 2
 
 
+# --------------------------------------------------------------------------------------------------------------- quiet
+
+
+@pytest.fixture
+def quiet(core: Any) -> World:
+    """Five groups that have gone quiet."""
+    world = World(core, groups=5)
+    world.elect()
+    world.until(lambda: all_quiet(world))
+    return world
+
+
+def all_quiet(world: World, *ids: str) -> bool:
+    return all(driver.raft.quiet for id in ids or PEERS for driver in world.nodes[id].drivers.values())
+
+
+def test_idle_groups_cost_nothing_but_one_frame_from_node_to_node_a_heartbeat(quiet: World) -> None:
+    quiet.visits.clear()
+    quiet.frames.clear()
+    quiet.run(5_000)
+    assert not quiet.visits
+    assert all_quiet(quiet)
+    assert set(quiet.frames) == {(a, b) for a in PEERS for b in PEERS if a != b}
+    assert max(quiet.frames.values()) <= 5_000 // quiet.settings.heartbeat_ms
+
+
+def test_the_heartbeats_of_busy_groups_share_a_frame(core: Any) -> None:
+    world = World(core, groups=20, settings=Settings(quiet_after_ms=0))
+    world.elect()
+    world.run(1_000)
+    world.frames.clear()
+    world.run(1_000)
+    # At most a frame with the heartbeats of all groups, and one with the answers to the other's.
+    assert max(world.frames.values()) <= 2 * 1_000 // world.settings.heartbeat_ms + 2
+
+
+def test_a_quiet_group_wakes_on_a_proposal_and_the_others_sleep_on(quiet: World) -> None:
+    leader = quiet.leader("g3")
+    follower = next(id for id in PEERS if id != leader)
+    for id in (leader, follower):
+        assert id is not None
+        quiet.visits.clear()
+        assert quiet.result(quiet.propose(id, "g3", 2)) in (2, 4)
+        assert set(quiet.visits) == {"g3"}
+        quiet.until(lambda: all_quiet(quiet))
+        assert quiet.leader("g3") == leader
+    assert all(quiet.driver(id, "g3").machine.value == 4 for id in PEERS)
+
+
+def test_a_read_at_a_quiet_leader_asks_a_quorum(quiet: World) -> None:
+    leader = quiet.leader("g2")
+    assert leader is not None
+    loop, futures = quiet.nodes[leader], [Future(), Future()]
+    loop.call(loop.drivers["g2"].read, lambda machine: machine.value, futures[0], quiet.now + 1_000 * MS)
+    assert quiet.result(futures[0]) == 0
+    quiet.until(lambda: all_quiet(quiet))
+    quiet.cut.update(PEERS)
+    loop.call(loop.drivers["g2"].read, lambda machine: machine.value, futures[1], quiet.now + 1_000 * MS)
+    quiet.until(futures[1].done)
+    assert futures[1].exception(0) is not None
+
+
+def test_a_quiet_group_whose_leaders_node_is_lost_elects_within_three_election_timeouts(quiet: World) -> None:
+    lost = quiet.leader("g0")
+    assert lost is not None
+    led = [group for group in quiet.names if quiet.leader(group) == lost]
+    quiet.cut.add(lost)
+    quiet.run(3 * quiet.settings.election_timeout_ms)
+    assert all(quiet.leader(group) not in (None, lost) for group in led)
+    assert quiet.result(quiet.propose(str(quiet.leader("g0")), "g0", 3)) == 3
+    # Those left go quiet without it; when it is back it hears who leads, and what it missed.
+    quiet.until(lambda: all_quiet(quiet, *(id for id in PEERS if id != lost)))
+    quiet.cut.clear()
+    quiet.until(lambda: quiet.driver(lost, "g0").machine.value == 3)
+    quiet.until(lambda: all_quiet(quiet))
+    assert len({quiet.driver(id, group).raft.term for group in led for id in PEERS}) <= len(led)
+
+
+def test_a_restart_of_the_leaders_node_wakes_what_it_led_at_once(quiet: World) -> None:
+    restarted = quiet.leader("g0")
+    assert restarted is not None
+    led = [group for group in quiet.names if quiet.leader(group) == restarted]
+    others = [id for id in PEERS if id != restarted]
+    quiet.boot(restarted)
+    quiet.run(5)
+    assert not any(quiet.driver(id, group).raft.quiet for id in others for group in led)
+    rest = [group for group in quiet.names if group not in led]
+    assert not any(quiet.driver(str(quiet.leader(group)), group).raft.quiet for group in rest)
+    quiet.until(lambda: all(quiet.leader(group) for group in quiet.names) and all_quiet(quiet))
+
+
+def test_a_follower_that_lags_keeps_its_group_awake_and_one_whose_node_is_lost_does_not(quiet: World) -> None:
+    leader = quiet.leader("g0")
+    assert leader is not None
+    behind = next(id for id in PEERS if id != leader)
+    driver = quiet.driver(behind, "g0")
+    driver.receive, receive = (lambda *_: None), driver.receive  # type: ignore[method-assign]
+    quiet.result(quiet.propose(leader, "g0", 1))
+    quiet.run(5_000)
+    assert not quiet.driver(leader, "g0").raft.quiet
+    quiet.cut.add(behind)
+    quiet.until(lambda: bool(quiet.driver(leader, "g0").raft.quiet), 2_000)
+    driver.receive = receive  # type: ignore[method-assign]
+    quiet.cut.clear()
+    quiet.until(lambda: driver.machine.value == 1, 2_000)
+
+
+def test_a_minority_leader_of_quiet_groups_steps_down(quiet: World) -> None:
+    leader = quiet.leader("g0")
+    assert leader is not None
+    led = [group for group in quiet.names if quiet.leader(group) == leader]
+    quiet.cut.update(PEERS)
+    quiet.run(3 * quiet.settings.election_timeout_ms)
+    assert not any(quiet.driver(leader, group).raft.role == LEADER for group in led)
+
+
+def test_quiet_status_tells_when_the_leaders_node_was_heard(quiet: World) -> None:
+    quiet.run(3_000)
+    follower = next(id for id in PEERS if id != quiet.leader("g0"))
+    assert quiet.driver(follower, "g0").status()["contact_ms"] <= 2 * quiet.settings.heartbeat_ms
+
+
+def test_groups_stay_awake_where_that_is_wanted(core: Any) -> None:
+    world = World(core, settings=Settings(quiet_after_ms=0))
+    world.elect()
+    world.run(3_000)
+    assert not any(driver.raft.quiet for loop in world.nodes.values() for driver in loop.drivers.values())
+
+
+@pytest.mark.parametrize("body", [b"", bytes(15), bytes(17)])
+def test_an_item_about_going_quiet_that_is_malformed_changes_nothing(world: World, body: bytes) -> None:
+    for kind in (QUIET, QUIET_RESPONSE):
+        with pytest.raises(MalformedMessage):
+            world.driver("n1", "g0").receive("n2", 1, kind, body)
+
+
+def test_only_the_leader_of_the_term_can_ask_for_quiet(core: Any) -> None:
+    world = World(core, settings=Settings(quiet_after_ms=0))
+    world.elect()
+    world.run(1_000)
+    leader = world.leader("g0")
+    follower, other = (id for id in PEERS if id != leader)
+    world.settings = Settings()
+    driver = world.driver(follower, "g0")
+    driver.quiescence._heard_at = lambda id: world.now
+    raft = driver.raft
+    for source, term, last in ((other, 0, 0), (leader, 1, 0), (leader, 0, 1)):
+        assert source is not None
+        driver.receive(source, 1, QUIET, struct.pack("<QQ", raft.term + term, raft.log.last_index + last))
+        driver.turn(world.now, True)
+        assert not raft.quiet
+    assert leader is not None
+    driver.receive(leader, 1, QUIET, struct.pack("<QQ", raft.term, raft.log.last_index))
+    driver.turn(world.now, True)
+    assert raft.quiet
+
+
 # -------------------------------------------------------------------------------------------------------- Node and CLI
 
 
@@ -374,3 +532,66 @@ def test_the_directory_must_carry_each_group_that_is_given(two: TwoGroups) -> No
         "a, b",
         "bootstrap",
     )
+
+
+@contextlib.contextmanager
+def two_in_sight(two: TwoGroups, core_name: str) -> Iterator[tuple[raftplug.Node, raftplug.Node]]:
+    """n1 and n2 in this process, where one can see whether they are quiet, and n3, which leads, in its own core's."""
+    with contextlib.ExitStack() as stack:
+        nodes = []
+        for id in ("n1", "n2"):
+            options: Any = {"redis": two.server.url, "data_dir": two.directory / id, "bootstrap": True}
+            nodes.append(raftplug.Node(id, peers=PEERS, groups={"a": "kv", "b": "kv"}, **options))
+            stack.enter_context(nodes[-1])
+        two.start("n3", bootstrap=True, core=core_name)
+        for group in ("a", "b"):
+            with two.client(group) as client:
+                client.propose({"op": "put", "key": "k", "value": 0}, 30)
+                client.transfer_leadership("n3", 30)
+        wait_until(lambda: all(node.leaders() == {"a": "n3", "b": "n3"} for node in nodes), "n3 leads both")
+        sleep_well(*nodes)
+        yield nodes[0], nodes[1]
+
+
+def sleep_well(*nodes: raftplug.Node) -> None:
+    wait_until(lambda: all(node.status(group)["quiet"] for node in nodes for group in ("a", "b")), "all quiet")
+
+
+CORES = pytest.mark.parametrize("core_name", ["python", "cython"])
+
+
+@CORES
+def test_over_a_real_server_groups_go_quiet_and_each_wakes_on_its_own(two: TwoGroups, core_name: str) -> None:
+    with two_in_sight(two, core_name) as (n1, n2):
+        term = n1.status("b")["term"]
+        for value in (1, 2):
+            n1.propose({"op": "put", "key": "k", "value": value}, group="a").result(10)
+            assert n2.read({"op": "get", "key": "k"}, group="a") == value
+            sleep_well(n1, n2)
+        assert n1.status("b")["term"] == term and n1.leaders() == {"a": "n3", "b": "n3"}
+
+
+@CORES
+def test_over_a_real_server_quiet_groups_outlive_the_kill_of_their_leaders_node(two: TwoGroups, core_name: str) -> None:
+    with two_in_sight(two, core_name) as (n1, n2):
+        two.kill("n3")
+        wait_until(lambda: not {"n3", None} & {*n1.leaders().values(), *n2.leaders().values()}, "new leaders of both")
+        for group in ("a", "b"):
+            n1.propose({"op": "put", "key": "k", "value": 3}, group=group).result(10)
+        sleep_well(n1, n2)  # Without n3, whose return wakes them.
+        two.start("n3", core=core_name)
+        with two.client("a") as client:
+            wait_until(lambda: client.status()["nodes"][2]["applied"] == n1.status("a")["applied"], "n3 has caught up")
+        sleep_well(n1, n2)
+
+
+@CORES
+def test_over_a_real_server_a_restart_of_the_leaders_node_wakes_its_groups(two: TwoGroups, core_name: str) -> None:
+    with two_in_sight(two, core_name) as (n1, n2):
+        terms = {group: n1.status(group)["term"] for group in ("a", "b")}
+        two.kill("n3")
+        two.start("n3", core=core_name)
+        wait_until(lambda: all(n1.status(group)["term"] > terms[group] for group in terms), "both have elected anew")
+        for group in ("a", "b"):
+            n2.propose({"op": "put", "key": "k", "value": 4}, group=group).result(10)
+        sleep_well(n1, n2)

@@ -14,7 +14,7 @@ FLOORS = (
     {"_cy", "_source", "constants", "errors", "version"},
     {"_refusals", "settings", "plain", "agenda", "future", "frames", "state_machine", "redis_connection", "embedded"},
     {"configuration", "sessions", "storage", "cluster", "keys", "_core_py"},
-    {"raft", "requester", "hooks", "redis_streams"},
+    {"raft", "requester", "quiescence", "hooks", "redis_streams"},
     {"core", "plugins"},
     {"driver"},
     {"replica", "node", "client"},

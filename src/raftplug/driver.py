@@ -23,6 +23,8 @@ from raftplug.constants import (
     MALFORMED,
     NOOP,
     OK,
+    QUIET,
+    QUIET_RESPONSE,
     REFUSED_NOT_LEADER,
     REFUSED_OVERLOADED,
     REFUSED_TOO_LARGE,
@@ -53,6 +55,7 @@ from raftplug.errors import (
 )
 from raftplug.frames import Id, address, addressed, check_id
 from raftplug.future import Future
+from raftplug.quiescence import Quiescence
 from raftplug.requester import Requester
 from raftplug.sessions import Sessions, decode_open, decode_transition, encode_open, encode_transition
 from raftplug.settings import Settings
@@ -113,6 +116,8 @@ class Driver:
         core: the namespace of one of the two cores; None is the one that was chosen for this process.
         more_status: adds to `status` what only the owner knows.
         life_of: the nonce of a process that was heard, 0 if it was not.
+        heard_at: when a node was last heard, microseconds; None where nobody watches the nodes: see `quiescence`.
+        is_lost: whether a node has not been heard for an election timeout.
 
     Raises:
         Corrupt: the stored log or snapshot is damaged.
@@ -138,6 +143,8 @@ class Driver:
         core: Any = None,
         more_status: Callable[[], dict[str, Any]] | None = None,
         life_of: Callable[[Id], int] = lambda id: 0,
+        heard_at: Callable[[Id], int] | None = None,
+        is_lost: Callable[[Id], bool] = lambda id: False,
     ) -> None:
         self.core = core or chosen_core
         self.id = id
@@ -173,6 +180,8 @@ class Driver:
         self._closed = False
         self._changes: list[Asker] = []  # Who waits for a change of the members to be over.
         self._configuration: Any = None
+        self.members_changed = False
+        """Set whenever others are members than before; its owner may reset it."""
 
         log = self.core.Log()
         if stored.snapshot is not None:
@@ -212,6 +221,7 @@ class Driver:
             settings.window_bytes,
         )
         self._life_of = life_of
+        self.quiescence = Quiescence(self.raft, settings, send, heard_at, is_lost)
         self.requester = Requester(settings=settings, generator=generator, send=self._send_request)
         self._notice_configuration()
 
@@ -228,12 +238,15 @@ class Driver:
             self._on_request(source, nonce, body)
         elif kind == REPLY:
             self._on_reply(source, body)
+        elif kind in (QUIET, QUIET_RESPONSE):
+            self.quiescence.receive(source, kind, body)
         else:
             self._on_message(source, kind, body)
 
     def set_time(self, now: int) -> None:
         """The time of this turn, before its messages are handed in: microseconds."""
         self.raft.set_time(now)
+        self.quiescence.look()
 
     def propose(self, transition: bytes, future: Future, deadline: int) -> None:
         """Propose an encoded transition; the future gets its result.  A follower forwards it.
@@ -321,6 +334,7 @@ class Driver:
             read.index = index
             self._await_index(read)
         self._notice_role(now)
+        self.quiescence.turn(now)
         if self.raft.configuration is not self._configuration:
             self._notice_configuration()
         self._apply()
@@ -371,7 +385,7 @@ class Driver:
             problems.append("the state machine failed to make a snapshot")
         contact = None
         if raft.role != LEADER and raft.leader is not None:
-            contact = (self._clock() - raft.contact) // 1000
+            contact = (self._clock() - self.quiescence.contact()) // 1000
         more = self._more_status()
         return {
             **more,
@@ -383,6 +397,7 @@ class Driver:
             "commit": raft.commit,
             "applied": self.applied,
             "contact_ms": contact,
+            "quiet": bool(raft.quiet),
             "voters": list(raft.configuration.voters),
             "learners": list(raft.configuration.learners),
             "problems": problems + more.get("problems", []),
@@ -543,6 +558,7 @@ class Driver:
     def _notice_configuration(self) -> None:
         """Tell who must know that the members changed: from now on they count, committed or not."""
         before, self._configuration = self._configuration, self.raft.configuration
+        self.members_changed = True
         self.requester.set_nodes([member for member in self._configuration.members() if member != self.id])
         if before is not None:
             self._event("raftplug_configuration_changed", configuration=self._configuration.plain())

@@ -22,6 +22,7 @@ from raftplug import core as chosen_core
 from raftplug import plain
 from raftplug.agenda import NEVER, Agenda
 from raftplug.cluster import Cluster, read_record
+from raftplug.constants import NO_GROUP, NODE_HEARTBEAT
 from raftplug.driver import Driver
 from raftplug.errors import (
     DiskFull,
@@ -122,6 +123,11 @@ class NodeLoop:
         self._news = False  # Somebody leads whom the last announcement did not name.
         self._leaders: dict[str, Id | None] = {}
         self._now = 0
+        self._beat_at = 0  # When the nodes that share a group are next looked at, and told that we are here.
+        self._peers: dict[Id, int] = {}  # Those nodes, and when each was last heard.
+        self._lost: set[Id] = set()  # Those of them that have not been heard for an election timeout.
+        self._spoken: set[Id] = set()  # Those that a frame went to since the last time.
+        self._members_changed = True
         self._agenda = Agenda()
         self._busy: dict[str, Driver] = {}  # Whom this turn visits, in the order in which they were called upon.
         self._unwritten: dict[str, Driver] = {}  # Whoever was visited while no write could begin.
@@ -150,6 +156,8 @@ class NodeLoop:
                 core=self.core,
                 more_status=self._more_status,
                 life_of=self._life_of,
+                heard_at=lambda id: self._peers.get(id, 0),
+                is_lost=self._lost.__contains__,
             )
             if driver.initial_write is not None:
                 storage.commit([driver.initial_write])
@@ -195,6 +203,9 @@ class NodeLoop:
         for number, kind, body in to_self:
             self._deliver(self.id, self._sender.nonce, number, kind, body)
         self._run_calls()
+        beats = now >= self._beat_at
+        if beats:
+            self._watch_nodes(now)
         for name in self._agenda.take(now, self._deadline_of):
             self.attend(self.drivers[name])
         may_write = not self._writing
@@ -204,11 +215,15 @@ class NodeLoop:
             if write is not None:
                 self._writing.append((driver, write))
             self._agenda.arm(name, driver.deadline())
+            if driver.members_changed:
+                driver.members_changed, self._members_changed = False, True
             if driver.leader != self._leaders[name]:
                 self._leaders[name] = driver.leader
                 self._news = True
         if not may_write:
             self._unwritten.update(busy)
+        if beats:
+            self._show_life()
         self._flush()
         if self._writing and (may_write or (self._retry_at is not None and now >= self._retry_at)):
             self._retry_at = None
@@ -228,7 +243,7 @@ class NodeLoop:
         """When the next turn is due if nothing arrives: microseconds of the clock; 0 is at once."""
         if self._calls or self._to_self or self._busy:
             return 0
-        due = min(self._agenda.next(), self._announced_at + (_NEWS_US if self._news else _ANNOUNCE_US))
+        due = min(self._agenda.next(), self._beat_at, self._announced_at + (_NEWS_US if self._news else _ANNOUNCE_US))
         return due if self._retry_at is None else min(due, self._retry_at)
 
     def close(self) -> None:
@@ -267,6 +282,46 @@ class NodeLoop:
             known.pop(driver.group, None)
         del self._by_number[group_number(driver.group)]
         self._news = True
+
+    # ----------------------------------------------------------------- nodes
+
+    def _watch_nodes(self, now: int) -> None:
+        """Once a heartbeat: find the nodes that are lost.  What they concern wakes (see `quiescence`)."""
+        heartbeat = 1000 * self._settings.heartbeat_ms
+        self._beat_at = (now // heartbeat + 1) * heartbeat  # When the leaders' heartbeats are due, too.
+        if self._members_changed:
+            self._members_changed = False
+            members = dict.fromkeys(id for driver in self.drivers.values() for id in driver.requester.nodes)
+            self._peers = {id: self._peers.get(id, now) for id in members}
+            self._lost.intersection_update(members)
+        oldest = now - 1000 * self._settings.election_timeout_ms
+        for id, heard in self._peers.items():
+            if heard < oldest and id not in self._lost:
+                self._lost.add(id)
+                self._wake(id)
+
+    def _hear(self, id: Id, is_new: bool) -> None:
+        """A frame of `id` arrived; `is_new`: of another process than the last one."""
+        if id not in self._peers:
+            return
+        self._peers[id] = self._now
+        if is_new or id in self._lost:
+            self._lost.discard(id)
+            self._wake(id)
+
+    def _wake(self, id: Id) -> None:
+        """Wake the groups that the node `id` leads, and those that are led here and have it as a member."""
+        for driver in self.drivers.values():
+            if driver.quiescence.concerns(id):
+                self.attend(driver)
+                driver.quiescence.wake()
+
+    def _show_life(self) -> None:
+        """A node heartbeat to whomever nothing was sent since the last one."""
+        for id in self._peers:
+            if id not in self._spoken and id not in self._outgoing:
+                self._outgoing[id] = [(NO_GROUP, NODE_HEARTBEAT, b"")]
+        self._spoken.clear()
 
     # ------------------------------------------------------------------ disk
 
@@ -307,7 +362,8 @@ class NodeLoop:
                 self._refuse(refusal)
                 return
             for item in frame.items:
-                self._deliver(frame.source, frame.nonce, item.group, item.kind, item.body)
+                if item.kind != NODE_HEARTBEAT:
+                    self._deliver(frame.source, frame.nonce, item.group, item.kind, item.body)
         except MalformedMessage as error:
             self._refuse(str(error))
 
@@ -319,7 +375,8 @@ class NodeLoop:
             return f"a frame of another cluster, from {frame.source!r}: is its --prefix or --group ours by mistake?"
         if frame.source == self.id and frame.nonce != self._sender.nonce:
             return "a frame of another process with this node's id: stop one of the two"
-        boot, nonce, sequence = self._seen.get(frame.source, (0, frame.nonce, 0))
+        known = self._seen.get(frame.source)
+        boot, nonce, sequence = known or (0, frame.nonce, 0)
         if frame.boot < boot or (frame.boot == boot and frame.nonce != nonce and not client):
             return f"a frame of an older or copied data directory of {frame.source!r}"
         if frame.boot == boot and frame.nonce == nonce and frame.sequence <= sequence:
@@ -328,6 +385,7 @@ class NodeLoop:
         self._seen.move_to_end(frame.source)
         if len(self._seen) > _SENDERS_REMEMBERED:
             self._seen.popitem(last=False)
+        self._hear(frame.source, known is None or frame.nonce != nonce)
         return None
 
     def _life_of(self, id: Id) -> int:
@@ -362,6 +420,7 @@ class NodeLoop:
     def _flush(self) -> None:
         """One frame a destination, unless it grew too large."""
         outgoing, self._outgoing = self._outgoing, {}
+        self._spoken.update(outgoing)
         for target, items in outgoing.items():
             start = size = 0
             for end, item in enumerate(items):

@@ -125,6 +125,7 @@ class Raft:
     contact: cython.longlong = cython.declare(cython.longlong, visibility="readonly")
     transferee: Any = cython.declare(object, visibility="readonly")
     removed: cython.bint = cython.declare(cython.bint, visibility="readonly")
+    quiet: cython.bint = cython.declare(cython.bint, visibility="readonly")
 
     _configurations: list[Any]
     _unsettled: cython.bint
@@ -223,6 +224,7 @@ class Raft:
         self._truncated = []
         self.transferee = None
         self.removed = False
+        self.quiet = False
         self._unsettled = False
         self._handed_over = False
         self._transfer_deadline = 0
@@ -245,7 +247,8 @@ class Raft:
             if self.transferee is not None and self.now >= self._transfer_deadline:
                 self.transferee = None  # It did not take over: writes resume (Ongaro 2014 §3.10).
             if self.role == LEADER and self.now >= self._heartbeat_deadline:
-                self._heartbeat_deadline = self.now + self._heartbeat
+                # All groups of a process at the same times: one frame to a node carries the heartbeats of all.
+                self._heartbeat_deadline = (self.now // self._heartbeat + 1) * self._heartbeat
                 self._handed_over = False
                 for progress in self.progress.values():
                     self._send_empty(progress)
@@ -274,6 +277,7 @@ class Raft:
         kind: cython.longlong = message.kind
         if message.term > HIGHEST:
             raise MalformedMessage("a term that leaves no room for an election")
+        self.wake()
         if kind == PRE_VOTE:
             self._on_pre_vote(message)
             return
@@ -378,8 +382,41 @@ class Raft:
 
     def resign(self) -> None:
         """Give up leadership: this replica cannot do a leader's work now (its disk is full, say)."""
+        self.wake()
         if self.role == LEADER:
             self._become_follower(self.term, None)
+
+    def is_idle(self) -> cython.bint:
+        """Whether all is committed and on our disk, somebody leads, and a leader has nothing else under way."""
+        if self._new_reads or self._rounds or self.transferee is not None or (self.role == LEADER and self._unsettled):
+            return False
+        return self._hard_durable and self.leader is not None and self.commit == self.stable == self.log.last_index
+
+    def rest(self) -> None:
+        """Go quiet, if idle: neither heartbeats nor check-quorum nor an election until something wakes us.
+
+        For owners that watch the nodes instead of the groups: see `quiescence`.
+        """
+        if self.is_idle():
+            self.quiet = True
+            self._election_deadline = self._heartbeat_deadline = self._quorum_deadline = HIGHEST
+
+    def wake(self, lost: cython.bint = False) -> None:
+        """Watch the time again, if quiet: any message does this, and whatever a leader has to do.
+
+        Until now the leader's node was heard, which counts as having heard the leader (Ongaro 2014 §4.2.3); unless it
+        is `lost`, or another process now: then an election begins within an election timeout.
+        """
+        if not self.quiet:
+            return
+        self.quiet = False
+        self._heartbeat_deadline = self.now
+        self._quorum_deadline = self.now + self._election_timeout
+        self._draw_election_timer()
+        if lost:
+            self._election_deadline -= self._election_timeout
+        else:
+            self.contact = self.now
 
     def snapshot_stored(self, index: cython.longlong, keep: cython.longlong) -> None:
         """A snapshot of our own state up to `index` is durable: compact the log, but for its last `keep` entries.
@@ -406,6 +443,8 @@ class Raft:
     def ready(self, may_write: cython.bint = True) -> Ready:
         """Take what must happen now; without `may_write` what is to be written waits for a later turn."""
         if self.role == LEADER:
+            if not self.is_idle():
+                self.wake()
             if self._unsettled:
                 self._settle()
             self._start_round()
@@ -562,7 +601,7 @@ class Raft:
         self.progress = {
             peer: self._new_progress(peer, next_index) for peer in self.configuration.members() if peer != self.id
         }
-        self._heartbeat_deadline = self.now + self._heartbeat
+        self._heartbeat_deadline = (self.now // self._heartbeat + 1) * self._heartbeat
         self._quorum_deadline = self.now + self._election_timeout
         self._round = 0
         self._unsettled = True
