@@ -111,7 +111,8 @@ class Driver:
         generator: the source of randomness.
         nonce: of this process; replies carry it.
         noop_transition: what the machine is given for a leader's no-op; None gives it nothing.
-        election_spread_us: an election timeout is drawn from [E, E + spread]; None is E.
+        election_spread_us: an election timeout is drawn from [E, E + spread]; called with whether nobody leads the
+            group, as far as we know.  None is E.
         on_event: called with a hook's name and its arguments.
         core: the namespace of one of the two cores; None is the one that was chosen for this process.
         more_status: adds to `status` what only the owner knows.
@@ -138,7 +139,7 @@ class Driver:
         generator: random.Random,
         nonce: int,
         noop_transition: Any = None,
-        election_spread_us: int | None = None,
+        election_spread_us: Callable[[bool], int] | None = None,
         on_event: Callable[..., None] | None = None,
         core: Any = None,
         more_status: Callable[[], dict[str, Any]] | None = None,
@@ -206,7 +207,8 @@ class Driver:
                 log.restore(block)
         except MalformedMessage as error:
             raise Corrupt(f"group {group!r}: the stored log: {error}") from None
-        spread = settings.election_timeout_ms * 1000 if election_spread_us is None else election_spread_us
+        spread = election_spread_us or (lambda leaderless: settings.election_timeout_ms * 1000)
+        self.raft: Any = None
         self.raft = self.core.Raft(
             id,
             self.core.Configuration.from_plain(configuration),
@@ -216,7 +218,7 @@ class Driver:
             clock(),
             settings.election_timeout_ms * 1000,
             settings.heartbeat_ms * 1000,
-            lambda _: generator.randint(0, spread),
+            lambda _: generator.randint(0, spread(self.raft is None or self.raft.leader is None)),
             settings.max_append_bytes,
             settings.window_bytes,
         )

@@ -22,7 +22,7 @@ from raftplug import core as chosen_core
 from raftplug import plain
 from raftplug.agenda import NEVER, Agenda
 from raftplug.cluster import Cluster, read_record
-from raftplug.constants import NO_GROUP, NODE_HEARTBEAT
+from raftplug.constants import CANDIDATE, LEADER, NO_GROUP, NODE_HEARTBEAT, PRE_CANDIDATE
 from raftplug.driver import Driver
 from raftplug.errors import (
     DiskFull,
@@ -58,6 +58,10 @@ from raftplug.version import VERSION
 _logger = logging.getLogger("raftplug")
 _FRAME_BYTES = 512 << 10
 _ANNOUNCE_US = 3_000_000
+_FEW_GROUPS = 100  # A node of more names no leaders in its announcements, and makes fewer.
+_ANNOUNCE_MANY_US = 10_000_000
+_CAMPAIGNS = 32  # At once, of one node.
+_ELECTION_US = 3_000  # What one costs, amply, where three nodes share two cores.
 _NEWS_US = 100_000  # However many leaders change, one announcement in this time tells of them.
 _RETRY_WRITE_US = 1_000_000
 _SENDERS_REMEMBERED = 10_000
@@ -119,15 +123,16 @@ class NodeLoop:
         self._seen: OrderedDict[Id, tuple[int, int, int]] = OrderedDict()
         self._writing: list[tuple[Driver, Write]] = []
         self._retry_at: int | None = None
-        self._announced_at = -_ANNOUNCE_US
+        self._announced_at = -_ANNOUNCE_MANY_US
         self._news = False  # Somebody leads whom the last announcement did not name.
         self._leaders: dict[str, Id | None] = {}
         self._now = 0
         self._beat_at = 0  # When the nodes that share a group are next looked at, and told that we are here.
         self._peers: dict[Id, int] = {}  # Those nodes, and when each was last heard.
         self._lost: set[Id] = set()  # Those of them that have not been heard for an election timeout.
-        self._spoken: set[Id] = set()  # Those that a frame went to since the last time.
         self._members_changed = True
+        self._campaigns: dict[Driver, int] = {}  # Elections of ours that may be under way, and when each began.
+        self._campaigns_counted_at = 0
         self._agenda = Agenda()
         self._busy: dict[str, Driver] = {}  # Whom this turn visits, in the order in which they were called upon.
         self._unwritten: dict[str, Driver] = {}  # Whoever was visited while no write could begin.
@@ -135,6 +140,11 @@ class NodeLoop:
         self._closed = False
         self.drivers: dict[str, Driver] = {}
         self._by_number: dict[int, Driver] = {}
+        self._leaderless = len(machines)
+
+        def heard_at(id: Id) -> int:
+            return self._peers.get(id, 0)
+
         for group, machine in machines.items():
             stored = storage.load(group)
             if stored is None:
@@ -156,11 +166,13 @@ class NodeLoop:
                 core=self.core,
                 more_status=self._more_status,
                 life_of=self._life_of,
-                heard_at=lambda id: self._peers.get(id, 0),
+                heard_at=heard_at,
+                election_spread_us=self._election_spread,
                 is_lost=self._lost.__contains__,
             )
             if driver.initial_write is not None:
                 storage.commit([driver.initial_write])
+            driver.members_changed = False
             self.drivers[group] = driver
             self._by_number[number] = driver
             self._leaders[group] = None
@@ -207,7 +219,8 @@ class NodeLoop:
         if beats:
             self._watch_nodes(now)
         for name in self._agenda.take(now, self._deadline_of):
-            self.attend(self.drivers[name])
+            if self._may_stand(self.drivers[name], now):
+                self.attend(self.drivers[name])
         may_write = not self._writing
         busy, self._busy = self._busy, {}
         for name, driver in busy.items():
@@ -218,6 +231,7 @@ class NodeLoop:
             if driver.members_changed:
                 driver.members_changed, self._members_changed = False, True
             if driver.leader != self._leaders[name]:
+                self._leaderless += (driver.leader is None) - (self._leaders[name] is None)
                 self._leaders[name] = driver.leader
                 self._news = True
         if not may_write:
@@ -243,7 +257,7 @@ class NodeLoop:
         """When the next turn is due if nothing arrives: microseconds of the clock; 0 is at once."""
         if self._calls or self._to_self or self._busy:
             return 0
-        due = min(self._agenda.next(), self._beat_at, self._announced_at + (_NEWS_US if self._news else _ANNOUNCE_US))
+        due = min(self._agenda.next(), self._beat_at, self._announce_at())
         return due if self._retry_at is None else min(due, self._retry_at)
 
     def close(self) -> None:
@@ -271,6 +285,35 @@ class NodeLoop:
         driver = self.drivers.get(group)
         return driver.deadline() if driver is not None else NEVER
 
+    def _may_stand(self, driver: Driver, now: int) -> bool:
+        """Whether the driver, whose time has come, may be visited: not if that began one campaign too many at once.
+
+        What a node cannot do within an election timeout it should not begin: thousands of groups that campaign at one
+        instant answer each other too late, and begin again.  It waits as if it had lost an election.
+        """
+        if driver.raft.role == LEADER or driver.raft.deadline() > now:
+            return True
+        if len(self._campaigns) >= _CAMPAIGNS and self._campaigns_counted_at != now:
+            self._campaigns_counted_at = now
+            recent = now - 500 * self._settings.election_timeout_ms
+            self._campaigns = {
+                each: at
+                for each, at in self._campaigns.items()
+                if at == now or (at > recent and each.raft.role in (PRE_CANDIDATE, CANDIDATE))
+            }
+        if len(self._campaigns) < _CAMPAIGNS:
+            self._campaigns[driver] = now
+            return True
+        driver.set_time(now)
+        driver.raft.draw_election_timer()
+        self._agenda.arm(driver.group, driver.deadline())
+        return False
+
+    def _election_spread(self, leaderless: bool) -> int:
+        """The random part of an election timeout: while thousands have no leader, as long as electing them takes."""
+        least = 1000 * self._settings.election_timeout_ms
+        return max(least, _ELECTION_US * self._leaderless) if leaderless else least
+
     def _part(self, driver: Driver) -> None:
         """The group goes on without us; what is stored of it stays where it is."""
         text = f"{self.id} was removed from group {driver.group!r}"
@@ -281,6 +324,7 @@ class NodeLoop:
         for known in (self.drivers, self._leaders, self._busy):
             known.pop(driver.group, None)
         del self._by_number[group_number(driver.group)]
+        self._leaderless = sum(leader is None for leader in self._leaders.values())
         self._news = True
 
     # ----------------------------------------------------------------- nodes
@@ -288,6 +332,9 @@ class NodeLoop:
     def _watch_nodes(self, now: int) -> None:
         """Once a heartbeat: find the nodes that are lost.  What they concern wakes (see `quiescence`)."""
         heartbeat = 1000 * self._settings.heartbeat_ms
+        late = now - self._beat_at
+        if late > heartbeat:  # We did not look for so long: what they said meanwhile may not have been read yet.
+            self._peers = {id: heard + late for id, heard in self._peers.items()}
         self._beat_at = (now // heartbeat + 1) * heartbeat  # When the leaders' heartbeats are due, too.
         if self._members_changed:
             self._members_changed = False
@@ -317,11 +364,10 @@ class NodeLoop:
                 driver.quiescence.wake()
 
     def _show_life(self) -> None:
-        """A node heartbeat to whomever nothing was sent since the last one."""
+        """A node heartbeat to whomever no heartbeat of a group goes at the same time."""
         for id in self._peers:
-            if id not in self._spoken and id not in self._outgoing:
+            if id not in self._outgoing:
                 self._outgoing[id] = [(NO_GROUP, NODE_HEARTBEAT, b"")]
-        self._spoken.clear()
 
     # ------------------------------------------------------------------ disk
 
@@ -420,7 +466,6 @@ class NodeLoop:
     def _flush(self) -> None:
         """One frame a destination, unless it grew too large."""
         outgoing, self._outgoing = self._outgoing, {}
-        self._spoken.update(outgoing)
         for target, items in outgoing.items():
             start = size = 0
             for end, item in enumerate(items):
@@ -431,7 +476,7 @@ class NodeLoop:
             self.cluster.send_message(target, self._sender.encode(target, items[start:]))
 
     def _announce(self, now: int) -> None:
-        if now - self._announced_at < (_NEWS_US if self._news else _ANNOUNCE_US):
+        if now < self._announce_at():
             return
         if self._news:
             self.cluster.register_leader(next(iter(self._leaders.values()), None))
@@ -440,7 +485,7 @@ class NodeLoop:
             "id": self.id,
             "cluster": self._sender.cluster.hex(),
             "groups": list(self.drivers),
-            "leader": dict(self._leaders),
+            "leader": dict(self._leaders) if len(self.drivers) <= _FEW_GROUPS else {},
             "core": self.core.name,
             "version": VERSION,
             "boot": self._sender.boot,
@@ -448,6 +493,12 @@ class NodeLoop:
             "at": self._wall_ms(),
         }
         self.cluster.announce(sign_record(record, self._keys))
+
+    def _announce_at(self) -> int:
+        """When the next announcement is due: at 10,000 groups it has 100 KB or more."""
+        if len(self.drivers) > _FEW_GROUPS:
+            return self._announced_at + _ANNOUNCE_MANY_US
+        return self._announced_at + (_NEWS_US if self._news else _ANNOUNCE_US)
 
     def _more_status(self) -> dict[str, Any]:
         problems = [f"{reason} ({count} times)" for reason, count in self.refused.items() if count > 0]

@@ -1,8 +1,9 @@
 """Groups in which nothing happens go quiet, so that a node of thousands of them costs what its busy ones cost.
 
-A quiet group sends no heartbeats, checks no quorum and has no election timer.  Instead the *nodes* watch each other: a
-node that has said nothing else to another one for a heartbeat sends it one empty item, for all groups together
-(`NodeLoop`).  The protocol, of which nothing decides about terms, votes or entries:
+A quiet group sends no heartbeats, checks no quorum and has no election timer.  Instead the *nodes* watch each other:
+with each heartbeat a node sends every other one with which it shares a group one empty item, for all groups together,
+unless heartbeats of busy groups go there anyway (`NodeLoop`).  The protocol, of which nothing decides about terms,
+votes or entries:
 
 * A leader that was idle for a while (`Raft.is_idle`: all committed, no read, transfer or change under way) asks every
   follower that holds its whole log, with each heartbeat: QUIET, with its term and last index.

@@ -231,7 +231,7 @@ class Raft:
         self._adopt(log.base_index + 1)
         # A sole voter has nobody to wait for.
         if len(self.configuration.members()) > 1:
-            self._draw_election_timer()
+            self.draw_election_timer()
 
     # ---------------------------------------------------------------- inputs
 
@@ -412,11 +412,20 @@ class Raft:
         self.quiet = False
         self._heartbeat_deadline = self.now
         self._quorum_deadline = self.now + self._election_timeout
-        self._draw_election_timer()
+        self.draw_election_timer()
         if lost:
             self._election_deadline -= self._election_timeout
         else:
             self.contact = self.now
+
+    def draw_election_timer(self) -> None:
+        """Start the election timer with a new random delay, so that split votes do not repeat (Ongaro 2014 §3.4).
+
+        An owner of many groups may also do this to one whose time has come, if too many campaign already.
+        """
+        drawn: cython.longlong = self._draw(self._election_timeout)
+        self._election_delay = self._election_timeout + drawn
+        self._election_deadline = self.now + self._election_delay
 
     def snapshot_stored(self, index: cython.longlong, keep: cython.longlong) -> None:
         """A snapshot of our own state up to `index` is durable: compact the log, but for its last `keep` entries.
@@ -500,13 +509,6 @@ class Raft:
     # ----------------------------------------------------------------- roles
 
     @cython.cfunc
-    def _draw_election_timer(self) -> None:
-        """Start the election timer with a new random delay, so that split votes do not repeat (Ongaro 2014 §3.4)."""
-        drawn: cython.longlong = self._draw(self._election_timeout)
-        self._election_delay = self._election_timeout + drawn
-        self._election_deadline = self.now + self._election_delay
-
-    @cython.cfunc
     def _hears_leader(self) -> cython.bint:
         """Whether a leader was heard within the minimum election timeout (Ongaro 2014 §4.2.3).
 
@@ -519,7 +521,7 @@ class Raft:
         if term > self.term:
             self._enter_term(term, None)
         if self.role == LEADER:
-            self._draw_election_timer()
+            self.draw_election_timer()
             self._failed_reads.extend(self._new_reads)
             for _, _, requests in self._rounds:
                 self._failed_reads.extend(requests)
@@ -544,7 +546,7 @@ class Raft:
     @cython.cfunc
     def _campaign(self) -> None:
         """Ask whether an election could be won, without raising the term (Ongaro 2014 §9.6)."""
-        self._draw_election_timer()
+        self.draw_election_timer()
         if not self._may_campaign() or self.term >= HIGHEST:
             return
         self.role = PRE_CANDIDATE
@@ -573,7 +575,7 @@ class Raft:
     @cython.cfunc
     def _become_candidate(self, transfer: cython.bint) -> None:
         """Ask for votes; with `transfer` also of those who hear the leader, which asked for it (§3.10)."""
-        self._draw_election_timer()
+        self.draw_election_timer()
         self.role = CANDIDATE
         self._enter_term(self.term + 1, self.id)
         self._votes = set()
@@ -677,7 +679,7 @@ class Raft:
             self.role = FOLLOWER
             self._hard_durable = self._hard_durable and self.vote == message.peer
             self.vote = message.peer
-            self._draw_election_timer()
+            self.draw_election_timer()
         self._send(message.peer, Message(VOTE_RESPONSE, self.term, flag=granted))
 
     @cython.cfunc
@@ -704,7 +706,7 @@ class Raft:
             raise InvariantViolated(f"two leaders in term {self.term}: {self.leader!r} and {leader!r}")
         if self.role != FOLLOWER or self.leader is None:
             self._become_follower(self.term, leader)
-            self._draw_election_timer()
+            self.draw_election_timer()
         self.contact = self.now
         self._election_deadline = self.now + self._election_delay
 

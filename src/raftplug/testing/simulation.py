@@ -362,6 +362,7 @@ class _Process:
         # What the checks remember of this life, and of the disk.
         self.term = self.commit = self.applied = 0
         self.last_as_leader: tuple[int, int, int] | None = None  # term, last index, its check
+        self.turned_at = self.late_at = 0  # By our own clock: the last turn, and the last that was late.
         self.quiet_under: dict[str, tuple[Any, int]] = {}  # Under whom each quiet group is, and which life of it.
         self.elected_at = self.term_asked = 0
         self.durable: dict[int, int] = {}  # index -> check of what is on disk
@@ -606,6 +607,9 @@ class Simulation:
         clock = self._clock(process)
         process.heard.update((source, clock) for source in process.arrived)
         process.arrived.clear()
+        if clock - process.turned_at > self.settings.heartbeat_ms * _MS:
+            process.late_at = clock
+        process.turned_at = clock
         try:
             node.turn()
         except (StorageFailed, Removed) as error:
@@ -1096,7 +1100,8 @@ class Simulation:
             self._check_companion(process, group)
         if len(driver._pending) > self.settings.max_pending:
             raise Violation(f"bounded queues: {process.id} holds {len(driver._pending)} proposals")
-        at_rest = not raft.writing and raft.vote is not None and term == process.durable_term
+        waits = process.node is not None and (process.node._writing or GROUP in process.node._unwritten)
+        at_rest = not (raft.writing or waits) and raft.vote is not None and term == process.durable_term
         if at_rest and process.votes.get(term) != raft.vote:
             raise Violation(f"durability: the vote of {process.id} in term {term} is not on its disk")
         process.configuration = raft.configuration
@@ -1117,7 +1122,8 @@ class Simulation:
             if process.quiet_under.setdefault(group, (raft.leader, life)) != (raft.leader, life):
                 raise Violation(f"quiet: {process.id} sleeps on in {group}, and another process is {raft.leader} now")
             heard = {id for id in self._ids if process.heard.get(id, -1) >= oldest} | {process.id}
-            if raft.leader not in heard or (raft.role == LEADER and not _is_quorum(raft.configuration, heard)):
+            alone = raft.leader not in heard or (raft.role == LEADER and not _is_quorum(raft.configuration, heard))
+            if alone and process.late_at < oldest:  # Who did not look cannot have heard.
                 raise Violation(f"quiet: {process.id} sleeps on in {group}, and has not heard who must be there")
             if raft.commit != raft.log.last_index:
                 raise Violation(f"quiet: {process.id} sleeps in {group}, and does not know all to be committed")
