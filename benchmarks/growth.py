@@ -162,7 +162,8 @@ class Cluster:
             )
             self._loops.append(loop)
         for driver in self._loops[0].drivers.values():
-            driver.raft.tick(driver.raft.deadline())  # The first node is the first to stand for election, everywhere.
+            # The first node is the first to stand for election, everywhere.
+            self._loops[0].call(driver.turn, driver.raft.deadline(), False)
         while not all(driver.raft.role == LEADER for driver in self._loops[0].drivers.values()):
             self._turn()
 

@@ -58,6 +58,42 @@ EQUIVALENT = (
 )
 
 MUTANTS = (
+    Mutant(
+        "quiet although a follower lags",
+        "quiescence.py",
+        "        if not awaited and raft.configuration.has_quorum(",
+        "        if raft.configuration.has_quorum(",
+    ),
+    Mutant(
+        "quiet without knowing what is committed",
+        "raft.py",
+        "self.leader is not None and self.commit == self.stable == self.log.last_index",
+        "self.leader is not None and self.stable == self.log.last_index",
+    ),
+    Mutant(
+        "quiet group not woken when a node restarts",
+        "node.py",
+        "        if is_new or id in self._lost:",
+        "        if id in self._lost:",
+    ),
+    Mutant(
+        "quiet group not woken when a node is lost",
+        "node.py",
+        "                self._lost.add(id)\n                self._wake(id)",
+        "                self._lost.add(id)",
+    ),
+    Mutant(
+        "quiet group not woken when a node is back",
+        "node.py",
+        "            self._lost.discard(id)\n            self._wake(id)",
+        "            self._lost.discard(id)\n            if is_new:\n                self._wake(id)",
+    ),
+    Mutant(
+        "quiet leader not woken by what it has to do",
+        "raft.py",
+        "            if not self.is_idle():\n                self.wake()",
+        "            self.is_idle()",
+    ),
     Mutant("no vote persisted", "driver.py", "            vote=self.raft.vote,\n", "            vote=None,\n"),
     Mutant(
         "vote before fsync",
@@ -382,7 +418,7 @@ MUTANTS = (
         "        self._adopt(log.base_index + 1)\n",
         "        self._use_last_configuration()\n",
     ),
-    Mutant("learner campaigns", "raft.py", "if not self.configuration.is_voter(self.id) or self.term", "if self.term"),
+    Mutant("learner campaigns", "raft.py", "if not self._may_campaign() or self.term", "if self.term"),
     Mutant(
         "truncation not written",
         "storage.py",

@@ -27,6 +27,7 @@ Commands, where N, FROM and TO are replicas (`*` is any) and KIND is a kind of m
     propose N PAYLOAD…           (x*100 is a hundred of x)        read N REQUEST        resign N
     change N voters=… [learners=…] [joining=…]   change the members to these
     transfer N TO|-              hand leadership over; `-` is to whoever is closest
+    rest N, wake N, lost N       N goes quiet, if it is idle; wakes; wakes since its leader's node is lost
     snapshot N INDEX [keep=K]    a snapshot of N up to INDEX is durable
     forge FROM TO KIND NAME=VALUE…   hand TO a message made by hand (KIND may be a number); entries=1,1,2 are terms,
                                  damage=1 breaks them
@@ -191,6 +192,8 @@ class Stage(Net):
             role += f" of {raft.leader}"
         if raft.removed:
             role += " and removed"
+        if raft.quiet:
+            role += " and quiet"
         log = " ".join(
             self.entry_text(raft.log, index) for index in range(raft.log.base_index + 1, raft.log.last_index + 1)
         )
@@ -302,6 +305,19 @@ class Player:
         id = int(plain[0])
         self.stage.now = max(self.stage.now + ELECTION, self.stage.rafts[id].deadline())
         self.do_tick(plain, options)
+
+    def do_rest(self, plain: list[str], options: dict[str, str]) -> None:
+        self.stage.act(int(plain[0]), self.stage.rafts[int(plain[0])].rest)
+
+    def do_wake(self, plain: list[str], options: dict[str, str]) -> None:
+        self._wake(int(plain[0]), False)
+
+    def do_lost(self, plain: list[str], options: dict[str, str]) -> None:
+        self._wake(int(plain[0]), True)
+
+    def _wake(self, id: int, lost: bool) -> None:
+        self.stage.rafts[id].set_time(self.stage.now)
+        self.stage.act(id, lambda: self.stage.rafts[id].wake(lost))
 
     def do_heartbeat(self, plain: list[str], options: dict[str, str]) -> None:
         self.stage.wait(HEARTBEAT)

@@ -12,9 +12,9 @@ SOURCE = Path(__file__).parent.parent / "src" / "raftplug"
 # From the ground up; a file may import only files of lower floors.
 FLOORS = (
     {"_cy", "_source", "constants", "errors", "version"},
-    {"_refusals", "settings", "plain", "future", "frames", "state_machine", "redis_connection", "embedded"},
+    {"_refusals", "settings", "plain", "agenda", "future", "frames", "state_machine", "redis_connection", "embedded"},
     {"configuration", "sessions", "cluster", "keys", "_core_py"},
-    {"raft", "requester", "hooks", "redis_streams"},
+    {"raft", "requester", "quiescence", "hooks", "redis_streams"},
     {"core", "plugins"},
     {"storage"},
     {"driver"},

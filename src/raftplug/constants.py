@@ -30,11 +30,17 @@ SNAPSHOT: Final = 7
 TIMEOUT_NOW: Final = 8
 LAST_MESSAGE_KIND: Final = 8
 
-# Kinds of other items in a frame: a process asks a group.
+# Kinds of other items in a frame: a process asks a group …
 REQUEST: Final = 32
 REPLY: Final = 33
 DISPLACED: Final = 40
 """A member tells a process that its data directory is not that by which it is known: see `frames.life`."""
+# … a leader asks to go quiet, and a follower agrees: see `quiescence` …
+QUIET: Final = 34
+QUIET_RESPONSE: Final = 35
+# … and a node that has nothing else to say is there; it belongs to no group.
+NODE_HEARTBEAT: Final = 36
+NO_GROUP: Final = 0
 
 # Outcomes in a REPLY.
 OK: Final = 0

@@ -28,6 +28,8 @@ from raftplug.constants import (
     NOOP,
     OK,
     PRE_VOTE_RESPONSE,
+    QUIET,
+    QUIET_RESPONSE,
     REFUSED_NOT_LEADER,
     REFUSED_OVERLOADED,
     REFUSED_TOO_LARGE,
@@ -59,6 +61,7 @@ from raftplug.errors import (
 )
 from raftplug.frames import Id, address, addressed, check_id, life
 from raftplug.future import Future
+from raftplug.quiescence import Quiescence
 from raftplug.requester import Requester
 from raftplug.sessions import Sessions, decode_open, decode_transition, encode_open, encode_transition
 from raftplug.settings import Settings
@@ -116,12 +119,15 @@ class Driver:
         generator: the source of randomness.
         nonce: of this process; replies carry it.
         noop_transition: what the machine is given for a leader's no-op; None gives it nothing.
-        election_spread_us: an election timeout is drawn from [E, E + spread]; None is E.
+        election_spread_us: an election timeout is drawn from [E, E + spread]; called with whether nobody leads the
+            group, as far as we know.  None is E.
         on_event: called with a hook's name and its arguments.
         core: the namespace of one of the two cores; None is the one that was chosen for this process.
         more_status: adds to `status` what only the owner knows.
         life_of: the nonce of a process that was heard, 0 if it was not.
         storage: uuid of the data directory; None where members are not known by theirs.
+        heard_at: when a node was last heard, microseconds; None where nobody watches the nodes: see `quiescence`.
+        is_lost: whether a node has not been heard for an election timeout.
 
     Raises:
         Corrupt: the stored log or snapshot is damaged.
@@ -142,12 +148,14 @@ class Driver:
         generator: random.Random,
         nonce: int,
         noop_transition: Any = None,
-        election_spread_us: int | None = None,
+        election_spread_us: Callable[[bool], int] | None = None,
         on_event: Callable[..., None] | None = None,
         core: Any = None,
         more_status: Callable[[], dict[str, Any]] | None = None,
         life_of: Callable[[Id], int] = lambda id: 0,
         storage: bytes | None = None,
+        heard_at: Callable[[Id], int] | None = None,
+        is_lost: Callable[[Id], bool] = lambda id: False,
     ) -> None:
         self.core = core or chosen_core
         self.id = id
@@ -186,6 +194,8 @@ class Driver:
         self._closed = False
         self._changes: list[Asker] = []  # Who waits for a change of the members to be over.
         self._configuration: Any = None
+        self.members_changed = False
+        """Set whenever others are members than before; its owner may reset it."""
 
         log = self.core.Log()
         if stored.snapshot is not None:
@@ -210,7 +220,8 @@ class Driver:
                 log.restore(block)
         except MalformedMessage as error:
             raise Corrupt(f"group {group!r}: the stored log: {error}") from None
-        spread = settings.election_timeout_ms * 1000 if election_spread_us is None else election_spread_us
+        spread = election_spread_us or (lambda leaderless: settings.election_timeout_ms * 1000)
+        self.raft: Any = None
         self.raft = self.core.Raft(
             id,
             self.core.Configuration.from_plain(configuration),
@@ -220,7 +231,7 @@ class Driver:
             clock(),
             settings.election_timeout_ms * 1000,
             settings.heartbeat_ms * 1000,
-            lambda _: generator.randint(0, spread),
+            lambda _: generator.randint(0, spread(self.raft is None or self.raft.leader is None)),
             settings.max_append_bytes,
             settings.window_bytes,
             storage,
@@ -228,6 +239,7 @@ class Driver:
         self._storage = storage
         self._heard_storages: dict[Id, bytes] = {}  # Of those who answered us in this term.
         self._life_of = life_of
+        self.quiescence = Quiescence(self.raft, settings, send, heard_at, is_lost)
         self.requester = Requester(settings=settings, generator=generator, send=self._send_request)
         self._notice_configuration()
 
@@ -244,12 +256,15 @@ class Driver:
             self._on_request(source, nonce, body)
         elif kind == REPLY:
             self._on_reply(source, body)
+        elif kind in (QUIET, QUIET_RESPONSE):
+            self.quiescence.receive(source, kind, body)
         else:
             self._on_message(source, nonce, kind, body, storage)
 
     def set_time(self, now: int) -> None:
         """The time of this turn, before its messages are handed in: microseconds."""
         self.raft.set_time(now)
+        self.quiescence.look()
 
     def propose(self, transition: bytes, future: Future, deadline: int) -> None:
         """Propose an encoded transition; the future gets its result.  A follower forwards it.
@@ -347,6 +362,7 @@ class Driver:
             self._await_index(read)
         self._notice_role(now)
         self._pin_storages()
+        self.quiescence.turn(now)
         if self.raft.configuration is not self._configuration:
             self._notice_configuration()
         self._apply()
@@ -407,7 +423,7 @@ class Driver:
             problems.append("the state machine failed to make a snapshot")
         contact = None
         if raft.role != LEADER and raft.leader is not None:
-            contact = (self._clock() - raft.contact) // 1000
+            contact = (self._clock() - self.quiescence.contact()) // 1000
         more = self._more_status()
         return {
             **more,
@@ -419,6 +435,7 @@ class Driver:
             "commit": raft.commit,
             "applied": self.applied,
             "contact_ms": contact,
+            "quiet": bool(raft.quiet),
             "voters": list(raft.configuration.voters),
             "learners": list(raft.configuration.learners),
             "problems": problems + more.get("problems", []),
@@ -606,6 +623,7 @@ class Driver:
         for member in self._configuration.members():
             if before is not None and member not in before.members():
                 self._heard_storages.pop(member, None)  # Who comes back may have a new disk.
+        self.members_changed = True
         self.requester.set_nodes([member for member in self._configuration.members() if member != self.id])
         if before is not None:
             self._event("raftplug_configuration_changed", configuration=self._configuration.plain()[:4])

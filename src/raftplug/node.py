@@ -15,13 +15,14 @@ import shutil
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from raftplug import core as chosen_core
 from raftplug import plain
+from raftplug.agenda import NEVER, Agenda
 from raftplug.cluster import Cluster, read_record
-from raftplug.constants import DISPLACED
+from raftplug.constants import CANDIDATE, DISPLACED, LEADER, NO_GROUP, NODE_HEARTBEAT, PRE_CANDIDATE
 from raftplug.driver import Driver
 from raftplug.errors import (
     DiskFull,
@@ -59,6 +60,11 @@ from raftplug.version import VERSION
 _logger = logging.getLogger("raftplug")
 _FRAME_BYTES = 512 << 10
 _ANNOUNCE_US = 3_000_000
+_FEW_GROUPS = 100  # A node of more names no leaders in its announcements, and makes fewer.
+_ANNOUNCE_MANY_US = 10_000_000
+_CAMPAIGNS = 32  # At once, of one node.
+_ELECTION_US = 3_000  # What one costs, amply, where three nodes share two cores.
+_NEWS_US = 100_000  # However many leaders change, one announcement in this time tells of them.
 _RETRY_WRITE_US = 1_000_000
 _SENDERS_REMEMBERED = 10_000
 _REDIRECT_S = 0.1
@@ -120,11 +126,28 @@ class NodeLoop:
         self._lives: dict[Id, int] = {}  # The nonce that was heard last.
         self._writing: list[tuple[Driver, Write]] = []
         self._retry_at: int | None = None
-        self._announced: tuple[int, Any] = (-_ANNOUNCE_US, None)
+        self._announced_at = -_ANNOUNCE_MANY_US
+        self._news = False  # Somebody leads whom the last announcement did not name.
+        self._leaders: dict[str, Id | None] = {}
+        self._now = 0
+        self._beat_at = 0  # When the nodes that share a group are next looked at, and told that we are here.
+        self._peers: dict[Id, int] = {}  # Those nodes, and when each was last heard.
+        self._lost: set[Id] = set()  # Those of them that have not been heard for an election timeout.
+        self._members_changed = True
+        self._campaigns: dict[Driver, int] = {}  # Elections of ours that may be under way, and when each began.
+        self._campaigns_counted_at = 0
+        self._agenda = Agenda()
+        self._busy: dict[str, Driver] = {}  # Whom this turn visits, in the order in which they were called upon.
+        self._unwritten: dict[str, Driver] = {}  # Whoever was visited while no write could begin.
         self._sleeping = False
         self._closed = False
         self.drivers: dict[str, Driver] = {}
         self._by_number: dict[int, Driver] = {}
+        self._leaderless = len(machines)
+
+        def heard_at(id: Id) -> int:
+            return self._peers.get(id, 0)
+
         for group, machine in machines.items():
             stored = storage.load(group)
             if stored is None:
@@ -147,19 +170,34 @@ class NodeLoop:
                 more_status=self._more_status,
                 life_of=self._life_of,
                 storage=identity.storage,
+                heard_at=heard_at,
+                election_spread_us=self._election_spread,
+                is_lost=self._lost.__contains__,
             )
             if driver.initial_write is not None:
                 storage.commit([driver.initial_write])
+            driver.members_changed = False
             self.drivers[group] = driver
             self._by_number[number] = driver
+            self._leaders[group] = None
+            self._agenda.arm(group, driver.deadline())
 
     def call(self, function: Callable[..., None], *arguments: Any) -> None:
-        """Have the loop call `function(*arguments)` in its next turn.  Any thread."""
+        """Have the loop call `function(*arguments)` in its next turn.  Any thread.
+
+        If it is a driver's method, that turn visits the driver; see `attend` for any other function.
+        """
         self._calls.append((function, *arguments))
         if self._closed:
             self._run_calls()
         elif self._sleeping:
             self.cluster.wake()
+
+    def attend(self, driver: Driver) -> None:
+        """Visit the driver in this turn.  In the loop's own thread, before anything is done to the driver."""
+        if driver.group not in self._busy and driver.group in self.drivers:
+            self._busy[driver.group] = driver
+            driver.set_time(self._now)
 
     def queued(self) -> int:
         """How many calls wait for the next turn."""
@@ -168,33 +206,51 @@ class NodeLoop:
     def turn(self) -> None:
         """One turn (DESIGN 4): drain, step, send what may leave, hand the writes to the store.
 
+        It visits the drivers that have something to do, so its cost does not grow with those that have not.
+
         Raises:
             StorageFailed, InvariantViolated: the node must stop.
-            Removed: it is a member no more.
+            Removed: it is a member of no group any more.
             WrongDirectory: the group knows this member by another data directory.
         """
-        now = self._clock()
-        for driver in self.drivers.values():
-            driver.set_time(now)
+        now = self._now = self._clock()
         for data in self.cluster.receive_messages():
             self._receive(data)
         to_self, self._to_self = self._to_self, []
-        for group, kind, body in to_self:
-            self._deliver(self.id, self._sender.nonce, group, kind, body, self._sender.storage)
+        for number, kind, body in to_self:
+            self._deliver(self.id, self._sender.nonce, number, kind, body, self._sender.storage)
         self._run_calls()
+        beats = now >= self._beat_at
+        if beats:
+            self._watch_nodes(now)
+        for name in self._agenda.take(now, self._deadline_of):
+            if self._may_stand(self.drivers[name], now):
+                self.attend(self.drivers[name])
         may_write = not self._writing
-        for driver in self.drivers.values():
+        busy, self._busy = self._busy, {}
+        for name, driver in busy.items():
             write = driver.turn(now, may_write)
             if write is not None:
                 self._writing.append((driver, write))
+            self._agenda.arm(name, driver.deadline())
+            if driver.members_changed:
+                driver.members_changed, self._members_changed = False, True
+            if driver.leader != self._leaders[name]:
+                self._leaderless += (driver.leader is None) - (self._leaders[name] is None)
+                self._leaders[name] = driver.leader
+                self._news = True
+        if not may_write:
+            self._unwritten.update(busy)
+        if beats:
+            self._show_life()
         self._flush()
         if self._writing and (may_write or (self._retry_at is not None and now >= self._retry_at)):
             self._retry_at = None
             self._commit([write for _, write in self._writing])
         self._announce(now)
-        for driver in self.drivers.values():
+        for driver in busy.values():
             if driver.raft.removed:
-                raise Removed(f"{self.id} was removed from group {driver.group!r}")
+                self._part(driver)
 
     def sleep(self) -> None:
         """Wait until there is something to do."""
@@ -204,12 +260,10 @@ class NodeLoop:
 
     def due(self) -> int:
         """When the next turn is due if nothing arrives: microseconds of the clock; 0 is at once."""
-        if self._calls or self._to_self:
+        if self._calls or self._to_self or self._busy:
             return 0
-        deadlines = [driver.deadline() for driver in self.drivers.values()]
-        if self._retry_at is not None:
-            deadlines.append(self._retry_at)
-        return min([*deadlines, self._announced[0] + _ANNOUNCE_US])
+        due = min(self._agenda.next(), self._beat_at, self._announce_at())
+        return due if self._retry_at is None else min(due, self._retry_at)
 
     def close(self) -> None:
         """Answer what is pending, send those answers, and forget the rest.  Does not close transport or storage."""
@@ -227,7 +281,98 @@ class NodeLoop:
                 function, *arguments = self._calls.popleft()
             except IndexError:
                 return
+            owner = getattr(function, "__self__", None)
+            if isinstance(owner, Driver):
+                self.attend(owner)
             function(*arguments)
+
+    def _deadline_of(self, group: str) -> int:
+        driver = self.drivers.get(group)
+        return driver.deadline() if driver is not None else NEVER
+
+    def _may_stand(self, driver: Driver, now: int) -> bool:
+        """Whether the driver, whose time has come, may be visited: not if that began one campaign too many at once.
+
+        What a node cannot do within an election timeout it should not begin: thousands of groups that campaign at one
+        instant answer each other too late, and begin again.  It waits as if it had lost an election.
+        """
+        if driver.raft.role == LEADER or driver.raft.deadline() > now:
+            return True
+        if len(self._campaigns) >= _CAMPAIGNS and self._campaigns_counted_at != now:
+            self._campaigns_counted_at = now
+            recent = now - 500 * self._settings.election_timeout_ms
+            self._campaigns = {
+                each: at
+                for each, at in self._campaigns.items()
+                if at == now or (at > recent and each.raft.role in (PRE_CANDIDATE, CANDIDATE))
+            }
+        if len(self._campaigns) < _CAMPAIGNS:
+            self._campaigns[driver] = now
+            return True
+        driver.set_time(now)
+        driver.raft.draw_election_timer()
+        self._agenda.arm(driver.group, driver.deadline())
+        return False
+
+    def _election_spread(self, leaderless: bool) -> int:
+        """The random part of an election timeout: while thousands have no leader, as long as electing them takes."""
+        least = 1000 * self._settings.election_timeout_ms
+        return max(least, _ELECTION_US * self._leaderless) if leaderless else least
+
+    def _part(self, driver: Driver) -> None:
+        """The group goes on without us; what is stored of it stays where it is."""
+        text = f"{self.id} was removed from group {driver.group!r}"
+        if len(self.drivers) == 1:
+            raise Removed(text)
+        _logger.warning("%s: it goes on with its other groups", text)
+        driver.close()
+        for known in (self.drivers, self._leaders, self._busy):
+            known.pop(driver.group, None)
+        del self._by_number[group_number(driver.group)]
+        self._leaderless = sum(leader is None for leader in self._leaders.values())
+        self._news = True
+
+    # ----------------------------------------------------------------- nodes
+
+    def _watch_nodes(self, now: int) -> None:
+        """Once a heartbeat: find the nodes that are lost.  What they concern wakes (see `quiescence`)."""
+        heartbeat = 1000 * self._settings.heartbeat_ms
+        late = now - self._beat_at
+        if late > heartbeat:  # We did not look for so long: what they said meanwhile may not have been read yet.
+            self._peers = {id: heard + late for id, heard in self._peers.items()}
+        self._beat_at = (now // heartbeat + 1) * heartbeat  # When the leaders' heartbeats are due, too.
+        if self._members_changed:
+            self._members_changed = False
+            members = dict.fromkeys(id for driver in self.drivers.values() for id in driver.requester.nodes)
+            self._peers = {id: self._peers.get(id, now) for id in members}
+            self._lost.intersection_update(members)
+        oldest = now - 1000 * self._settings.election_timeout_ms
+        for id, heard in self._peers.items():
+            if heard < oldest and id not in self._lost:
+                self._lost.add(id)
+                self._wake(id)
+
+    def _hear(self, id: Id, is_new: bool) -> None:
+        """A frame of `id` arrived; `is_new`: of another process than the last one."""
+        if id not in self._peers:
+            return
+        self._peers[id] = self._now
+        if is_new or id in self._lost:
+            self._lost.discard(id)
+            self._wake(id)
+
+    def _wake(self, id: Id) -> None:
+        """Wake the groups that the node `id` leads, and those that are led here and have it as a member."""
+        for driver in self.drivers.values():
+            if driver.quiescence.concerns(id):
+                self.attend(driver)
+                driver.quiescence.wake()
+
+    def _show_life(self) -> None:
+        """A node heartbeat to whomever no heartbeat of a group goes at the same time."""
+        for id in self._peers:
+            if id not in self._outgoing:
+                self._outgoing[id] = [(NO_GROUP, NODE_HEARTBEAT, b"")]
 
     # ------------------------------------------------------------------ disk
 
@@ -243,6 +388,7 @@ class NodeLoop:
             self._retry_at = self._clock() + _RETRY_WRITE_US
             self.refused["disk full: this node acknowledges nothing until there is space"] = 1
             for driver, _ in self._writing:
+                self.attend(driver)
                 driver.raft.resign()
             return
         if error is not None:
@@ -250,7 +396,11 @@ class NodeLoop:
         self.refused.pop("disk full: this node acknowledges nothing until there is space", None)
         done, self._writing = self._writing, []
         for driver, _ in done:
+            self.attend(driver)
             driver.written()
+        unwritten, self._unwritten = self._unwritten, {}
+        for driver in unwritten.values():
+            self.attend(driver)
 
     # --------------------------------------------------------------- network
 
@@ -263,7 +413,8 @@ class NodeLoop:
                 self._refuse(refusal)
                 return
             for item in frame.items:
-                self._deliver(frame.source, frame.nonce, item.group, item.kind, item.body, frame.storage)
+                if item.kind != NODE_HEARTBEAT:
+                    self._deliver(frame.source, frame.nonce, item.group, item.kind, item.body, frame.storage)
         except MalformedMessage as error:
             self._refuse(str(error))
 
@@ -276,7 +427,8 @@ class NodeLoop:
         if frame.source == self.id and frame.nonce != self._sender.nonce:
             return "a frame of another process with this node's id: stop one of the two"
         sender = (frame.source, frame.storage)  # A new directory begins at boot 1; whether it counts others decide.
-        boot, nonce, sequence = self._seen.get(sender, (0, frame.nonce, 0))
+        known = self._seen.get(sender)
+        boot, nonce, sequence = known or (0, frame.nonce, 0)
         if frame.boot < boot or (frame.boot == boot and frame.nonce != nonce and not client):
             return f"a frame of an older or copied data directory of {frame.source!r}"
         if frame.boot == boot and frame.nonce == nonce and frame.sequence <= sequence:
@@ -286,6 +438,7 @@ class NodeLoop:
         self._lives[frame.source] = frame.nonce
         if len(self._seen) > _SENDERS_REMEMBERED:
             self._lives.pop(self._seen.popitem(last=False)[0][0], None)
+        self._hear(frame.source, known is None or frame.nonce != nonce)
         return None
 
     def _life_of(self, id: Id) -> int:
@@ -313,6 +466,7 @@ class NodeLoop:
         if driver is None:
             self._refuse(f"a message for a group that this node does not carry, from {source!r}")
             return
+        self.attend(driver)
         driver.receive(source, nonce, kind, body, storage)
 
     def _queue_for(self, group: int) -> Callable[[Id, int, bytes], None]:
@@ -337,17 +491,16 @@ class NodeLoop:
             self.cluster.send_message(target, self._sender.encode(target, items[start:]))
 
     def _announce(self, now: int) -> None:
-        leaders = {group: driver.leader for group, driver in self.drivers.items()}
-        if now - self._announced[0] < _ANNOUNCE_US and leaders == self._announced[1]:
+        if now < self._announce_at():
             return
-        if leaders != self._announced[1]:
-            self.cluster.register_leader(next(iter(leaders.values()), None))
-        self._announced = (now, leaders)
+        if self._news:
+            self.cluster.register_leader(next(iter(self._leaders.values()), None))
+        self._announced_at, self._news = now, False
         record = {
             "id": self.id,
             "cluster": self._sender.cluster.hex(),
             "groups": list(self.drivers),
-            "leader": leaders,
+            "leader": dict(self._leaders) if len(self.drivers) <= _FEW_GROUPS else {},
             "core": self.core.name,
             "version": VERSION,
             "boot": self._sender.boot,
@@ -355,6 +508,12 @@ class NodeLoop:
             "at": self._wall_ms(),
         }
         self.cluster.announce(sign_record(record, self._keys))
+
+    def _announce_at(self) -> int:
+        """When the next announcement is due: at 10,000 groups it has 100 KB or more."""
+        if len(self.drivers) > _FEW_GROUPS:
+            return self._announced_at + _ANNOUNCE_MANY_US
+        return self._announced_at + (_NEWS_US if self._news else _ANNOUNCE_US)
 
     def _more_status(self) -> dict[str, Any]:
         problems = [f"{reason} ({count} times)" for reason, count in self.refused.items() if count > 0]
@@ -371,6 +530,12 @@ class Node:
             node.propose({"add": 1}).result(timeout=5)
             node.read(lambda counter: counter.value)
 
+    One node can carry many groups, with one transport, one store and one thread for all of them::
+
+        with raftplug.Node("n1", peers=["n1"], redis="redis://localhost:6379", data_dir="n1",
+                           groups={"accounts": Accounts(), "names": "kv"}, bootstrap=True) as node:
+            node.propose({"op": "put", "key": "a", "value": 1}, group="names").result(timeout=5)
+
     Args:
         id: this node: a whole number, or up to 64 letters, digits, '.', '_' and '-'.
         peers: ids of the first voters, itself among them.  Counts only with `bootstrap`; later the log's membership
@@ -380,7 +545,10 @@ class Node:
         state_machine: the machine; or
         machine: the name of an installed plugin's.
         group: the group's name.
-        bootstrap: found the cluster: only on a new directory, and the same peers on every node.
+        groups: instead of the three: the machine, or the name of an installed one, of each group.  The first group is
+            the one that is meant wherever none is named.
+        bootstrap: found the cluster: only on a new directory, and the same peers and groups on every node.  In a used
+            directory it founds the groups that are not in it yet.
         join: on a new directory, become a member of the cluster that serves the group, once `Client.change_members` or
             `raftplug members add` names this node.
         prefix: what every key in Redis begins with.
@@ -408,6 +576,7 @@ class Node:
         state_machine: Any = None,
         machine: str | None = None,
         group: str = "default",
+        groups: Mapping[str, Any] | None = None,
         bootstrap: bool = False,
         join: bool = False,
         prefix: str = "raftplug",
@@ -418,9 +587,7 @@ class Node:
         plugins: Plugins | None = None,
     ) -> None:
         self.id = check_id(id)
-        self.group = group
         self._peers = [check_id(peer, "peer") for peer in peers]
-        check_id(group, "group")
         if len(set(self._peers)) != len(self._peers):
             raise InvalidArgument("peers: an id stands twice")
         if bootstrap and self.id not in self._peers:
@@ -431,10 +598,20 @@ class Node:
             raise InvalidArgument("give either a Redis URL or a cluster")
         if (data_dir is None) == (storage is None):
             raise InvalidArgument("give a data directory: what a node acknowledged must survive it")
-        if (state_machine is None) == (machine is None):
-            raise InvalidArgument("give either a state machine or the name of an installed one")
+        if groups is None:
+            if (state_machine is None) == (machine is None):
+                raise InvalidArgument("give either a state machine or the name of an installed one")
+            groups = {group: state_machine if machine is None else machine}
+        elif state_machine is not None or machine is not None or not groups:
+            raise InvalidArgument("groups: give the state machine of each group there, of one group at least")
+        for name in groups:
+            check_id(name, "group")
         self._plugins = plugins or default()
-        self._machine = state_machine if machine is None else self._plugins.machine(machine)
+        self._machines = {
+            name: self._plugins.machine(given) if isinstance(given, str) else given for name, given in groups.items()
+        }
+        self.group = next(iter(self._machines))
+        """The group that is meant wherever none is named."""
         self._settings = (settings or Settings()).validate()
         self._keys = cluster_keys(key)
         self._unsigned = redis is not None and require_key(redis, self._keys)
@@ -483,7 +660,7 @@ class Node:
             self._loop = NodeLoop(
                 storage=storage,
                 cluster=cluster,
-                machines={self.group: self._machine},
+                machines=self._machines,
                 settings=self._settings,
                 executor=self._store.submit,
                 clock=lambda: time.monotonic_ns() // 1000,
@@ -531,6 +708,8 @@ class Node:
         def begin() -> None:
             for driver in loop.drivers.values():
                 with contextlib.suppress(RaftplugError):
+                    if driver.leader == self.id:
+                        loop.attend(driver)
                     driver.raft.transfer(None)
                     over.append(driver)
             begun.set()
@@ -559,18 +738,20 @@ class Node:
 
     # ------------------------------------------------------------------- use
 
-    def propose(self, transition: Any, *, timeout: float = 10.0) -> Future:
+    def propose(self, transition: Any, *, timeout: float = 10.0, group: str | None = None) -> Future:
         """Propose a transition; it is executed exactly once, or not at all, whichever node it is proposed on.
 
         Args:
             transition: plain data.
             timeout: seconds after which the future gets an error at the latest.
+            group: to which group; the node's first one unless given.
 
         Returns: a future of what `apply_transition` returned.  Its errors: TransitionFailed (the machine raised),
         OutcomeUnknown; and, certainly not executed: NotLeader, Unavailable, Overloaded.
 
         Raises:
             InvalidTransition, TooLarge, Overloaded, Unavailable: at once; nothing was proposed.
+            InvalidArgument: likewise: this node carries no such group.
         """
         encoded = plain.encode(transition)
         if len(encoded) > self._settings.max_transition_bytes:
@@ -578,38 +759,39 @@ class Node:
                 f"the transition has {len(encoded)} bytes, the limit is {self._settings.max_transition_bytes} "
                 "(max_transition_bytes)"
             )
-        return self._enter(self._driver.propose, encoded, timeout)
+        return self._enter(self._driver(group).propose, encoded, timeout)
 
-    def read_async(self, query: Any, *, timeout: float = 5.0) -> Future:
+    def read_async(self, query: Any, *, timeout: float = 5.0, group: str | None = None) -> Future:
         """Read linearizably: as `read`, but returns a future."""
-        machine = self._machine
-        look = query if callable(query) else lambda _: machine.query(query)
-        return self._enter(self._driver.read, look, timeout)
+        look = query if callable(query) else lambda machine: machine.query(query)
+        return self._enter(self._driver(group).read, look, timeout)
 
-    def read(self, query: Any, *, timeout: float = 5.0) -> Any:
+    def read(self, query: Any, *, timeout: float = 5.0, group: str | None = None) -> Any:
         """Read linearizably: see everything that was acknowledged before the call, on any node (Ongaro 2014 §6.4).
 
         Args:
             query: a function of the state machine, which must change nothing and not keep it; or the argument of the
                 machine's own `query`.
             timeout: seconds.
+            group: of which group; the node's first one unless given.
 
         Returns: what the function, or `query`, returned.
 
         Raises:
             QueryFailed: it raised.
             Unavailable: no leader confirmed the read in time.
+            InvalidArgument: this node carries no such group.
         """
         if self._thread is threading.current_thread():
             raise InvalidArgument("read waits for the node's own thread: use read_async there")
         try:
-            return self.read_async(query, timeout=timeout).result(timeout + 1.0)
+            return self.read_async(query, timeout=timeout, group=group).result(timeout + 1.0)
         except TimeoutError:
             raise Unavailable("this node is too busy to answer the read in time") from None
 
-    def status(self) -> dict[str, Any]:
-        """This node's row of `raftplug status`."""
-        loop, driver, future = self._running(), self._driver, Future()
+    def status(self, group: str | None = None) -> dict[str, Any]:
+        """This node's row of `raftplug status`, of a group; of the first one unless given."""
+        loop, driver, future = self._running(), self._driver(group), Future()
         loop.call(lambda: future.set_result(driver.status()))
         try:
             row: dict[str, Any] = future.result(5.0)
@@ -619,19 +801,27 @@ class Node:
 
     @property
     def leader(self) -> Id | None:
-        """Id of the leader as far as this node knows."""
-        return self._loop.drivers[self.group].leader if self._loop is not None else None
+        """Id of the leader as far as this node knows; of the first group, if it carries several."""
+        return self.leaders()[self.group] if self._loop is not None else None
 
     @property
     def is_leader(self) -> bool:
-        """Whether this node leads, as far as it knows."""
+        """Whether this node leads, as far as it knows; the first group, if it carries several."""
         return self.leader == self.id
+
+    def leaders(self) -> dict[str, Id | None]:
+        """Id of each group's leader as far as this node knows."""
+        drivers = self._loop.drivers if self._loop is not None else {}
+        return {group: drivers[group].leader if group in drivers else None for group in self._machines}
 
     # -------------------------------------------------------------- internal
 
-    @property
-    def _driver(self) -> Driver:
-        return self._running().drivers[self.group]
+    def _driver(self, group: str | None) -> Driver:
+        drivers = self._running().drivers
+        name = self.group if group is None else group
+        if name in drivers:
+            return drivers[name]
+        raise InvalidArgument(f"this node carries no group {name!r}; it carries: {_named(drivers)}")
 
     def _running(self) -> NodeLoop:
         if self._loop is None or self._stopping or self.failure is not None:
@@ -647,15 +837,19 @@ class Node:
         return future
 
     def _open_storage(self) -> Storage:
-        uuid = cluster_uuid(self.group, self._peers) if self._bootstrap else None
-        new = self._bootstrap
-        if self._join and not os.path.lexists(self._data_dir or "."):
-            uuid, new = self._find_cluster(), True
-        return SQLiteStorage(self._data_dir or ".", self.id, cluster=uuid, bootstrap=new)
+        directory = self._data_dir or "."
+        if self._join and not os.path.lexists(directory):
+            return SQLiteStorage(directory, self.id, cluster=self._find_cluster(), bootstrap=True)
+        if not self._bootstrap:
+            return SQLiteStorage(directory, self.id)
+        # A new group in a used directory belongs to the cluster of those that are there: so `cluster` is for a new one.
+        uuid = cluster_uuid(",".join(sorted(self._machines)), self._peers)
+        return SQLiteStorage(directory, self.id, cluster=uuid, bootstrap=True, groups=self._machines)
 
     def _find_cluster(self) -> bytes:
-        """The cluster that serves the group, by the directory."""
+        """The cluster that serves the groups, by the directory."""
         own_id = "~" + os.urandom(8).hex()
+        groups = f"group {self.group!r}" if len(self._machines) == 1 else f"any of the groups {_named(self._machines)}"
         directory = self._cluster or self._plugins.open_cluster(
             self._redis or "", own_id=own_id, cluster=NO_CLUSTER, prefix=self._prefix, settings=self._settings
         )
@@ -664,12 +858,15 @@ class Node:
             until = time.monotonic() + _FIND_S
             while time.monotonic() < until:
                 named = [
-                    (known[0], record) for record in directory.directory() if (known := read_record(record, self.group))
+                    (known[0], record)
+                    for record in directory.directory()
+                    for group in self._machines
+                    if (known := read_record(record, group))
                 ]
                 found = {uuid for uuid, record in named if is_ours(record, self._keys)}
                 strangers = bool(named)
                 if len(found) > 1:
-                    raise InvalidArgument(f"group {self.group!r} is served by two clusters: give another prefix")
+                    raise InvalidArgument(f"{groups} is served by two clusters: give another prefix")
                 if found:
                     return found.pop()
                 directory.wait(0.05)
@@ -678,19 +875,28 @@ class Node:
                 directory.close()
         if strangers:
             raise Unavailable(other_key(self.group, self._keys))
-        raise Unavailable(f"no node of group {self.group!r} was found to join: is one running, with this prefix?")
+        raise Unavailable(f"no node of {groups} was found to join: is one running, with this prefix?")
 
     def _found(self, storage: Storage) -> None:
         """Write the bootstrap configuration into a new storage; in a used one, the stored membership wins."""
-        if (self._bootstrap or self._join) and storage.load(self.group) is None:
-            configuration = chosen_core.Configuration(tuple(self._peers if self._bootstrap else ()))
-            storage.create(self.group, plain.encode(configuration.plain()))
-        elif storage.load(self.group) is None:
-            others = ", ".join(storage.groups()) or "none"
-            raise InvalidArgument(f"the data directory carries no group {self.group!r}; it carries: {others}")
-        stored = chosen_core.Configuration.from_plain(plain.decode(storage.configuration(self.group)))
-        if self._peers and not self._join and set(self._peers) != set(stored.members()):
-            _logger.warning("--peers differs from the stored membership %s, which wins", stored.members())
+        carried = set(storage.groups())
+        new = [group for group in self._machines if group not in carried]
+        if new and not (self._bootstrap or self._join):
+            raise InvalidArgument(
+                f"the data directory carries no group {new[0]!r}; it carries: {_named(carried)}; to found another one, "
+                "give bootstrap and peers, alike on every node"
+            )
+        founders = chosen_core.Configuration(tuple(self._peers if self._bootstrap else ()))
+        if new:
+            storage.create_all(new, plain.encode(founders.plain()))
+        left = carried - self._machines.keys()
+        if left:
+            _logger.warning("the data directory carries groups that were not given and stay down: %s", _named(left))
+        for group in self._machines if self._peers and not self._join else ():
+            stored = chosen_core.Configuration.from_plain(plain.decode(storage.configuration(group)))
+            if stored != founders and set(self._peers) != set(stored.members()):
+                text = "--peers differs from the stored membership %s of group %s, which wins"
+                _logger.warning(text, stored.members(), group)
 
     def _run(self) -> None:
         loop, storage = self._loop, self._storage
@@ -736,6 +942,12 @@ class _StoreThread:
             except BaseException as raised:
                 error = raised
             done(error)
+
+
+def _named(groups: Iterable[str]) -> str:
+    """The names of groups for a message, not without end."""
+    names = sorted(groups)
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "") or "none"
 
 
 def _snapshot_reader(storage: Storage, group: str) -> Callable[[], Any]:

@@ -131,6 +131,7 @@ class Raft:
     transferee: Any = cython.declare(object, visibility="readonly")
     removed: cython.bint = cython.declare(cython.bint, visibility="readonly")
     storage: Any = cython.declare(object, visibility="readonly")
+    quiet: cython.bint = cython.declare(cython.bint, visibility="readonly")
 
     _configurations: list[Any]
     _mark: cython.longlong
@@ -235,13 +236,14 @@ class Raft:
         self._nothing = _new_ready()
         self.transferee = None
         self.removed = False
+        self.quiet = False
         self._unsettled = False
         self._handed_over = False
         self._transfer_deadline = 0
         self._adopt(log.base_index + 1)
         # A sole voter has nobody to wait for.
         if len(self.configuration.members()) > 1:
-            self._draw_election_timer()
+            self.draw_election_timer()
 
     # ---------------------------------------------------------------- inputs
 
@@ -257,7 +259,8 @@ class Raft:
             if self.transferee is not None and self.now >= self._transfer_deadline:
                 self.transferee = None  # It did not take over: writes resume (Ongaro 2014 §3.10).
             if self.role == LEADER and self.now >= self._heartbeat_deadline:
-                self._heartbeat_deadline = self.now + self._heartbeat
+                # All groups of a process at the same times: one frame to a node carries the heartbeats of all.
+                self._heartbeat_deadline = (self.now // self._heartbeat + 1) * self._heartbeat
                 self._handed_over = False
                 for progress in self.progress.values():
                     self._send_empty(progress, False)
@@ -286,6 +289,7 @@ class Raft:
         kind: cython.longlong = message.kind
         if message.term > HIGHEST:
             raise MalformedMessage("a term that leaves no room for an election")
+        self.wake()
         if kind == PRE_VOTE:
             self._on_pre_vote(message)
             return
@@ -395,8 +399,50 @@ class Raft:
 
     def resign(self) -> None:
         """Give up leadership: this replica cannot do a leader's work now (its disk is full, say)."""
+        self.wake()
         if self.role == LEADER:
             self._become_follower(self.term, None)
+
+    def is_idle(self) -> cython.bint:
+        """Whether all is committed and on our disk, somebody leads, and a leader has nothing else under way."""
+        if self._new_reads or self._rounds or self.transferee is not None or (self.role == LEADER and self._unsettled):
+            return False
+        return self._hard_durable and self.leader is not None and self.commit == self.stable == self.log.last_index
+
+    def rest(self) -> None:
+        """Go quiet, if idle: neither heartbeats nor check-quorum nor an election until something wakes us.
+
+        For owners that watch the nodes instead of the groups: see `quiescence`.
+        """
+        if self.is_idle():
+            self.quiet = True
+            self._election_deadline = self._heartbeat_deadline = self._quorum_deadline = HIGHEST
+
+    def wake(self, lost: cython.bint = False) -> None:
+        """Watch the time again, if quiet: any message does this, and whatever a leader has to do.
+
+        Until now the leader's node was heard, which counts as having heard the leader (Ongaro 2014 §4.2.3); unless it
+        is `lost`, or another process now: then an election begins within an election timeout.
+        """
+        if not self.quiet:
+            return
+        self.quiet = False
+        self._heartbeat_deadline = self.now
+        self._quorum_deadline = self.now + self._election_timeout
+        self.draw_election_timer()
+        if lost:
+            self._election_deadline -= self._election_timeout
+        else:
+            self.contact = self.now
+
+    def draw_election_timer(self) -> None:
+        """Start the election timer with a new random delay, so that split votes do not repeat (Ongaro 2014 §3.4).
+
+        An owner of many groups may also do this to one whose time has come, if too many campaign already.
+        """
+        drawn: cython.longlong = self._draw(self._election_timeout)
+        self._election_delay = self._election_timeout + drawn
+        self._election_deadline = self.now + self._election_delay
 
     def snapshot_stored(self, index: cython.longlong, keep: cython.longlong) -> None:
         """A snapshot of our own state up to `index` is durable: compact the log, but for its last `keep` entries.
@@ -423,6 +469,8 @@ class Raft:
     def ready(self, may_write: cython.bint = True) -> Ready:
         """Take what must happen now; without `may_write` what is to be written waits for a later turn."""
         if self.role == LEADER:
+            if not self.is_idle():
+                self.wake()
             if self._unsettled:
                 self._settle()
             self._start_round()
@@ -485,13 +533,6 @@ class Raft:
     # ----------------------------------------------------------------- roles
 
     @cython.cfunc
-    def _draw_election_timer(self) -> None:
-        """Start the election timer with a new random delay, so that split votes do not repeat (Ongaro 2014 §3.4)."""
-        drawn: cython.longlong = self._draw(self._election_timeout)
-        self._election_delay = self._election_timeout + drawn
-        self._election_deadline = self.now + self._election_delay
-
-    @cython.cfunc
     def _hears_leader(self) -> cython.bint:
         """Whether a leader was heard within the minimum election timeout (Ongaro 2014 §4.2.3).
 
@@ -504,7 +545,7 @@ class Raft:
         if term > self.term:
             self._enter_term(term, None)
         if self.role == LEADER:
-            self._draw_election_timer()
+            self.draw_election_timer()
             self._failed_reads.extend(self._new_reads)
             for _, _, requests in self._rounds:
                 self._failed_reads.extend(requests)
@@ -529,7 +570,7 @@ class Raft:
     @cython.cfunc
     def _campaign(self) -> None:
         """Ask whether an election could be won, without raising the term (Ongaro 2014 §9.6)."""
-        self._draw_election_timer()
+        self.draw_election_timer()
         if not self._may_campaign() or self.term >= HIGHEST:
             return
         self.role = PRE_CANDIDATE
@@ -559,7 +600,7 @@ class Raft:
     @cython.cfunc
     def _become_candidate(self, transfer: cython.bint) -> None:
         """Ask for votes; with `transfer` also of those who hear the leader, which asked for it (§3.10)."""
-        self._draw_election_timer()
+        self.draw_election_timer()
         self.role = CANDIDATE
         self._enter_term(self.term + 1, self.id)
         self._votes = set()
@@ -592,7 +633,7 @@ class Raft:
         self.progress = {
             peer: self._new_progress(peer, next_index) for peer in self.configuration.members() if peer != self.id
         }
-        self._heartbeat_deadline = self.now + self._heartbeat
+        self._heartbeat_deadline = (self.now // self._heartbeat + 1) * self._heartbeat
         self._quorum_deadline = self.now + self._election_timeout
         self._round = 0
         self._unsettled = True
@@ -671,7 +712,7 @@ class Raft:
             self.role = FOLLOWER
             self._hard_durable = self._hard_durable and self.vote == message.peer
             self.vote = message.peer
-            self._draw_election_timer()
+            self.draw_election_timer()
         self._send(message.peer, Message(VOTE_RESPONSE, self.term, context=message.context, flag=granted))
 
     @cython.cfunc
@@ -698,7 +739,7 @@ class Raft:
             raise InvariantViolated(f"two leaders in term {self.term}: {self.leader!r} and {leader!r}")
         if self.role != FOLLOWER or self.leader is None:
             self._become_follower(self.term, leader)
-            self._draw_election_timer()
+            self.draw_election_timer()
         self.contact = self.now
         self._election_deadline = self.now + self._election_delay
 

@@ -100,7 +100,7 @@ class Replica:
             generator=random.Random(self._sender.nonce),
             nonce=self._sender.nonce,
             noop_transition=noop_transition,
-            election_spread_us=round((longest - shortest) * 1e6),
+            election_spread_us=lambda leaderless: round((longest - shortest) * 1e6),
             core=core,
         )
         if self._driver.initial_write is not None:

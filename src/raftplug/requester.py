@@ -288,6 +288,11 @@ class Requester:
         self._find_target()
 
     @property
+    def nodes(self) -> Sequence[Id]:
+        """The nodes to try while the leader is unknown."""
+        return self._nodes
+
+    @property
     def leader(self) -> Id | None:
         """Who is thought to lead, by what the owner and the answers said."""
         return self._leader

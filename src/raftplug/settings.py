@@ -30,6 +30,8 @@ class Settings:
     """E: a follower that hears no leader campaigns after a random time in [E, 2E] (Ongaro 2014 §3.4)."""
     heartbeat_ms: int = 100
     """How often a leader that has nothing to say says so; at most half of E."""
+    quiet_after_ms: int = 200
+    """A group in which nothing has happened for so long goes quiet: no heartbeats of its own; 0 keeps it awake."""
     max_transition_bytes: int = 1 << 20
     """A transition or query whose encoding is larger is refused with TooLarge."""
     max_append_bytes: int = 64 << 10

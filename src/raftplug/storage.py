@@ -26,7 +26,7 @@ import sqlite3
 import threading
 from abc import ABC, abstractmethod
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from struct import Struct
@@ -149,12 +149,16 @@ class Storage(ABC):
     def groups(self) -> list[str]:
         """The groups that were created here, sorted."""
 
-    @abstractmethod
     def create(self, group: str, configuration: bytes) -> None:
-        """Found a group, with the configuration that its log begins with.
+        """Found one group: see `create_all`."""
+        self.create_all([group], configuration)
+
+    @abstractmethod
+    def create_all(self, groups: Sequence[str], configuration: bytes) -> None:
+        """Found groups, all or none of them, each with the configuration that its log begins with.
 
         Raises:
-            InvalidArgument: it is here already.
+            InvalidArgument: one is here already.
             DiskFull, StorageFailed: as from `commit`.
         """
 
@@ -555,7 +559,8 @@ class RecordStorage(Storage):
         rows: where the rows are; closed with this object.
         node: the id that it must belong to.
         cluster: the cluster's uuid, 16 bytes, that it must belong to; None takes what is there.
-        bootstrap: it must be new, and is founded.
+        bootstrap: it must be new, and is founded; or some, and not all, of `groups` are in it.
+        groups: that the caller will have in it.
         entropy: gives so many random bytes, for uuids and nonces; a simulation hands in its own.
 
     Raises:
@@ -570,6 +575,7 @@ class RecordStorage(Storage):
         *,
         cluster: bytes | None = None,
         bootstrap: bool = False,
+        groups: Iterable[str] = (),
         entropy: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
         if cluster is not None and len(cluster) != 16:
@@ -579,13 +585,14 @@ class RecordStorage(Storage):
         self._states: dict[str, _State] = {}
         self._failed: str | None = None
         self._entropy = entropy
-        self.identity = self._identify(node, cluster, bootstrap)
+        self.identity = self._identify(node, cluster, bootstrap, set(groups))
         i = self.identity
         record = msgpack.packb([i.node, i.cluster, i.storage, i.boot, i.nonce])
         self._apply([self._sealed("node", "", record)])
 
-    def _identify(self, node: str | int, cluster: bytes | None, bootstrap: bool) -> Identity:
+    def _identify(self, node: str | int, cluster: bytes | None, bootstrap: bool, groups: set[str]) -> Identity:
         where, used = self._rows.where, self.groups()
+        extends = bool(groups.intersection(used)) and not groups.issubset(used)
         record = self._unsealed("node", "")
         if record is None and used:
             raise Corrupt(f"{where}: the row that says whose it is is gone: {_REPLACE}")
@@ -597,9 +604,9 @@ class RecordStorage(Storage):
             if found.node != node:
                 text = f"{where} belongs to node {found.node!r}, not {node!r}"
                 raise WrongDirectory(f"{text}: start that node, or give this one a directory of its own")
-            if bootstrap:
+            if bootstrap and not extends:
                 raise WrongDirectory(f"{where} is in use already: start without --bootstrap")
-            if cluster is not None and found.cluster != cluster:
+            if cluster is not None and not bootstrap and found.cluster != cluster:
                 text = f"{where} belongs to cluster {found.cluster.hex()}, not {cluster.hex()}"
                 raise WrongDirectory(f"{text}: give this node a directory of its own")
             cluster = found.cluster
@@ -735,13 +742,16 @@ class RecordStorage(Storage):
 
     # ------------------------------------------------------------------ writes
 
-    def create(self, group: str, configuration: bytes) -> None:
+    def create_all(self, groups: Sequence[str], configuration: bytes) -> None:
         with self._lock:
-            if group in self.groups():
+            for group in set(groups).intersection(self.groups()):
                 raise InvalidArgument(f"{self._rows.where}: there is a group {group!r} already")
             state = _State(0, None, 0, 0, 0, 0)
-            self._apply([self._sealed("configuration", group, configuration), self._seal_state(group, state)])
-            self._states[group] = state
+            changes: list[Put | Delete] = []
+            for group in groups:
+                changes += [self._sealed("configuration", group, configuration), self._seal_state(group, state)]
+            self._apply(changes)
+            self._states.update(dict.fromkeys(groups, state))
 
     def _seal_state(self, group: str, state: _State) -> Put:
         record = [state.term, state.vote, state.last, state.check, state.base, state.base_check]
@@ -892,7 +902,8 @@ class SQLiteStorage(RecordStorage):
         data_dir: the directory; it is made when a cluster is founded.
         node: id of the node that the directory must belong to.
         cluster: uuid of the cluster that it must belong to; None takes what is there.
-        bootstrap: the directory must be new, and is founded.
+        bootstrap: the directory must be new, and is founded; or some, and not all, of `groups` are in it.
+        groups: that the caller will have in it.
         synchronous: FULL; only tests give another, and lose data by it.
 
     Raises:
@@ -909,6 +920,7 @@ class SQLiteStorage(RecordStorage):
         *,
         cluster: bytes | None = None,
         bootstrap: bool = False,
+        groups: Iterable[str] = (),
         synchronous: str = "FULL",
     ) -> None:
         directory = os.path.abspath(data_dir)
@@ -933,7 +945,7 @@ class SQLiteStorage(RecordStorage):
             except sqlite3.Error as error:
                 raise StorageFailed(f"{path} could not be made ({error}): look at the disk") from None
             rows = SQLiteRows(path, synchronous)
-            super().__init__(rows, node, cluster=cluster, bootstrap=bootstrap)
+            super().__init__(rows, node, cluster=cluster, bootstrap=bootstrap, groups=groups)
         except BaseException:
             if rows is not None:
                 rows.close()

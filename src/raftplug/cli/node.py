@@ -16,12 +16,14 @@ import click
 
 from raftplug.cli import options, output
 from raftplug.errors import InvalidArgument, RaftplugError, Removed, StorageFailed
+from raftplug.frames import check_id
 from raftplug.hooks import hookimpl
 
 if TYPE_CHECKING:
     from raftplug.node import Node
 
 _logger = logging.getLogger("raftplug")
+_MOST_TOLD = 100  # A node of more groups would tell of nothing else.
 
 
 @click.command("node")
@@ -35,8 +37,20 @@ _logger = logging.getLogger("raftplug")
     "membership in the log wins.",
 )
 @options.redis
-@options.group
-@click.option("--machine", required=True, metavar="NAME", help="The state machine: see `raftplug plugins`.")
+@click.option(
+    "--group",
+    "groups",
+    multiple=True,
+    default=("default",),
+    show_default=True,
+    metavar="NAME[=MACHINE]",
+    help="A group that this node carries, and its state machine. Once for each group.",
+)
+@click.option(
+    "--machine",
+    metavar="NAME",
+    help="The state machine of every --group that names none: see `raftplug plugins`.",
+)
 @click.option(
     "--data-dir",
     required=True,
@@ -45,7 +59,10 @@ _logger = logging.getLogger("raftplug")
     help="The directory of this node's durable state, of one process at a time.",
 )
 @click.option(
-    "--bootstrap", is_flag=True, help="Found the cluster. Only on a new directory; the same --peers on every node."
+    "--bootstrap",
+    is_flag=True,
+    help="Found the cluster. Only on a new directory; the same --peers and --group on every node. In a used directory "
+    "it founds the groups that are not in it yet.",
 )
 @click.option(
     "--join", is_flag=True, help="Join a cluster that is there. Only on a new directory; then `raftplug members add`."
@@ -69,8 +86,8 @@ def command(
     id: str,
     peers: tuple[str, ...],
     redis: str,
-    group: str,
-    machine: str,
+    groups: tuple[str, ...],
+    machine: str | None,
     data_dir: Path,
     bootstrap: bool,
     join: bool,
@@ -89,7 +106,13 @@ def command(
     Example, the first time, and alike for n2 and n3:
       raftplug node --id n1 --peers n1,n2,n3 --redis redis://localhost:6379 \\
           --group accounts --machine kv --data-dir n1 --bootstrap
+
+    \b
+    Two groups on the same nodes, each with a log and a leader of its own:
+      raftplug node --id n1 --peers n1,n2,n3 --redis redis://localhost:6379 \\
+          --group accounts=kv --group names=kv --data-dir n1 --bootstrap
     """
+    machines = _machines(groups, machine)
     # A SimpleQueue, since its put may be called from a signal handler at any moment.
     wishes: queue.SimpleQueue[None] = queue.SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -111,8 +134,7 @@ def command(
         peers=peers,
         redis=redis,
         data_dir=data_dir,
-        machine=machine,
-        group=group,
+        groups=machines,
         bootstrap=bootstrap,
         join=join,
         prefix=prefix,
@@ -120,11 +142,12 @@ def command(
         key=key,
         plugins=plugins,
     )
-    plugins.register(_Observer(), name="raftplug node")
+    plugins.register(_Observer(len(machines)), name="raftplug node")
     node.start()
     leader = node.leader
     following = "no leader yet" if leader is None else "leading" if leader == id else f"following {leader}"
-    output.note(f"{id}: node of group {group}, {chosen.name} core, {following}")
+    carried = f"group {node.group}" if len(machines) == 1 else f"{len(machines)} groups"
+    output.note(f"{id}: node of {carried}, {chosen.name} core, {following}")
     threading.Thread(target=_watch, args=(node, wishes), daemon=True).start()
     wishes.get()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # A second Ctrl-C ends what hangs.
@@ -135,6 +158,21 @@ def command(
     if node.failure is not None:
         raise _as_error(node.failure)
     output.note(f"{id}: stopped")
+
+
+def _machines(groups: tuple[str, ...], machine: str | None) -> dict[str, str]:
+    """The machine of each group, by the options."""
+    machines: dict[str, str] = {}
+    for given in groups:
+        name, equals, own = given.partition("=")
+        check_id(name, "group")
+        if name in machines:
+            raise InvalidArgument(f"--group {name} stands twice")
+        chosen = own if equals else machine
+        if not chosen:
+            raise InvalidArgument(f"group {name} has no state machine: write --group {name}=kv, or --machine kv")
+        machines[name] = chosen
+    return machines
 
 
 def _watch(node: Node, wishes: queue.SimpleQueue[None]) -> None:
@@ -165,9 +203,18 @@ class _OneLine(logging.Formatter):
 
 
 class _Observer:
-    """Tells every change of leader in a line."""
+    """Tells every change of leader in a line; of which group, where there are several, and of a few only.
+
+    Args:
+        groups: how many the node carries.
+    """
+
+    def __init__(self, groups: int) -> None:
+        self._groups = groups
 
     @hookimpl
     def raftplug_leader_changed(self, group: str, node: Any, leader: Any, term: int) -> None:
-        text = "no leader" if leader is None else "leads" if leader == node else f"follows {leader}"
-        output.note(f"{node}: {text} in term {term}")
+        if self._groups <= _MOST_TOLD:
+            text = "no leader" if leader is None else "leads" if leader == node else f"follows {leader}"
+            where = "" if self._groups == 1 else f"group {group}: "
+            output.note(f"{node}: {where}{text} in term {term}")

@@ -41,6 +41,7 @@ from raftplug.storage import Delete, MemoryRows, Put, RecordStorage, Write
 from raftplug.testing import linearizability
 
 GROUP = "simulated"
+COMPANIONS = ("idle", "idler")  # Groups that have little to do, and so go quiet, on the same nodes.
 EVENTS = 8_000
 _ENTRY = struct.Struct("<QQBII")
 _MS = 1_000
@@ -94,6 +95,7 @@ FAULTS: dict[str, str] = {
     "crash_in_change": "a leader is killed a moment after it began to change the members",
     "cut_off_newcomer": "a node is cut off from all others the moment it is to become a voter",
     "transfer_leadership": "an operator moves leadership to some node",
+    "quiet_wanted": "nobody asks anything for a while, so that groups go quiet",
     "client_crash": "a client is gone, with everything that it waited for",
     "client_burst": "a client begins many operations at once",
 }
@@ -121,6 +123,10 @@ _THEMES: tuple[tuple[tuple[str, ...], dict[str, int]], ...] = (
             "crash",
         ),
         {},
+    ),
+    (
+        ("quiet_wanted", "crash", "isolate", "cut_one_way", "pause", "clock_jump"),
+        {"quiet_after_ms": 200},
     ),
 )
 
@@ -360,6 +366,8 @@ class _Process:
         # What the checks remember of this life, and of the disk.
         self.term = self.commit = self.applied = 0
         self.last_as_leader: tuple[int, int, int] | None = None  # term, last index, its check
+        self.turned_at = self.late_at = 0  # By our own clock: the last turn, and the last that was late.
+        self.quiet_under: dict[str, tuple[Any, int]] = {}  # Under whom each quiet group is, and which life of it.
         self.elected_at = self.term_asked = 0
         self.durable: dict[int, int] = {}  # index -> check of what is on disk
         self.durable_base = 0
@@ -437,6 +445,7 @@ class Simulation:
                 "max_append_bytes": chance.choice((200, 65536)),
                 "window_bytes": chance.choice((400, 262144)),
                 "max_pending": chance.choice((10, 100_000)),
+                "quiet_after_ms": chance.choice((0, 200, 200)),
                 **limits,
             }
         )
@@ -452,6 +461,7 @@ class Simulation:
         self._clogged: dict[tuple[Id, Id], list[bytes]] = {}
         self._last_arrival: dict[tuple[Id, Id], int] = {}
         self._redis_down_until = 0
+        self._silent_until = 0  # Nobody asks anything before.
         self.links: dict[Id, _Link] = {}
         self._streams: defaultdict[Id, _Stream] = defaultdict(_Stream)
         # What all nodes must agree on.
@@ -463,6 +473,11 @@ class Simulation:
         self._digests: dict[int, int] = {0: 0}
         self._adds_begun: Counter[str] = Counter()
         self._adds_acknowledged: Counter[str] = Counter()
+        one = self.faults & {"change_members", "lose_disk"}  # An operator knows of one group.
+        self._companions = () if one else COMPANIONS[: chance.choice((0, 0, 1, 2))]
+        self._companions_leaders: dict[tuple[str, int], Id] = {}
+        self._companions_committed: dict[tuple[str, int], int] = {}
+        self._companions_adds: Counter[tuple[str, str]] = Counter()  # Of each: begun and acknowledged.
         self._probes: list[tuple[_Process, int, int, Future]] = []
         founders = [f"n{number}" for number in range(1, nodes + 1)]
         spare = 2 if "change_members" in self.faults else 0
@@ -484,6 +499,8 @@ class Simulation:
         try:
             self.after(self.random.randint(0, 50 * _MS), self._next_fault)
             self.after(self.random.randint(0, 50 * _MS), self._next_probe)
+            if self._companions:
+                self.after(self.random.randint(0, 50 * _MS), self._next_companion)
             while not self._ended and (report.events < self._limit or len(report.history) < self._operations):
                 self._step()
             self._liveness()
@@ -525,7 +542,7 @@ class Simulation:
         storage = RecordStorage(
             process.rows, process.id, cluster=self._uuid, bootstrap=True, entropy=self.random.randbytes
         )
-        storage.create(GROUP, plain.encode(process.configurations[0].plain()))
+        storage.create_all([GROUP, *self._companions], plain.encode(process.configurations[0].plain()))
         process.storage = storage.identity.storage
 
     def _lose_disk(self, process: _Process, configuration: Any) -> None:
@@ -556,7 +573,7 @@ class Simulation:
             node = NodeLoop(
                 storage=storage,
                 cluster=link,
-                machines={GROUP: Register(self._applied)},
+                machines={GROUP: Register(self._applied)} | {group: Register() for group in self._companions},
                 settings=self.settings,
                 executor=lambda job, done: self._execute(process, life, storage, job, done),
                 clock=lambda: self._clock(process),
@@ -585,8 +602,10 @@ class Simulation:
             self._fault("old_inbox", process.id)
             link.cursor.id = START
             self.reread(link)
+        for each in node.drivers.values():
+            each._send = each.quiescence._send = self._speech(process, each._send)
+        process.quiet_under = {}
         driver = process.driver()
-        driver._send = self._speech(process, driver._send)
         process.commit, process.applied = driver.raft.commit, driver.applied
         if driver.raft.term < process.durable_term:
             raise Violation(f"durability: {process.id} forgot term {process.durable_term}")
@@ -625,6 +644,9 @@ class Simulation:
         clock = self._clock(process)
         process.heard.update((source, clock) for source in process.arrived)
         process.arrived.clear()
+        if clock - process.turned_at > self.settings.heartbeat_ms * _MS:
+            process.late_at = clock
+        process.turned_at = clock
         try:
             node.turn()
         except WrongDirectory:
@@ -656,7 +678,8 @@ class Simulation:
         def durable() -> None:
             job()
             for _, write in process.node._writing if process.node is not None else ():
-                self._record(process, write)
+                if write.group == GROUP:
+                    self._record(process, write)
 
         def complete() -> None:
             if process.life != life or process.node is None or process.job is not durable:
@@ -986,7 +1009,7 @@ class Simulation:
 
     def _do_row_loss(self) -> None:
         def lose(rows: SimulatedRows) -> bool:
-            fitting = [row for row in rows.rows() if row[0][0] == "log"]
+            fitting = [row for row in rows.rows() if row[0] == ("log", GROUP)]
             if not fitting or rows.get("snapshot", GROUP, 0) is not None:
                 return False  # With a snapshot the row may be one that it covers.
             rows.damage(*self.random.choice(fitting), None)
@@ -996,7 +1019,7 @@ class Simulation:
 
     def _do_row_swap(self) -> None:
         def swap(rows: SimulatedRows) -> bool:
-            fitting = [row for row in rows.rows() if row[0][0] == "log"]
+            fitting = [row for row in rows.rows() if row[0] == ("log", GROUP)]
             if len(fitting) < 2 or rows.get("snapshot", GROUP, 0) is not None:
                 return False
             (place, first), (_, second) = self.random.sample(fitting, 2)
@@ -1090,6 +1113,10 @@ class Simulation:
         client.loop.requester.ask(operation, arguments, Future(), self.now + 3_000 * _MS)
         client.turn()
 
+    def _do_quiet_wanted(self) -> None:
+        self._silent_until = self.now + self.random.choice((500, 1_500, 4_000)) * _MS
+        self._fault("quiet_wanted")
+
     def _do_client_burst(self) -> None:
         client = self.random.choice(self._clients)
         self._fault("client_burst", client.id)
@@ -1136,8 +1163,8 @@ class Simulation:
                     raise Violation(
                         f"durability: {process.id} counts entry {match}, which is not on the disk of {peer}"
                     )
-            if raft.configuration is not process.configuration:
-                process.elected_at = clock  # New members have not had the time to say anything.
+            if raft.configuration is not process.configuration or raft.quiet or GROUP in process.quiet_under:
+                process.elected_at = clock  # New members, and those who were quiet, had no time to say anything.
             oldest = clock - 2_000 * self.settings.election_timeout_ms
             heard = {id for id in self._ids if process.heard.get(id, -1) >= oldest} | {process.id}
             if not _is_quorum(raft.configuration, heard) and process.elected_at < oldest:
@@ -1148,9 +1175,13 @@ class Simulation:
         elif commit >= base and commit in self._committed and log.check_at(commit) != self._committed[commit]:
             raise Violation(f"state machine safety: {process.id} replaced the committed entry {commit}")
         self._check_members(process, raft)
+        self._check_quiet(process, clock)
+        for group in self._companions:
+            self._check_companion(process, group)
         if len(driver._pending) > self.settings.max_pending:
             raise Violation(f"bounded queues: {process.id} holds {len(driver._pending)} proposals")
-        at_rest = not raft.writing and raft.vote is not None and term == process.durable_term
+        waits = process.node is not None and (process.node._writing or GROUP in process.node._unwritten)
+        at_rest = not (raft.writing or waits) and raft.vote is not None and term == process.durable_term
         if at_rest and process.votes.get(term) != raft.vote:
             raise Violation(f"durability: the vote of {process.id} in term {term} is not on its disk")
         process.configuration = raft.configuration
@@ -1158,6 +1189,77 @@ class Simulation:
         process.term, process.commit, process.applied = term, commit, driver.applied
         if changed or raft.role == LEADER:
             self._note(process.id, raft.role, term, last, commit, driver.applied)
+
+    def _check_quiet(self, process: _Process, clock: int) -> None:
+        """Nobody sleeps on whose leader's node is lost or another process now, or who leads and hears no quorum."""
+        oldest = clock - 2_000 * self.settings.election_timeout_ms
+        for group, driver in process.node.drivers.items() if process.node is not None else ():
+            raft = driver.raft
+            if not raft.quiet:
+                process.quiet_under.pop(group, None)
+                continue
+            life = process.node._life_of(raft.leader) if process.node is not None else 0
+            if process.quiet_under.setdefault(group, (raft.leader, life)) != (raft.leader, life):
+                raise Violation(f"quiet: {process.id} sleeps on in {group}, and another process is {raft.leader} now")
+            heard = {id for id in self._ids if process.heard.get(id, -1) >= oldest} | {process.id}
+            alone = raft.leader not in heard or (raft.role == LEADER and not _is_quorum(raft.configuration, heard))
+            if alone and process.late_at < oldest:  # Who did not look cannot have heard.
+                raise Violation(f"quiet: {process.id} sleeps on in {group}, and has not heard who must be there")
+            if raft.commit != raft.log.last_index:
+                raise Violation(f"quiet: {process.id} sleeps in {group}, and does not know all to be committed")
+            if raft.role == LEADER:
+                self._check_all_match(process, group, raft)
+
+    def _check_all_match(self, process: _Process, group: str, raft: Any) -> None:
+        """Whoever a quiet leader's node hears holds, durably, all that the leader holds."""
+        for peer, progress in raft.progress.items():
+            lost = process.node is not None and peer in process.node._lost
+            if not lost and progress.match != raft.log.last_index:
+                raise Violation(f"quiet: {process.id} sleeps and leads {group}, and {peer} lacks entries")
+
+    def _check_companion(self, process: _Process, group: str) -> None:
+        """What must hold of any group, in brief: the first group is looked at closely."""
+        raft = process.node.drivers[group].raft if process.node is not None else None
+        if raft is None:
+            return
+        if raft.role == LEADER and self._companions_leaders.setdefault((group, raft.term), process.id) != process.id:
+            raise Violation(f"election safety: two lead term {raft.term} of {group}")
+        check = raft.log.check_at(raft.commit)
+        if check >= 0 and self._companions_committed.setdefault((group, raft.commit), check) != check:
+            raise Violation(f"state machine safety: {process.id} committed another entry {raft.commit} of {group}")
+
+    def _next_companion(self) -> None:
+        if self._quiet:
+            return
+        self.after(self.random.choice((30, 300, 3_000)) * _MS, self._next_companion)
+        process, group = self._some_node(), self.random.choice(self._companions)
+        if process is not None and self.now >= self._silent_until:
+            self._add(process, group)
+
+    def _add(self, process: _Process, group: str) -> Future:
+        """Propose something to a companion, as the node's own process would."""
+        node, future = process.node, Future()
+        if node is None:
+            return future
+        counts = self._companions_adds
+        counts[group, "begun"] += 1
+
+        def ended(_: Future) -> None:
+            counts[group, "acknowledged"] += future.exception(0) is None
+
+        future.add_done_callback(ended)
+        transition = plain.encode({"op": "add", "key": "c0", "value": 1})
+        node.call(node.drivers[group].propose, transition, future, self._clock(process) + 2_000 * _MS)
+        self._wake(process, 0)
+        return future
+
+    def _check_companions_counters(self, chosen: list[_Process]) -> None:
+        for group in self._companions:
+            machines = [each.node.drivers[group].machine for each in chosen if each.node is not None]
+            value = max(machine.values.get("c0", 0) for machine in machines)
+            low, high = (self._companions_adds[group, what] for what in ("acknowledged", "begun"))
+            if not low <= value <= high:
+                raise Violation(f"exactly once: {group} counts {value}, acknowledged {low} of {high}")
 
     def _check_members(self, process: _Process, raft: Any) -> None:
         """The configuration is the log's; one change at a time, by leaders that know what is committed."""
@@ -1329,6 +1431,8 @@ class Simulation:
         if self._quiet:
             return
         self.after(self.random.randint(1, 30) * _MS * self._pace, self._next_probe)
+        if self.now < self._silent_until:
+            return
         process = self._some_node()
         leading = [each for each in self.processes.values() if each.node and each.driver().raft.role == LEADER]
         if len(leading) > 1:  # A deposed leader that does not know it yet is whom to ask.
@@ -1418,16 +1522,21 @@ class Simulation:
         key = f"c{_KEYS}"
         future = client.propose({"op": "get", "key": key})
         written = False
+        adds = {group: self._add(chosen[0], group) for group in self._companions}
         most = self.report.events + _LIVENESS_EVENTS
         while self.now < limit and self._queue and self.report.events < most:
             self._step()
+            for group, add in adds.items():
+                if add.done() and add.exception(0) is not None:
+                    adds[group] = self._add(chosen[0], group)
             if not future.done():
                 continue
             if future.exception(0) is not None:  # Its own time was up first: ask again.
                 future = client.propose({"op": "add", "key": key, "value": 1} if written else {"op": "get", "key": key})
             elif not written:
                 written, future = True, client.propose({"op": "add", "key": key, "value": 1})
-            elif self._converged(chosen):
+            elif self._converged(chosen) and all(self._agree(chosen, *each) for each in adds.items()):
+                self._check_companions_counters(chosen)
                 return
         raise Violation(f"liveness: {', '.join(sorted(majority))} did not elect, commit and converge in time")
 
@@ -1473,6 +1582,11 @@ class Simulation:
         chosen = [each for each in chosen if each.id in members.members()]
         drivers = [each.driver() for each in chosen if each.node is not None]
         return len(drivers) == len(chosen) and len({(driver.applied, driver.machine.digest) for driver in drivers}) == 1
+
+    def _agree(self, chosen: list[_Process], group: str, add: Future) -> bool:
+        """Whether a companion has executed what it was asked for, everywhere."""
+        drivers = [each.node.drivers[group] for each in chosen if each.node is not None]
+        return add.done() and len({(driver.applied, driver.machine.digest) for driver in drivers}) == 1
 
 
 def _is_quorum(configuration: Any, ids: set[str]) -> bool:
@@ -1538,7 +1652,7 @@ class _Client:
         if life != self._lives or world._quiet:
             return
         world.after(world.random.randint(1, 40) * _MS * world._pace, self._next, life)
-        if self._pending < 4:
+        if self._pending < 4 and world.now >= world._silent_until:
             self.propose(self.operation(world.random))
 
     def operation(self, chance: random.Random) -> dict[str, Any]:
