@@ -222,7 +222,9 @@ def test_who_is_removed_from_one_group_goes_on_with_the_others(core: Any) -> Non
     rest = core.Configuration([id for id in PEERS if id != removed])
     assert world.result(world.propose(leader, "g0", 1)) == 1
     loop = world.nodes[leader]
-    loop.call(lambda: (loop.attend(loop.drivers["g0"]), loop.drivers["g0"].raft.change(rest)))
+    raft = loop.drivers["g0"].raft
+    world.until(lambda: set(raft.configuration.storages) == set(PEERS) and raft.commit >= raft.configuration_index)
+    loop.call(lambda: (loop.attend(loop.drivers["g0"]), raft.change(rest)))
     world.until(lambda: "g0" not in world.nodes[removed].drivers)
     assert world.result(world.propose(removed, "g1", 2)) == 2
     assert world.result(world.propose(leader, "g0", 1)) == 2
