@@ -13,8 +13,8 @@ SOURCE = Path(__file__).parent.parent / "src" / "raftplug"
 FLOORS = (
     {"_cy", "_source", "constants", "errors", "version"},
     {"_refusals", "settings", "plain", "future", "frames", "state_machine", "redis_connection", "embedded"},
-    {"configuration", "sessions", "storage", "cluster", "keys", "_core_py"},
-    {"raft", "requester", "hooks", "redis_streams"},
+    {"configuration", "sessions", "storage", "cluster", "keys", "divergence", "_core_py"},
+    {"raft", "requester", "hooks", "redis_streams", "apply"},
     {"core", "plugins"},
     {"driver"},
     {"replica", "node", "client"},

@@ -33,6 +33,8 @@ LAST_MESSAGE_KIND: Final = 8
 # Kinds of other items in a frame: a process asks a group.
 REQUEST: Final = 32
 REPLY: Final = 33
+# … and replicas compare the digests of their states.
+DIGESTS: Final = 36
 
 # Outcomes in a REPLY.
 OK: Final = 0

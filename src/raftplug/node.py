@@ -21,7 +21,7 @@ from typing import Any
 from raftplug import core as chosen_core
 from raftplug import plain
 from raftplug.cluster import Cluster, read_record
-from raftplug.driver import Driver
+from raftplug.driver import Driver, Executor, run_here
 from raftplug.errors import (
     DiskFull,
     InvalidArgument,
@@ -61,9 +61,6 @@ _SENDERS_REMEMBERED = 10_000
 _REDIRECT_S = 0.1
 _FIND_S = 5.0  # How long a node that joins looks for the cluster.
 
-Executor = Callable[[Callable[[], None], Callable[[BaseException | None], None]], None]
-"""Runs a job somewhere, then calls the second argument, from any thread, with the error it raised or None."""
-
 
 class NodeLoop:
     """The loop of one node, a turn at a time.
@@ -80,6 +77,10 @@ class NodeLoop:
         core: one of the two cores; None is the process's.
         on_event: called with a hook's name and its arguments.
         keys: of the cluster: the first signs, all verify; none for frames without a signature.
+        apply_executor: runs what state machines have to do; by default at the end of the turn.  It calls its second
+            argument at once, or has `call` do so later.
+        own_thread: gives the executor for the state machine of a group that is slow; None leaves it where it is.
+        is_watched: whether an observer wants to know of every transition.
     """
 
     def __init__(
@@ -96,6 +97,9 @@ class NodeLoop:
         core: Any = None,
         on_event: Callable[..., None] | None = None,
         keys: Sequence[Key] = (),
+        apply_executor: Executor = run_here,
+        own_thread: Callable[[str], Executor] | None = None,
+        is_watched: Callable[[], bool] = lambda: False,
     ) -> None:
         identity = storage.identity
         self.id = identity.node
@@ -108,6 +112,7 @@ class NodeLoop:
         self._clock = clock
         self._wall_ms = wall_ms
         self._keys = keys
+        self._start_thread = own_thread
         key = keys[0] if keys else None
         self._sender = Sender(identity.node, identity.cluster, identity.storage, identity.boot, identity.nonce, key)
         self._calls: deque[tuple[Any, ...]] = deque()
@@ -142,6 +147,9 @@ class NodeLoop:
                 core=self.core,
                 more_status=self._more_status,
                 life_of=self._life_of,
+                executor=apply_executor,
+                own_thread=own_thread and self._own_thread,
+                is_watched=is_watched,
             )
             if driver.initial_write is not None:
                 storage.commit([driver.initial_write])
@@ -181,11 +189,14 @@ class NodeLoop:
             write = driver.turn(now, may_write)
             if write is not None:
                 self._writing.append((driver, write))
-        self._flush()
         if self._writing and (may_write or (self._retry_at is not None and now >= self._retry_at)):
             self._retry_at = None
             self._commit([write for _, write in self._writing])
         self._announce(now)
+        # Last, so that another thread can go on with the next turn while a machine that is stuck keeps this one.
+        for driver in self.drivers.values():
+            driver.apply()
+        self._flush()
         for driver in self.drivers.values():
             if driver.raft.removed:
                 raise Removed(f"{self.id} was removed from group {driver.group!r}")
@@ -227,6 +238,13 @@ class NodeLoop:
 
     def _commit(self, writes: list[Write]) -> None:
         self._executor(lambda: self._storage.commit(writes), lambda error: self.call(self._committed, error))
+
+    def _own_thread(self, group: str) -> Executor:
+        """A thread for a slow state machine; what it did comes back by `call`."""
+        if self._start_thread is None:
+            return run_here
+        submit = self._start_thread(group)
+        return lambda job, done: submit(job, lambda error: self.call(done, error))
 
     def _committed(self, error: BaseException | None) -> None:
         if self._closed:

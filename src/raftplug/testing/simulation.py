@@ -29,7 +29,7 @@ from raftplug import plain
 from raftplug.client import ClientLoop
 from raftplug.cluster import Cluster
 from raftplug.constants import CANDIDATE, CONFIGURATION, LEADER, SNAPSHOT, VOTE, VOTE_RESPONSE
-from raftplug.driver import decode_snapshot
+from raftplug.driver import decode_snapshot, run_here
 from raftplug.errors import Corrupt, DiskFull, OutcomeUnknown, RaftplugError, Removed, StorageFailed
 from raftplug.frames import Id, cluster_uuid
 from raftplug.future import Future
@@ -93,12 +93,15 @@ FAULTS: dict[str, str] = {
     "crash_in_change": "a leader is killed a moment after it began to change the members",
     "cut_off_newcomer": "a node is cut off from all others the moment it is to become a voter",
     "transfer_leadership": "an operator moves leadership to some node",
+    "slow_apply": "a state machine takes up to ten seconds for whatever it does, for a while",
+    "diverge": "a state machine's state changes by itself; its replica must be named",
     "client_crash": "a client is gone, with everything that it waited for",
     "client_burst": "a client begins many operations at once",
 }
 
 
-# What a seed may be about, beside what chance brings: nothing, elections that half succeed, snapshots, members.
+# What a seed may be about, beside what chance brings: nothing, elections that half succeed, snapshots, members, slow
+# and broken state machines.
 _THEMES: tuple[tuple[tuple[str, ...], dict[str, int]], ...] = (
     ((), {}),
     (
@@ -120,7 +123,12 @@ _THEMES: tuple[tuple[tuple[str, ...], dict[str, int]], ...] = (
         ),
         {},
     ),
+    (
+        ("slow_apply", "diverge", "lose_snapshot", "old_inbox", "cut_both_ways", "isolate"),
+        {"snapshot_entries": 20, "keep_entries": 0, "digest_entries": 8, "max_unapplied_bytes": 2_000},
+    ),
 )
+_THEMED = frozenset({"diverge"})  # Faults that happen only where a seed is about them.
 
 
 class Violation(Exception):
@@ -225,18 +233,19 @@ class SimulatedRows(MemoryRows):
 
 
 class Register(StateMachine):
-    """The machine of the built-in workload: keys, and a digest of everything that was ever applied."""
+    """The machine of the built-in workload: keys, and a checksum of everything that was ever applied."""
 
-    def __init__(self, applied: Callable[[int, int], None] = lambda count, digest: None) -> None:
+    def __init__(self, applied: Callable[[int, int], None] = lambda count, history: None) -> None:
         self.values: dict[str, Any] = {}
         self.count = 0
-        self.digest = 0
+        self.history = 0
+        self.flipped = 0  # No transition touches it, and no answer shows it: only a fault changes it.
         self._applied = applied
 
     def apply_transition(self, transition: Any) -> Any:
         self.count += 1
-        self.digest = crc32(plain.encode(transition), self.digest)
-        self._applied(self.count, self.digest)
+        self.history = crc32(plain.encode(transition), self.history)
+        self._applied(self.count, self.history)
         operation, key = transition["op"], transition["key"]
         old = self.values.get(key)
         if operation == "put":
@@ -260,14 +269,31 @@ class Register(StateMachine):
     def query(self, request: Any) -> Any:
         return self.values.get(request["key"])
 
+    def digest(self) -> bytes:
+        return b"%d %d %d" % (self.count, self.history, self.flipped)
+
     def create_snapshot(self, last_included_index: int, last_included_term: int) -> Snapshot:
-        data = [dict(self.values), self.count, self.digest]
+        data = [dict(self.values), self.count, self.history]
         return Snapshot(last_included_index, last_included_term, data)
 
     def set_snapshot(self, snapshot: Snapshot) -> None:
-        values, self.count, self.digest = snapshot.data
+        values, self.count, self.history = snapshot.data
         self.values = dict(values)
-        self._applied(self.count, self.digest)
+        self.flipped = 0
+        self._applied(self.count, self.history)
+
+
+class BatchRegister(Register):
+    """The same, which takes many transitions at once: on some replicas, and must not matter."""
+
+    def apply_batch(self, transitions: list[Any]) -> list[Any]:
+        results: list[Any] = []
+        for transition in transitions:
+            try:
+                results.append(self.apply_transition(transition))
+            except ValueError as raised:
+                results.append(raised)
+        return results
 
 
 class _Stream:
@@ -350,6 +376,8 @@ class _Process:
         self.disk_us = 300
         self.job: Callable[[], None] | None = None
         self.complete: Callable[[], None] = lambda: None
+        self.apply_us = 0
+        self.finish_apply: Callable[[], None] = lambda: None
         self.good_rows: Any = None  # The rows before they were damaged.
         self.arrived: set[Id] = set()  # Whose frames the next turn finds …
         self.heard: dict[Id, int] = {}  # … and when, by our own clock, there were any.
@@ -408,7 +436,7 @@ class Simulation:
         chance = self.random
         density = chance.choice((0.15, 0.3, 0.5))  # With few kinds of faults, long stories can happen.
         theme, limits = chance.choice(_THEMES)
-        chosen = [name for name in FAULTS if chance.random() < density or name in theme]
+        chosen = [name for name in FAULTS if (chance.random() < density and name not in _THEMED) or name in theme]
         self.report.chosen = tuple(chosen if faults is None else faults)
         self.faults = frozenset(self.report.chosen)
         # A snapshot every few entries, or hardly ever: both ways of catching up are met.
@@ -419,6 +447,7 @@ class Simulation:
                 "max_append_bytes": chance.choice((200, 65536)),
                 "window_bytes": chance.choice((400, 262144)),
                 "max_pending": chance.choice((10, 100_000)),
+                "digest_entries": chance.choice((0, 8, 64)),
                 **limits,
             }
         )
@@ -442,9 +471,10 @@ class Simulation:
         self._committed: dict[int, int] = {0: 0}
         self._highest_commit = 0
         self._commit_term = 0  # No lower than that of the leader that committed it.
-        self._digests: dict[int, int] = {0: 0}
+        self._histories: dict[int, int] = {0: 0}
         self._adds_begun: Counter[str] = Counter()
         self._adds_acknowledged: Counter[str] = Counter()
+        self._diverged = False  # Whether a state was ever changed behind everybody's back.
         self._probes: list[tuple[_Process, int, int, Future]] = []
         founders = [f"n{number}" for number in range(1, nodes + 1)]
         spare = 2 if "change_members" in self.faults else 0
@@ -513,6 +543,9 @@ class Simulation:
         process.job = None
         process.rows.failing = False
         process.disk_us = self.random.choice((100, 300, 2_000))
+        process.apply_us = 0
+        process.finish_apply = lambda: None
+        machine = self.random.choice((Register, BatchRegister))(self._applied)
         life = process.life
         try:
             storage = RecordStorage(process.rows, process.id, entropy=self.random.randbytes)
@@ -520,12 +553,13 @@ class Simulation:
             node = NodeLoop(
                 storage=storage,
                 cluster=link,
-                machines={GROUP: Register(self._applied)},
+                machines={GROUP: machine},
                 settings=self.settings,
                 executor=lambda job, done: self._execute(process, life, storage, job, done),
                 clock=lambda: self._clock(process),
                 generator=random.Random(self.random.getrandbits(32)),
                 core=self.core,
+                apply_executor=lambda job, done: self._apply(process, life, job, done),
             )
         except DiskFull:
             self.after(500 * _MS, self._boot_if_down, process)
@@ -632,6 +666,30 @@ class Simulation:
         process.job = durable
         process.complete = complete
         self.after(max(1, int(self.random.expovariate(1 / process.disk_us))), complete)
+
+    def _apply(
+        self, process: _Process, life: int, job: Callable[[], None], done: Callable[[BaseException | None], None]
+    ) -> None:
+        """What a state machine does: within the turn, or over a while in a thread of its own."""
+        if not process.apply_us:
+            run_here(job, done)
+            return
+
+        def finish() -> None:
+            node = process.node
+            if process.life != life or node is None or process.finish_apply is not finish:
+                return
+            if self.now < process.paused_until:
+                self.after(process.paused_until - self.now, finish)
+                return
+            process.finish_apply = lambda: None
+            run_here(job, lambda error: node.call(done, error))
+            self._wake(process, 0)
+
+        process.finish_apply = finish
+        self.after(self.random.randint(1, process.apply_us), finish)
+        if "isolate" in self.faults and not self._quiet and self.random.random() < self._strike_chance:
+            self._isolate(process.id, 3_000 * _MS)  # So that a snapshot comes while the machine is at work.
 
     # --------------------------------------------------------------- network
 
@@ -791,9 +849,12 @@ class Simulation:
     def _do_isolate(self) -> None:
         some = self._some_node()
         node = some.id if some is not None else self.random.choice(self._ids)
+        self._isolate(node)
+
+    def _isolate(self, node: str, time: int | None = None) -> None:
         self._fault("isolate", node)
         others = [id for id in self._ids if id != node]
-        self._cut_links([(node, other) for other in others] + [(other, node) for other in others])
+        self._cut_links([(node, other) for other in others] + [(other, node) for other in others], time)
 
     def _do_strand_leader(self) -> None:
         node = self._some_node()
@@ -965,6 +1026,20 @@ class Simulation:
 
         self._damage("row_swap", swap)
 
+    def _do_slow_apply(self) -> None:
+        node = self._some_node()
+        if node is not None:
+            self._fault("slow_apply", node.id)
+            node.apply_us = self.random.choice((20, 300, 3_000, 10_000)) * _MS
+            self.after(self._while(), setattr, node, "apply_us", 0)
+
+    def _do_diverge(self) -> None:
+        node = self._some_node()
+        if node is not None and not self._diverged and self.settings.digest_entries:
+            self._fault("diverge", node.id)
+            self._diverged = True
+            node.driver().machine.flipped = 1
+
     def _do_node_burst(self) -> None:
         node = self._some_node()
         if node is not None:
@@ -1069,6 +1144,8 @@ class Simulation:
         elif commit >= base and commit in self._committed and log.check_at(commit) != self._committed[commit]:
             raise Violation(f"state machine safety: {process.id} replaced the committed entry {commit}")
         self._check_members(process, raft)
+        if driver._diverged and not self._diverged:
+            raise Violation(f"divergence: {process.id} says {', '.join(map(str, driver._diverged.values()))}")
         if len(driver._pending) > self.settings.max_pending:
             raise Violation(f"bounded queues: {process.id} holds {len(driver._pending)} proposals")
         at_rest = not raft.writing and raft.vote is not None and term == process.durable_term
@@ -1185,8 +1262,8 @@ class Simulation:
                 if _is_quorum(members, voters):
                     raise Violation(f"leader completeness: entry {index} is committed, {each.id} could win without it")
 
-    def _applied(self, count: int, digest: int) -> None:
-        if self._digests.setdefault(count, digest) != digest:
+    def _applied(self, count: int, history: int) -> None:
+        if self._histories.setdefault(count, history) != history:
             # The machine must not raise this: to the driver it would be the transition's result.
             self.after(0, _raise, Violation(f"state machine safety: transition {count} differs between machines"))
 
@@ -1319,6 +1396,8 @@ class Simulation:
             process.rows.full = process.rows.failing = False
             process.paused_until = 0
             process.disk_us = 300
+            process.apply_us = 0
+            self.after(_MS, process.finish_apply)
             if id == bridged:
                 self._wake(process, 0)
             elif id not in majority:
@@ -1352,8 +1431,27 @@ class Simulation:
             elif not written:
                 written, future = True, client.propose({"op": "add", "key": key, "value": 1})
             elif self._converged(chosen):
+                self._divergence(chosen, client)
                 return
         raise Violation(f"liveness: {', '.join(sorted(majority))} did not elect, commit and converge in time")
+
+    def _divergence(self, chosen: list[_Process], client: _Client) -> None:
+        """A replica whose state was changed is named, by digests, before much more is applied."""
+
+        def is_named() -> bool:
+            return any(each.node is not None and each.driver()._diverged for each in self.processes.values())
+
+        def is_there() -> bool:
+            return any(each.node is not None and each.driver().machine.flipped for each in chosen)
+
+        limit = self.now + 40 * self.settings.election_timeout_ms * _MS
+        future = None
+        while is_there() and not is_named():
+            if future is None or future.done():
+                future = client.propose({"op": "add", "key": f"c{_KEYS}", "value": 1})
+            if self.now > limit:
+                raise Violation("divergence: a state differs from the others, and nobody says so")
+            self._step()
 
     def _majority_of_the_newest(self) -> list[str]:
         """Enough to elect whoever has the newest log, by its own configuration, whatever the others know of it."""
@@ -1394,7 +1492,9 @@ class Simulation:
             return False
         chosen = [each for each in chosen if each.id in members.members()]
         drivers = [each.driver() for each in chosen if each.node is not None]
-        return len(drivers) == len(chosen) and len({(driver.applied, driver.machine.digest) for driver in drivers}) == 1
+        return (
+            len(drivers) == len(chosen) and len({(driver.applied, driver.machine.history) for driver in drivers}) == 1
+        )
 
 
 def _is_quorum(configuration: Any, ids: set[str]) -> bool:
