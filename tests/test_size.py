@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "raftplug"
 # From the ground up; a file may import only files of lower floors.
 FLOORS = (
     {"_cy", "_source", "constants", "errors", "version"},
-    {"_refusals", "settings", "plain", "future", "frames", "state_machine", "redis_connection", "embedded"},
+    {"_refusals", "settings", "plain", "future", "frames", "state_machine", "redis_connection", "embedded", "threads"},
     {"configuration", "sessions", "storage", "cluster", "keys", "divergence", "_core_py"},
     {"raft", "requester", "hooks", "redis_streams", "apply"},
     {"core", "plugins"},

@@ -208,6 +208,7 @@ class Driver:
         self._is_watched = is_watched
         self.on_thread = False
         """Whether the machine has a thread of its own."""
+        self._took_ms = 0  # What it has that for.
         self._then: Callable[[Any], None] | None = None  # What follows the machine's job; None while it has none.
         self._result: Any = None
         self._notes: list[tuple[int, int, int, bytes, TransitionState]] = []  # What the machine is to be told.
@@ -429,6 +430,8 @@ class Driver:
             problems.append("the state machine failed to make a snapshot")
         if self.applier.problem is not None:
             problems.append(self.applier.problem)
+        if self.on_thread:
+            problems.append(f"the state machine took {self._took_ms} ms for one thing: it has a thread of its own")
         problems += [str(each) for each in self._diverged.values()]
         if self.diverged is not None:
             problems.append(_REMEDY)
@@ -756,9 +759,10 @@ class Driver:
         if self.applier.slowest_us > _SLOW_US and self._own_thread is not None and not self.on_thread:
             self.on_thread = True
             self._executor = self._own_thread(self.group)
-            took_ms = self.applier.slowest_us // 1000
-            _logger.warning("group %s: the state machine took %d ms: it gets its own thread", self.group, took_ms)
-            self._event("raftplug_slow_apply", index=self.applied, took_ms=took_ms)
+            self._took_ms = self.applier.slowest_us // 1000
+            text = "group %s: the state machine took %d ms for one thing: it gets a thread of its own"
+            _logger.warning(text, self.group, self._took_ms)
+            self._event("raftplug_slow_apply", index=self.applied, took_ms=self._took_ms)
 
     def _answer(self, outcomes: list[Outcome]) -> None:
         """Entries were applied: tell who waits for them."""

@@ -688,7 +688,8 @@ class Simulation:
 
         process.finish_apply = finish
         self.after(self.random.randint(1, process.apply_us), finish)
-        if "isolate" in self.faults and not self._quiet and self.random.random() < self._strike_chance:
+        slow = process.apply_us >= 3_000 * _MS
+        if slow and "isolate" in self.faults and not self._quiet and self.random.random() < self._strike_chance:
             self._isolate(process.id, 3_000 * _MS)  # So that a snapshot comes while the machine is at work.
 
     # --------------------------------------------------------------- network
