@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from raftplug import sessions as module
-from raftplug.constants import ALREADY, FAILED, OK, REFUSED_OVERLOADED, SESSION_EXPIRED
+from raftplug.constants import ALREADY, FAILED, OK, REFUSED_OVERLOADED, SESSION_EXPIRED, UNKNOWN
 from raftplug.errors import InvalidArgument, InvariantViolated, MalformedMessage
 from raftplug.sessions import (
     MAX_RESULT_BYTES,
     NAMED_SESSION_TIMEOUT_US,
     SESSION_TIMEOUT_US,
+    UNDER_WAY,
     Sessions,
     decode_open,
     decode_transition,
@@ -209,28 +210,67 @@ def test_a_session_that_keeps_too_much_is_refused_until_its_watermark_rises() ->
     assert run(table, 1, 4, below=2) == (OK, b"new")
 
 
-def test_results_are_bounded_in_bytes_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_result_beyond_the_bytes_that_a_session_keeps_is_not_kept_and_not_executed_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert MAX_RESULT_BYTES == 64 << 20
     monkeypatch.setattr(module, "MAX_RESULT_BYTES", 16)
     table = Sessions()
     table.open(1, 0)
-    assert [run(table, 1, sequence)[0] for sequence in (1, 2, 3)] == [OK, OK, REFUSED_OVERLOADED]
-    assert run(Sessions.restore(table.snapshot()), 1, 3)[0] == REFUSED_OVERLOADED
-    assert run(table, 1, 3, below=2) == (OK, b"new")
+    for sequence in (1, 2, 3):
+        assert run(table, 1, sequence)[1] == b"new"
+    for found in (table, Sessions.restore(table.snapshot())):
+        assert [run(found, 1, sequence)[0] for sequence in (1, 2, 3)] == [OK, OK, UNKNOWN]
+    assert run(table, 1, 4, below=2) == (OK, b"new")
+    assert run(table, 1, 4) == (OK, b"result 4")
+
+
+def test_what_is_under_way_counts_as_if_it_had_its_result() -> None:
+    def decisions(together: bool) -> tuple[list[object], object]:
+        """Entries decided one after the other, their results recorded at once, or all of them later."""
+        table, found, waiting = Sessions(max_results=3), [], []
+        table.open(1, 0)
+        for sequence, below, time_us in [(1, 0, 0), (2, 0, 0), (3, 0, 0), (4, 0, 0), (5, 3, 0), (6, 6, 1), (7, 6, 1)]:
+            known = table.admit(1, sequence, below, time_us)
+            found.append(known)
+            if known is None:
+                waiting.append(sequence)
+            for each in [] if together else waiting:
+                table.record(1, each, OK, b"result")
+            waiting = waiting if together else []
+        for each in waiting:
+            table.record(1, each, OK, b"result")
+        return found, table.snapshot()
+
+    assert decisions(together=True) == decisions(together=False)
+
+
+def test_a_repetition_of_what_is_under_way_waits_for_its_result() -> None:
+    table = Sessions()
+    table.open(1, 0)
+    assert table.admit(1, 1, 0, 0) is None
+    assert table.admit(1, 1, 0, 0) is UNDER_WAY
+    table.record(1, 1, OK, b"result")
+    assert table.admit(1, 1, 0, 0) == (OK, b"result")
+
+
+def test_a_result_for_a_session_that_ended_meanwhile_is_dropped() -> None:
+    table = Sessions()
+    table.open(1, 0)
+    assert table.admit(1, 1, 0, 0) is None
+    assert table.admit(1, 2, 0, SESSION_TIMEOUT_US + 1) == (SESSION_EXPIRED, None)
+    table.record(1, 1, OK, b"result")
+    assert len(table) == 0
 
 
 def test_only_what_was_admitted_is_recorded() -> None:
     table = Sessions()
-    with pytest.raises(InvariantViolated):
-        table.record(1, 1, OK, b"")
     table.open(1, 0)
     run(table, 1, 1)
-    for sequence, code in ((1, OK), (2, ALREADY)):
+    assert table.admit(1, 3, 0, 0) is None
+    for sequence, code in ((1, OK), (2, OK), (3, ALREADY)):
         with pytest.raises(InvariantViolated):
             table.record(1, sequence, code, b"")
-    run(table, 1, 5, below=5)
-    with pytest.raises(InvariantViolated):
-        table.record(1, 4, OK, b"")
 
 
 @pytest.mark.parametrize(

@@ -252,6 +252,8 @@ def test_no_default_pretends_to_make_a_snapshot_or_to_answer() -> None:
         lambda: machine.create_snapshot(1, 1),
         lambda: machine.set_snapshot(Snapshot(1, 1, None)),
         lambda: machine.query(1),
+        lambda: machine.apply_batch([1]),
+        machine.digest,
     ):
         with pytest.raises(NotImplementedError, match=r"Smallest .*: write") as caught:
             call()

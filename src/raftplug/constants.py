@@ -33,11 +33,13 @@ LAST_MESSAGE_KIND: Final = 8
 # Kinds of other items in a frame: a process asks a group …
 REQUEST: Final = 32
 REPLY: Final = 33
-DISPLACED: Final = 40
-"""A member tells a process that its data directory is not that by which it is known: see `frames.life`."""
 # … a leader asks to go quiet, and a follower agrees: see `quiescence` …
 QUIET: Final = 34
 QUIET_RESPONSE: Final = 35
+# … replicas compare the digests of their states …
+DIGESTS: Final = 37
+# … a member tells a process that the group knows it by another data directory (see `frames.life`) …
+DISPLACED: Final = 40
 # … and a node that has nothing else to say is there; it belongs to no group.
 NODE_HEARTBEAT: Final = 36
 NO_GROUP: Final = 0

@@ -17,15 +17,16 @@ import msgpack
 
 from raftplug import core as chosen_core
 from raftplug import plain
+from raftplug.apply import Applier, Look, Outcome, text_of
 from raftplug.constants import (
     APPEND,
     APPEND_RESPONSE,
     CONFIGURATION,
+    DIGESTS,
     DISPLACED,
     FAILED,
     LEADER,
     MALFORMED,
-    NOOP,
     OK,
     PRE_VOTE_RESPONSE,
     QUIET,
@@ -44,11 +45,12 @@ from raftplug.constants import (
     UNKNOWN,
     VOTE_RESPONSE,
 )
+from raftplug.divergence import Digests, Divergence, decode_digests, encode_digests
 from raftplug.errors import (
     ChangeRefused,
     Corrupt,
+    Diverged,
     InvalidArgument,
-    InvalidTransition,
     InvariantViolated,
     MalformedMessage,
     NotLeader,
@@ -56,36 +58,66 @@ from raftplug.errors import (
     Overloaded,
     QueryFailed,
     RaftplugError,
-    TransitionFailed,
     Unavailable,
 )
 from raftplug.frames import Id, address, addressed, check_id, life
 from raftplug.future import Future
 from raftplug.quiescence import Quiescence
 from raftplug.requester import Requester
-from raftplug.sessions import Sessions, decode_open, decode_transition, encode_open, encode_transition
+from raftplug.sessions import Sessions, encode_open, encode_transition
 from raftplug.settings import Settings
-from raftplug.state_machine import Snapshot, TransitionAbandonedReason, TransitionState, abilities
+from raftplug.state_machine import Snapshot, TransitionAbandonedReason, TransitionState
 from raftplug.storage import Stored, StoredSnapshot, Write
 
 _logger = logging.getLogger("raftplug")
 _SNAPSHOT_FORMAT = 1
-_ERROR_CHARACTERS = 1_000
 _NEVER = 1 << 62
 _COUNTED = (PRE_VOTE_RESPONSE, VOTE_RESPONSE, APPEND_RESPONSE)
 _NOTICES_A_HEARTBEAT = 20
-_CLOCK_EVERY = 16  # Entries between two looks at the clock while applying.
+_JOB_ENTRIES = 1_024
+_SLOW_US = 5_000  # A group whose machine took longer than this for one thing gets a thread for it.
+_THREAD_BUDGET_US = 10_000  # There, after so long what was done is handed back.
+_COMPARE_TIMEOUTS = 10  # Election timeouts that the leader waits for digests before it goes by its own.
+
+Finish = Callable[[RaftplugError | None, Any], None]
+Executor = Callable[[Callable[[], None], Callable[[BaseException | None], None]], None]
+"""Runs a job, here and now or somewhere else, and calls the second argument, at once or in a later turn, with the error
+it raised or None."""
 
 
 class Read:
-    """A linearizable read under way: `finish` is called once it may look at the machine, or with an error."""
+    """A linearizable read under way.
 
-    __slots__ = ("deadline", "finish", "index")
+    Attributes:
+        look: looks at the machine once it may; None if only the read index is wanted.
+        finish: called once, with an error, or None and what `look` returned.
+        deadline: microseconds.
+        index: what must be applied before; 0 while that is unknown.
+    """
 
-    def __init__(self, finish: Callable[[RaftplugError | None], None], deadline: int) -> None:
-        self.finish = finish
+    __slots__ = ("_finish", "deadline", "index", "look")
+
+    def __init__(self, look: Look | None, finish: Finish, deadline: int) -> None:
+        self.look = look
         self.deadline = deadline
         self.index = 0
+        self._finish: Finish | None = finish
+
+    def finish(self, error: RaftplugError | None, value: Any = None) -> None:
+        """Answer; only the first answer counts."""
+        finish, self._finish = self._finish, None
+        if finish is not None:
+            finish(error, value)
+
+
+def run_here(job: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
+    """The executor that runs a job here and now."""
+    error: BaseException | None = None
+    try:
+        job()
+    except BaseException as raised:
+        error = raised
+    done(error)
 
 
 class Asker:
@@ -98,6 +130,8 @@ class Asker:
         self.nonce = nonce
         self.counter = counter
 
+
+_REMEDY = "stop this node, remove its data directory, and let it join again, once its state machine is mended"
 
 Send = Callable[[Id, int, bytes], None]
 """Queues an item for another process: target, kind (a message's, REQUEST or REPLY) and body."""
@@ -115,7 +149,7 @@ class Driver:
         read_snapshot: gives the newest durable snapshot, to send it to a follower.
         settings: the limits.
         send: queues an item for another process.
-        clock: monotonic time in µs; only `turn` and `apply` read it, besides what their callers hand in.
+        clock: monotonic time in µs, for any thread; only `turn` and `apply` read it, besides what their callers give.
         generator: the source of randomness.
         nonce: of this process; replies carry it.
         noop_transition: what the machine is given for a leader's no-op; None gives it nothing.
@@ -128,6 +162,9 @@ class Driver:
         storage: uuid of the data directory; None where members are not known by theirs.
         heard_at: when a node was last heard, microseconds; None where nobody watches the nodes: see `quiescence`.
         is_lost: whether a node has not been heard for an election timeout.
+        executor: runs what the machine has to do, one job at a time; by default within `apply`.
+        own_thread: gives the executor for a machine that is slow; None leaves it where it is.
+        is_watched: whether an observer wants to know of every transition.
 
     Raises:
         Corrupt: the stored log or snapshot is damaged.
@@ -156,33 +193,50 @@ class Driver:
         storage: bytes | None = None,
         heard_at: Callable[[Id], int] | None = None,
         is_lost: Callable[[Id], bool] = lambda id: False,
+        executor: Executor = run_here,
+        own_thread: Callable[[str], Executor] | None = None,
+        is_watched: Callable[[], bool] = lambda: False,
     ) -> None:
         self.core = core or chosen_core
         self.id = id
         self.group = group
-        self.machine = machine
         self.settings = settings
-        self.sessions = Sessions()
-        self.applied = 0
+        self.applier = Applier(
+            group=group, machine=machine, settings=settings, clock=clock, noop_transition=noop_transition
+        )
         self.leader: Id | None = None
         self.initial_write: Write | None = None
         """To be made durable before the first turn: a snapshot that the machine brought along."""
-        self.abilities = abilities(machine)
+        self.abilities = self.applier.abilities
         self._read_snapshot = read_snapshot
         self._send = send
         self._clock = clock
         self._nonce = nonce
-        self._noop_transition = noop_transition
+        self._applied = 0
         self._on_event = on_event or _ignore
         self._more_status = more_status or dict
         self._pending: dict[int, tuple[int, int, Future | Asker]] = {}  # index -> term, deadline, whom to answer
         self._truncated: dict[int, list[tuple[Any, ...]]] = {}  # index -> kind, term, payload of what was there
         self._next_expiry = _NEVER  # Nothing in _pending or _reads has an earlier deadline.
         self._reads: deque[Read] = deque()  # confirmed, waiting until their index is applied; ascending
+        self._looking: list[Read] = []  # Those that look at the machine now.
+        self._executor = executor
+        self._own_thread = own_thread
+        self._is_watched = is_watched
+        self.on_thread = False
+        """Whether the machine has a thread of its own."""
+        self._took_ms = 0  # What it has that for.
+        self._then: Callable[[Any], None] | None = None  # What follows the machine's job; None while it has none.
+        self._result: Any = None
+        self._notes: list[tuple[int, int, int, bytes, TransitionState]] = []  # What the machine is to be told.
+        self._again = False  # A turn must follow at once.
         self._own_snapshot: StoredSnapshot | None = None
         self._writing_own: StoredSnapshot | None = None
         self._installing: tuple[Any, ...] | None = None
         self._writing_install: tuple[Any, ...] | None = None
+        self._loading: tuple[Any, ...] | None = None  # Durable; the machine has not taken it over yet.
+        self._digests = Digests(id, _COMPARE_TIMEOUTS * 1000 * settings.election_timeout_ms)
+        self._diverged: dict[Id, Divergence] = {}  # Who is known to have diverged: on the leader, and our own self.
         self._committed_seen = 0
         self._elected_us = 0
         self._elected_logged_us = 0
@@ -214,7 +268,8 @@ class Driver:
                 self.initial_write = Write(group, term, None, snapshot=adopted, snapshot_resets_log=True)
                 log = self.core.Log(index, term, 0)
                 machine.set_snapshot(own)
-                self.applied = index
+                self.applier.applied = index
+        self._applied = self.applier.applied
         try:
             for block in stored.blocks:
                 log.restore(block)
@@ -258,6 +313,8 @@ class Driver:
             self._on_reply(source, body)
         elif kind in (QUIET, QUIET_RESPONSE):
             self.quiescence.receive(source, kind, body)
+        elif kind == DIGESTS:
+            self._on_digests(source, body)
         else:
             self._on_message(source, nonce, kind, body, storage)
 
@@ -274,8 +331,8 @@ class Driver:
             future: gets the result, or TransitionFailed, OutcomeUnknown, NotLeader, Unavailable, Overloaded.
             deadline: when the future gets an error at the latest; microseconds of the clock.
         """
-        if self._closed:
-            future.set_exception(_stopped())
+        if self._closed or self.diverged is not None:
+            future.set_exception(self._refusal())
             return
         if self.raft.role != LEADER or self.raft.transferee is not None:
             self.requester.propose(transition, future, deadline)
@@ -295,7 +352,8 @@ class Driver:
             index = self._append(TRANSITION, plain.encode(transition))
         except NotLeader:
             abandoned = TransitionState.Abandoned(TransitionAbandonedReason.NotLeader)
-            self._register_id(transition, None, abandoned)
+            self.applier.tell_of(transition, None, abandoned)
+            self._tell_observers()
             return
         self._pending[index] = (self.raft.term, _NEVER, Future())
 
@@ -308,23 +366,18 @@ class Driver:
             deadline: when the future gets an error at the latest; microseconds of the clock.
         """
 
-        def finish(error: RaftplugError | None) -> None:
+        def finish(error: RaftplugError | None, value: Any) -> None:
             if isinstance(error, NotLeader) and self.raft.now < deadline and not self._closed:
-                self._begin_read(finish, deadline)  # Reading twice hurts nobody.
+                self._begin_read(query, finish, deadline)  # Reading twice hurts nobody.
             elif error is not None:
                 future.set_exception(error)
             else:
-                try:
-                    value = query(self.machine)
-                except Exception as raised:
-                    future.set_exception(QueryFailed(f"{type(raised).__name__}: {raised}"))
-                else:
-                    future.set_result(value)
+                future.set_result(value)
 
-        if self._closed:
-            future.set_exception(_stopped())
+        if self._closed or self.diverged is not None:
+            future.set_exception(self._refusal())
             return
-        self._begin_read(finish, deadline)
+        self._begin_read(query, finish, deadline)
 
     def turn(self, now: int, may_write: bool) -> Write | None:
         """Do what is due.
@@ -339,7 +392,7 @@ class Driver:
         self.requester.tick(now)
         self._expire(now)
         ready = self.raft.ready(may_write)
-        if self.abilities.observes_states:
+        if self._observes():
             for index, *entry in ready.truncated:
                 self._truncated.setdefault(index, []).append(tuple(entry))
         for message in ready.messages:
@@ -359,13 +412,20 @@ class Driver:
             read.finish(NotLeader("this replica ceased to lead before the read was confirmed"))
         for read, index in ready.reads:
             read.index = index
-            self._await_index(read)
+            if read.look is None:
+                read.finish(None)
+            else:
+                self._await_index(read)
         self._notice_role(now)
         self._pin_storages()
         self.quiescence.turn(now)
         if self.raft.configuration is not self._configuration:
             self._notice_configuration()
-        self._apply()
+        if self._diverged:
+            self._keep_from_serving()
+        if now >= self._digests.deadline():
+            self._judge()
+        self._again = False
         if not may_write:
             return None
         return self._write(ready)
@@ -387,19 +447,22 @@ class Driver:
         if self.raft.writing:
             self.raft.persisted()
         if install is not None:
-            contents, stored = install
-            self._load(contents, stored)
-            self._answer_covered(stored.index)
-            self._event("raftplug_snapshot", index=stored.index, kind="installed")
+            self._loading = install  # Not now: the machine may be at work, and has to finish that first.
         if own is not None:
             self.raft.snapshot_stored(own.index, self.settings.keep_entries)
             self._event("raftplug_snapshot", index=own.index, kind="made")
 
     def deadline(self) -> int:
         """When the next turn is due if nothing happens: microseconds."""
-        if self.raft.applicable() > self.applied:
+        if self._again or (self._then is None and self._has_work()):
             return 0
-        return min(int(self.raft.deadline()), self.requester.deadline(), self._next_expiry, self._notices_at)
+        return min(
+            int(self.raft.deadline()),
+            self.requester.deadline(),
+            self._next_expiry,
+            self._notices_at,
+            self._digests.deadline(),
+        )
 
     def close(self) -> None:
         """Answer everything that is pending: what was accepted may still be executed by the others."""
@@ -409,7 +472,7 @@ class Driver:
             self._resolve_error(whom, OutcomeUnknown("this node stopped before the transition was applied"), UNKNOWN)
         self._pending.clear()
         self.raft.resign()
-        for read in [*self.raft.ready(False).failed_reads, *self._reads]:
+        for read in [*self.raft.ready(False).failed_reads, *self._reads, *self._looking]:
             read.finish(_stopped())
         self._reads.clear()
 
@@ -421,6 +484,13 @@ class Driver:
             problems.append("the state machine makes no snapshots: the log grows without end")
         if self._snapshot_failed:
             problems.append("the state machine failed to make a snapshot")
+        if self.applier.problem is not None:
+            problems.append(self.applier.problem)
+        if self.on_thread:
+            problems.append(f"the state machine took {self._took_ms} ms for one thing: it has a thread of its own")
+        problems += [str(each) for each in self._diverged.values()]
+        if self.diverged is not None:
+            problems.append(_REMEDY)
         contact = None
         if raft.role != LEADER and raft.leader is not None:
             contact = (self._clock() - self.quiescence.contact()) // 1000
@@ -434,6 +504,7 @@ class Driver:
             "last": raft.log.last_index,
             "commit": raft.commit,
             "applied": self.applied,
+            "apply": "thread" if self.on_thread else "loop",
             "contact_ms": contact,
             "quiet": bool(raft.quiet),
             "voters": list(raft.configuration.voters),
@@ -560,7 +631,7 @@ class Driver:
         self._send(asker.source, REPLY, msgpack.packb([asker.nonce, asker.counter, code, value]))
 
     def _require_leader(self) -> None:
-        if self.raft.role != LEADER:
+        if self.raft.role != LEADER or self.diverged is not None:
             raise NotLeader
 
     def _pend(self, asker: Asker, index: int) -> None:
@@ -572,8 +643,11 @@ class Driver:
         uncommitted = log.bytes_between(low, log.last_index + 1) if low <= log.last_index else 0
         if uncommitted > self.settings.max_uncommitted_bytes or len(self._pending) >= self.settings.max_pending:
             raise Overloaded("the leader holds as many uncommitted transitions as it may: try again later")
+        low = max(self.applied, log.base_index) + 1
+        if low <= self.raft.commit and log.bytes_between(low, self.raft.commit + 1) > self.settings.max_unapplied_bytes:
+            raise Overloaded("the leader's state machine is behind by as much as it may be: try again later")
         index: int = self.raft.propose(kind, payload)
-        if self.abilities.observes_states:
+        if self._observes():
             self._register(index, kind, self.raft.term, payload, TransitionState.Queued)
         return index
 
@@ -634,18 +708,18 @@ class Driver:
 
     # ----------------------------------------------------------------- reads
 
-    def _begin_read(self, finish: Callable[[RaftplugError | None], None], deadline: int) -> None:
+    def _begin_read(self, look: Look, finish: Finish, deadline: int) -> None:
         if self.raft.role == LEADER:
-            self.raft.read(Read(finish, deadline))
+            self.raft.read(Read(look, finish, deadline))
             return
         answer = Future()
 
         def confirmed(_: Future) -> None:
             error = answer.exception(0)
             if error is not None:
-                finish(error if isinstance(error, RaftplugError) else InvariantViolated(str(error)))
+                finish(error if isinstance(error, RaftplugError) else InvariantViolated(str(error)), None)
                 return
-            read = Read(finish, deadline)
+            read = Read(look, finish, deadline)
             read.index = answer.result(0)
             self._await_index(read)
 
@@ -657,13 +731,13 @@ class Driver:
         self._next_expiry = min(self._next_expiry, read.deadline)
 
     def _begin_index(self, asker: Asker) -> None:
-        def finish(error: RaftplugError | None) -> None:
+        def finish(error: RaftplugError | None, _: Any) -> None:
             if error is None:
                 self._reply(asker, OK, read.index)
             else:
                 self._reply(asker, REFUSED_NOT_LEADER, self.raft.leader)
 
-        read = Read(finish, _NEVER)
+        read = Read(None, finish, _NEVER)
         self.raft.read(read)
 
     def _answer_query(self, asker: Asker, encoded: bytes) -> None:
@@ -671,75 +745,147 @@ class Driver:
         if not self.abilities.has_query:
             self._reply(asker, FAILED, ["QueryFailed", "this state machine answers no queries"])
             return
+        if self.diverged is not None:
+            raise NotLeader
 
-        def finish(error: RaftplugError | None) -> None:
-            if error is not None:
-                self._reply(asker, REFUSED_NOT_LEADER, self.raft.leader)
-                return
+        def look(machine: Any) -> tuple[int, Any]:
             try:
-                value = plain.encode(self.machine.query(request))
+                return OK, plain.encode(machine.query(request))
             except Exception as raised:
-                self._reply(asker, FAILED, [type(raised).__name__, _short(raised)])
-                return
-            self._reply(asker, OK, value)
+                return FAILED, [type(raised).__name__, text_of(raised)]
+
+        def finish(error: RaftplugError | None, value: Any) -> None:
+            self._reply(asker, *((REFUSED_NOT_LEADER, self.raft.leader) if error is not None else value))
 
         # The asker asks again when its own patience ends; this process need not remember for longer.
-        self._begin_read(finish, self.raft.now + 4000 * self.settings.election_timeout_ms)
+        self._begin_read(look, finish, self.raft.now + 4000 * self.settings.election_timeout_ms)
 
     # ------------------------------------------------------------------ apply
 
-    def _apply(self) -> None:
-        """Apply what is committed and stable, within the turn's budget; then answer the reads that waited for it."""
-        raft = self.raft
-        if raft.role == LEADER and self.abilities.observes_states:
-            self._register_committed()
-        target = raft.applicable()
-        if target > self.applied and self._installing is None and self._writing_install is None:
-            until = self._clock() + self.settings.apply_budget_us
-            index = self.applied + 1
-            while index <= target:
-                chunk = min(target, index + _CLOCK_EVERY - 1)
-                for kind, term, payload in raft.log.entries(index, chunk + 1):
-                    self._apply_one(index, kind, term, payload)
-                    self.applied = index
-                    index += 1
-                if self._clock() >= until:
-                    break
-            self._consider_snapshot()
-        while self._reads and self._reads[0].index <= self.applied:
-            self._reads.popleft().finish(None)
+    @property
+    def machine(self) -> Any:
+        """The state machine."""
+        return self.applier.machine
 
-    def _apply_one(self, index: int, kind: int, term: int, payload: bytes) -> None:
-        value: Any = None
-        error: TransitionFailed | None = None
-        code, cached = OK, None
-        if kind == TRANSITION:
-            value, error = self._execute(payload)
-        elif kind == SESSION_TRANSITION:
-            code, cached = self._execute_once(payload)
-        elif kind == SESSION_OPEN:
-            time_us, name = decode_open(payload)
-            cached = self.sessions.open(index, time_us, name)
-        elif kind == NOOP and self._noop_transition is not None:
-            self._execute(plain.encode(self._noop_transition))
-        elif kind == CONFIGURATION:
-            self._apply_configuration(index)
-        if self.abilities.observes_states:
-            self._register(index, kind, term, payload, TransitionState.Applied)
-        if self._truncated and index in self._truncated:
-            self._register_overwritten(index, term)
-        pending = self._pending.pop(index, None) if self._pending else None
-        if pending is None:
-            return
-        proposed_term, _, whom = pending
-        if proposed_term != term:
-            self._resolve_error(whom, _overwritten(), REFUSED_UNAVAILABLE)
-        elif isinstance(whom, Asker):
-            self._reply(whom, code, cached)
-        elif error is not None:
-            whom.set_exception(error)
+    @property
+    def sessions(self) -> Sessions:
+        """Its table of sessions."""
+        return self.applier.sessions
+
+    @property
+    def applied(self) -> int:
+        """Index of the last entry that was applied and answered."""
+        return self._applied
+
+    def apply(self) -> None:
+        """Let the machine do what waits for it, within the turn's budget; one job at a time, in the log's order.
+
+        Call it as the last thing of a turn.  The executor may keep a job for longer; the rules go on meanwhile.
+        """
+        if self.raft.role == LEADER:
+            self._register_committed()
+        until = self._clock() + (_THREAD_BUDGET_US if self.on_thread else self.settings.apply_budget_us)
+        while self._then is None and self._begin(until) and self._clock() < until:
+            pass
+
+    def _has_work(self) -> bool:
+        """Whether there is something that the machine could do now."""
+        if self._loading is not None or self._notes or self._is_snapshot_due():
+            return True
+        return self.raft.applicable() > self.applied or self._may_look()
+
+    def _may_look(self) -> bool:
+        """Whether what the first read must see is applied."""
+        return bool(self._reads) and self._reads[0].index <= self.applied
+
+    def _begin(self, until: int) -> bool:
+        """Give the machine its next job; False if there is none."""
+        applier = self.applier
+        if self._loading is not None:
+            install = self._loading
+            self._run(lambda: self._load(*install), lambda _: self._loaded(install))
+        elif self._notes:
+            notes, self._notes = self._notes, []
+            self._run(lambda: applier.tell_all(notes), lambda _: None)
+        elif self._may_look():
+            while self._may_look():
+                self._looking.append(self._reads.popleft())
+            looks = [read.look for read in self._looking if read.look is not None]
+            self._run(lambda: applier.look(looks, until), self._looked)
+        elif self._is_snapshot_due():
+            self._begin_snapshot()
+        elif self.raft.applicable() > self.applied:
+            first, log = self.applied + 1, self.raft.log
+            end = min(log.fit(first, self.settings.max_append_bytes), self.raft.applicable() + 1, first + _JOB_ENTRIES)
+            entries, tell = log.entries(first, end), self._observes()
+            self._run(lambda: applier.apply(first, entries, until, tell=tell), self._answer)
         else:
-            whom.set_result(value)
+            return False
+        return True
+
+    def _run(self, job: Callable[[], Any], then: Callable[[Any], None]) -> None:
+        """Have the machine do a job, and call then(its result) once that is done and this replica still runs."""
+
+        def run() -> None:
+            self._result = job()
+
+        self._then = then
+        self._executor(run, self._ran)
+
+    def _ran(self, error: BaseException | None) -> None:
+        then, result = self._then, self._result
+        self._then = self._result = None
+        if self._closed or then is None:
+            return
+        if error is not None:
+            raise error
+        then(result)
+        self._tell_observers()
+        if self.applier.slowest_us > _SLOW_US and self._own_thread is not None and not self.on_thread:
+            self.on_thread = True
+            self._executor = self._own_thread(self.group)
+            self._took_ms = self.applier.slowest_us // 1000
+            text = "group %s: the state machine took %d ms for one thing: it gets a thread of its own"
+            _logger.warning(text, self.group, self._took_ms)
+            self._event("raftplug_slow_apply", index=self.applied, took_ms=self._took_ms)
+
+    def _answer(self, outcomes: list[Outcome]) -> None:
+        """Entries were applied: tell who waits for them."""
+        for outcome in outcomes:
+            index = outcome.index
+            if outcome.kind == CONFIGURATION:
+                self._apply_configuration(index)
+            if self._truncated and index in self._truncated:
+                self._register_overwritten(index, outcome.term)
+            pending = self._pending.pop(index, None) if self._pending else None
+            if pending is None:
+                continue
+            proposed_term, _, whom = pending
+            if proposed_term != outcome.term:
+                self._resolve_error(whom, _overwritten(), REFUSED_UNAVAILABLE)
+            elif self.diverged is not None:
+                self._resolve_error(whom, OutcomeUnknown(f"it was executed, but {self.diverged}"), UNKNOWN)
+            elif isinstance(whom, Asker):
+                self._reply(whom, outcome.code, outcome.value)
+            elif outcome.code == FAILED:
+                whom.set_exception(outcome.value)
+            else:
+                whom.set_result(outcome.value)
+        self._applied = self.applier.applied
+        if self.applier.digests:
+            self._announce_digests()
+
+    def _looked(self, found: list[tuple[Any, Exception | None]]) -> None:
+        """Reads have looked at the machine; those that had no time left will."""
+        looking, self._looking = self._looking, []
+        self._reads.extendleft(reversed(looking[len(found) :]))
+        for read, (value, raised) in zip(looking, found, strict=False):
+            if self.diverged is not None:
+                read.finish(self._refusal())
+            elif raised is not None:
+                read.finish(QueryFailed(f"{type(raised).__name__}: {raised}"))
+            else:
+                read.finish(None, value)
 
     def _apply_configuration(self, index: int) -> None:
         """A configuration is committed: with one that is not joint, a change is over."""
@@ -750,66 +896,136 @@ class Driver:
             self._reply(asker, OK, configuration.plain()[:4])
         self._changes.clear()
 
-    def _execute(self, payload: bytes) -> tuple[Any, TransitionFailed | None]:
-        """Apply one transition.  A deterministic exception is its result; MemoryError and OSError stop the replica."""
-        try:
-            return self.machine.apply_transition(plain.decode(payload)), None
-        except (MemoryError, OSError):
-            raise
-        except Exception as raised:
-            return None, TransitionFailed(type(raised).__name__, _short(raised))
+    # ------------------------------------------------------------ divergence
 
-    def _execute_once(self, payload: bytes) -> tuple[int, Any]:
-        """Apply a session's transition unless it was applied before: the code and value of its reply."""
-        time_us, session, sequence, below, transition = decode_transition(payload)
-        known = self.sessions.admit(session, sequence, below, time_us)
+    @property
+    def diverged(self) -> Divergence | None:
+        """How this replica's state differs from the others', if it is known to: then it serves nothing."""
+        return self._diverged.get(self.id)
+
+    def _announce_digests(self) -> None:
+        for index, digest in self.applier.digests:
+            self._digests.add(self.id, index, digest)
+        self.applier.digests.clear()
+        if self.raft.role == LEADER:
+            self._judge()
+        elif self.raft.leader is not None:
+            self._send(self.raft.leader, DIGESTS, encode_digests(self._digests.latest(), False))
+
+    def _on_digests(self, source: Id, body: bytes) -> None:
+        """The leader's verdict on us, or for the leader digests of another replica; repeated or late it is harmless."""
+        digests, is_verdict = decode_digests(body)
+        if is_verdict:
+            for index, right in digests if source == self.raft.leader else ():
+                own = self._digests.own(index)
+                if own is not None and own != right:
+                    self._name(Divergence(self.id, index, own, right))
+        elif self.raft.role == LEADER and source in self.raft.configuration.members():
+            for index, digest in digests:
+                if index <= self.raft.commit:
+                    self._digests.add(source, index, digest)
+            self._judge()
+
+    def _judge(self) -> None:
+        if self.raft.role != LEADER:
+            self._digests.wait_no_more()
+            return
+        index, wrong, right = self._digests.judge(self.raft.configuration.voters, int(self.raft.now))
+        for each in wrong:
+            self._name(each)
+            if each.replica != self.id:
+                self._send(each.replica, DIGESTS, encode_digests([(index, each.expected)], True))
+        for replica in right:
+            if replica in self._diverged and self._diverged[replica].index < index:
+                del self._diverged[replica]  # It came back with another state.
+
+    def _name(self, divergence: Divergence) -> None:
+        """Say loudly who has diverged, once."""
+        known = self._diverged.get(divergence.replica)
         if known is not None:
-            return _as_reply(*known)
-        value, error = self._execute(transition)
-        code, result = OK, b""
-        if error is None:
-            try:
-                result = plain.encode(value)
-            except InvalidTransition as unencodable:
-                error = TransitionFailed("InvalidTransition", f"the result: {unencodable}")
-        if error is not None:
-            code, result = FAILED, plain.encode([error.kind, error.message])
-        self.sessions.record(session, sequence, code, result)
-        return _as_reply(code, result)
+            return
+        self._diverged[divergence.replica] = divergence
+        _logger.error("group %s: %s", self.group, divergence)
+        self._event(
+            "raftplug_diverged",
+            replica=divergence.replica,
+            index=divergence.index,
+            digest=divergence.digest.hex(),
+            expected=divergence.expected.hex(),
+        )
+
+    def _keep_from_serving(self) -> None:
+        """Whoever has diverged answers nothing, and lets another lead."""
+        if self.diverged is None:
+            return
+        for read in self._reads:
+            read.finish(self._refusal())
+        self._reads.clear()
+        if self.raft.role == LEADER and self.raft.transferee is None:
+            with contextlib.suppress(ChangeRefused):
+                self.raft.transfer(None)
+
+    def _refusal(self) -> RaftplugError:
+        return _stopped() if self._closed else Diverged(f"{self.diverged}; {_REMEDY}")
 
     # ------------------------------------------------------------- snapshots
 
-    def _consider_snapshot(self) -> None:
-        """Make a snapshot of our own state when enough entries were applied since the last one."""
+    def _is_snapshot_due(self) -> bool:
+        """Whether enough entries were applied since the last snapshot of our own state."""
         every = self.settings.snapshot_entries
         since = self.applied - max(self.raft.snapshot_index, self._own_snapshot.index if self._own_snapshot else 0)
-        if not every or since < every or not self.abilities.snapshots or self._writing_own or self._snapshot_failed:
-            return
-        index, term = self.applied, self.raft.log.term_at(self.applied)
-        try:
-            snapshot = self.machine.create_snapshot(index, term)
-            if (snapshot.last_included_index, snapshot.last_included_term) != (index, term):
-                raise ValueError("create_snapshot must keep the index and the term that it was given")
-            data = encode_snapshot(self.raft.configuration_at(index).plain(), self.sessions.snapshot(), snapshot.data)
-        except (MemoryError, OSError):
-            raise
-        except Exception as error:
-            # The log stays as it is: nothing is lost but space.
-            self._snapshot_failed = True
-            _logger.error(
-                "group %s: the state machine made no snapshot: %s: %s", self.group, type(error).__name__, error
-            )
-            return
-        self._own_snapshot = StoredSnapshot(index, term, self.raft.log.check_at(index), data)
+        may = self.abilities.snapshots and not self._writing_own and not self._snapshot_failed
+        return may and 0 < every <= since and self.diverged is None
+
+    def _begin_snapshot(self) -> None:
+        """Have the machine make a snapshot of the state as it is now."""
+        index, term, check = self.applied, self.raft.log.term_at(self.applied), self.raft.log.check_at(self.applied)
+        configuration = self.raft.configuration_at(index).plain()
+
+        def make() -> StoredSnapshot | None:
+            began = self._clock()
+            try:
+                snapshot = self.machine.create_snapshot(index, term)
+                if (snapshot.last_included_index, snapshot.last_included_term) != (index, term):
+                    raise ValueError("create_snapshot must keep the index and the term that it was given")
+                data = encode_snapshot(configuration, self.sessions.snapshot(), snapshot.data)
+            except (MemoryError, OSError):
+                raise
+            except Exception as error:
+                # The log stays as it is: nothing is lost but space.
+                self._snapshot_failed = True
+                _logger.error(
+                    "group %s: the state machine made no snapshot: %s: %s", self.group, type(error).__name__, error
+                )
+                return None
+            self.applier.slowest_us = max(self.applier.slowest_us, self._clock() - began)
+            return StoredSnapshot(index, term, check, data)
+
+        def made(snapshot: StoredSnapshot | None) -> None:
+            if snapshot is not None and index > self.raft.snapshot_index:
+                self._own_snapshot, self._again = snapshot, True
+
+        self._run(make, made)
 
     def _load(self, contents: tuple[list[Any], Any, Any], stored: StoredSnapshot) -> list[Any]:
         """Replace machine and sessions by a snapshot's; return the configuration in it."""
         configuration, sessions, data = contents
-        self.sessions = Sessions.restore(sessions)
+        self.applier.sessions = Sessions.restore(sessions)
         self.machine.set_snapshot(Snapshot(stored.index, stored.term, data))
-        self.applied = stored.index
-        self._snapshot_failed = False
+        self.applier.applied = stored.index
         return configuration
+
+    def _loaded(self, install: tuple[Any, ...]) -> None:
+        """An installed snapshot was taken over."""
+        index = install[1].index
+        if self._loading is install:  # Else another one came meanwhile.
+            self._loading = None
+        self._applied = self.applier.applied
+        self._snapshot_failed = False
+        self._digests.forget()
+        self._diverged.pop(self.id, None)
+        self._answer_covered(index)
+        self._event("raftplug_snapshot", index=index, kind="installed")
 
     # ----------------------------------------------------------------- write
 
@@ -867,12 +1083,13 @@ class Driver:
         for index in [index for index, (_, deadline, _) in self._pending.items() if deadline <= now]:
             _, _, whom = self._pending.pop(index)
             self._resolve_error(whom, OutcomeUnknown("no quorum confirmed the transition in time"), UNKNOWN)
-        late = [read for read in self._reads if read.deadline <= now]
+        late = [read for read in (*self._reads, *self._looking) if read.deadline <= now]
         if late:
             self._reads = deque(read for read in self._reads if read.deadline > now)
         for read in late:
             read.finish(Unavailable("this replica did not hear in time of what it was to show"))
-        deadlines = [deadline for _, deadline, _ in self._pending.values()] + [read.deadline for read in self._reads]
+        deadlines = [deadline for _, deadline, _ in self._pending.values()]
+        deadlines += [read.deadline for read in (*self._reads, *self._looking) if read.deadline > now]
         self._next_expiry = min(deadlines, default=_NEVER)
 
     def _notice_role(self, now: int) -> None:
@@ -900,38 +1117,29 @@ class Driver:
 
     def _register_committed(self) -> None:
         raft = self.raft
-        if raft.commit > self._committed_seen:
+        if raft.commit > self._committed_seen and self._observes():
             low = max(self._committed_seen, raft.log.base_index) + 1
             for offset, (kind, term, payload) in enumerate(raft.log.entries(low, raft.commit + 1)):
                 self._register(low + offset, kind, term, payload, TransitionState.Committed)
-            self._committed_seen = raft.commit
+        self._committed_seen = raft.commit
 
-    def _register(self, index: int, kind: int, term: int, payload: bytes, state: Any) -> None:
-        """Tell the machine, and the hooks, what became of a transition."""
-        if kind in (SESSION_OPEN, CONFIGURATION):
-            return
-        if kind == NOOP:
-            if self._noop_transition is None:
-                return
-            transition = self._noop_transition
+    def _observes(self) -> bool:
+        """Whether the machine, or an observer, wants to know what becomes of each transition."""
+        return self.abilities.observes_states or self._is_watched()
+
+    def _register(self, index: int, kind: int, term: int, payload: bytes, state: TransitionState) -> None:
+        """Tell the machine, and the hooks, what became of a transition; later if the machine is at work."""
+        if self._then is not None or self.on_thread:
+            self._notes.append((index, kind, term, payload, state))
         else:
-            encoded = payload if kind == TRANSITION else decode_transition(payload)[4]
-            try:
-                transition = plain.decode(encoded)
-            except MalformedMessage:
-                return
-        self._register_id(transition, (term, index), state)
+            self.applier.tell(index, kind, term, payload, state)
+            self._tell_observers()
 
-    def _register_id(self, transition: Any, default: Any, state: Any) -> None:
-        """An observer that raises is logged, and hurts nobody."""
-        try:
-            identity = self.machine.get_id(transition) if self.abilities.has_ids else None
-            identity = default if identity is None else identity
-            self.machine.register_transition_state(identity, state)
-        except Exception:
-            _logger.exception("group %s: register_transition_state raised", self.group)
-            return
-        self._event("raftplug_transition_state", transition_id=identity, state=state)
+    def _tell_observers(self) -> None:
+        if self.applier.told:
+            told, self.applier.told = self.applier.told, []
+            for identity, state in told:
+                self._event("raftplug_transition_state", transition_id=identity, state=state)
 
     def _event(self, name: str, **arguments: Any) -> None:
         self._on_event(name, group=self.group, node=self.id, **arguments)
@@ -953,15 +1161,6 @@ def decode_snapshot(stored: StoredSnapshot) -> tuple[list[Any], Any, Any]:
         raise MalformedMessage("not a snapshot of this version")
     Sessions.restore(contents[2])
     return contents[1], contents[2], contents[3]
-
-
-def _as_reply(code: int, value: bytes | None) -> tuple[int, Any]:
-    return (code, plain.decode(value)) if code == FAILED and value is not None else (code, value)
-
-
-def _short(raised: Exception) -> str:
-    """The text of a machine's exception as it is kept and sent: encodable, and not without bound."""
-    return str(raised)[:_ERROR_CHARACTERS].encode("utf-8", "replace").decode()
 
 
 def _overwritten() -> NotLeader:

@@ -6,13 +6,15 @@ RaftplugError
 │   │   └── UnknownMachine      no installed plugin gives a state machine of that name
 │   ├── InvalidTransition       not plain data
 │   ├── TooLarge                a transition above the limit
+│   ├── MachineFailed           the state machine broke its contract: its replica stops rather than diverge
 │   ├── TransitionFailed        the state machine raised; that is the transition's result, on every replica
 │   ├── QueryFailed             the state machine raised while it answered a read
 │   └── SessionExpired          the session is unknown or expired; nothing was executed twice
 ├── ClusterError                the cluster, or the way to it
 │   ├── NotLeader               certainly not executed; `leader` is a hint
 │   ├── Unavailable             certainly not executed; no leader could be reached
-│   │   └── ChangeRefused       the members cannot change, or leadership move, right now
+│   │   ├── ChangeRefused       the members cannot change, or leadership move, right now
+│   │   └── Diverged            this replica's state is not the others': it serves nothing
 │   ├── Overloaded              certainly not executed; a queue is full
 │   ├── OutcomeUnknown          may or may not have been executed
 │   ├── Removed                 this node is a member no more, and stops
@@ -55,6 +57,10 @@ class TooLarge(CallerError):
     """A transition or query above `Settings.max_transition_bytes`."""
 
 
+class MachineFailed(CallerError):
+    """The state machine broke its contract: its replica stops, since it might diverge."""
+
+
 class TransitionFailed(CallerError):
     """The state machine raised: the same error is the transition's result on every replica."""
 
@@ -90,6 +96,10 @@ class Unavailable(ClusterError):
 
 class ChangeRefused(Unavailable):
     """Certainly not executed: another change of the members, or of who leads, is under way.  Try again later."""
+
+
+class Diverged(Unavailable):
+    """Certainly not executed: this replica's state differs from the others', so it serves nothing."""
 
 
 class Overloaded(ClusterError):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import queue
 import random
 import shutil
 import threading
@@ -23,7 +22,7 @@ from raftplug import plain
 from raftplug.agenda import NEVER, Agenda
 from raftplug.cluster import Cluster, read_record
 from raftplug.constants import CANDIDATE, DISPLACED, LEADER, NO_GROUP, NODE_HEARTBEAT, PRE_CANDIDATE
-from raftplug.driver import Driver
+from raftplug.driver import Driver, Executor, run_here
 from raftplug.errors import (
     DiskFull,
     InvalidArgument,
@@ -55,6 +54,7 @@ from raftplug.keys import Given, cluster_keys, other_key, require_key
 from raftplug.plugins import Plugins, default
 from raftplug.settings import Settings
 from raftplug.storage import SQLiteStorage, Storage, Write
+from raftplug.threads import LoopThread, Worker
 from raftplug.version import VERSION
 
 _logger = logging.getLogger("raftplug")
@@ -68,10 +68,8 @@ _NEWS_US = 100_000  # However many leaders change, one announcement in this time
 _RETRY_WRITE_US = 1_000_000
 _SENDERS_REMEMBERED = 10_000
 _REDIRECT_S = 0.1
+_FINISH_S = 5.0  # How long a node that stops waits for its state machines.
 _FIND_S = 5.0  # How long a node that joins looks for the cluster.
-
-Executor = Callable[[Callable[[], None], Callable[[BaseException | None], None]], None]
-"""Runs a job somewhere, then calls the second argument, from any thread, with the error it raised or None."""
 
 
 class NodeLoop:
@@ -89,6 +87,10 @@ class NodeLoop:
         core: one of the two cores; None is the process's.
         on_event: called with a hook's name and its arguments.
         keys: of the cluster: the first signs, all verify; none for frames without a signature.
+        apply_executor: runs what state machines have to do; by default at the end of the turn.  It calls its second
+            argument at once, or has `call` do so later.
+        own_thread: gives the executor for the state machine of a group that is slow; None leaves it where it is.
+        is_watched: whether an observer wants to know of every transition.
     """
 
     def __init__(
@@ -105,6 +107,9 @@ class NodeLoop:
         core: Any = None,
         on_event: Callable[..., None] | None = None,
         keys: Sequence[Key] = (),
+        apply_executor: Executor = run_here,
+        own_thread: Callable[[str], Executor] | None = None,
+        is_watched: Callable[[], bool] = lambda: False,
     ) -> None:
         identity = storage.identity
         self.id = identity.node
@@ -117,6 +122,7 @@ class NodeLoop:
         self._clock = clock
         self._wall_ms = wall_ms
         self._keys = keys
+        self._start_thread = own_thread
         key = keys[0] if keys else None
         self._sender = Sender(identity.node, identity.cluster, identity.storage, identity.boot, identity.nonce, key)
         self._calls: deque[tuple[Any, ...]] = deque()
@@ -173,6 +179,9 @@ class NodeLoop:
                 heard_at=heard_at,
                 election_spread_us=self._election_spread,
                 is_lost=self._lost.__contains__,
+                executor=apply_executor,
+                own_thread=own_thread and self._own_thread,
+                is_watched=is_watched,
             )
             if driver.initial_write is not None:
                 storage.commit([driver.initial_write])
@@ -232,7 +241,6 @@ class NodeLoop:
             write = driver.turn(now, may_write)
             if write is not None:
                 self._writing.append((driver, write))
-            self._agenda.arm(name, driver.deadline())
             if driver.members_changed:
                 driver.members_changed, self._members_changed = False, True
             if driver.leader != self._leaders[name]:
@@ -248,6 +256,14 @@ class NodeLoop:
             self._retry_at = None
             self._commit([write for _, write in self._writing])
         self._announce(now)
+        # Last, so that another thread can go on with the next turn while a machine that is stuck keeps this one: that
+        # turn finds here whom this one did not come to.
+        self._busy.update(busy)
+        for name, driver in busy.items():
+            driver.apply()
+            self._busy.pop(name, None)
+            self._agenda.arm(name, driver.deadline())
+        self._flush()
         for driver in busy.values():
             if driver.raft.removed:
                 self._part(driver)
@@ -339,7 +355,7 @@ class NodeLoop:
         heartbeat = 1000 * self._settings.heartbeat_ms
         late = now - self._beat_at
         if late > heartbeat:  # We did not look for so long: what they said meanwhile may not have been read yet.
-            self._peers = {id: heard + late for id, heard in self._peers.items()}
+            self._peers = {id: min(now, heard + late) for id, heard in self._peers.items()}
         self._beat_at = (now // heartbeat + 1) * heartbeat  # When the leaders' heartbeats are due, too.
         if self._members_changed:
             self._members_changed = False
@@ -378,6 +394,13 @@ class NodeLoop:
 
     def _commit(self, writes: list[Write]) -> None:
         self._executor(lambda: self._storage.commit(writes), lambda error: self.call(self._committed, error))
+
+    def _own_thread(self, group: str) -> Executor:
+        """A thread for a slow state machine; what it did comes back by `call`."""
+        if self._start_thread is None:
+            return run_here
+        submit = self._start_thread(group)
+        return lambda job, done: submit(job, lambda error: self.call(done, error))
 
     def _committed(self, error: BaseException | None) -> None:
         if self._closed:
@@ -625,8 +648,8 @@ class Node:
         self._join = join
         self._prefix = prefix
         self._loop: NodeLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._store: _StoreThread | None = None
+        self._thread: LoopThread | None = None
+        self._workers: list[Worker] = []
         self._stopping = False
         self.failure: BaseException | None = None
         """Why the node stopped by itself; None while it runs or when it was stopped."""
@@ -639,6 +662,7 @@ class Node:
             raise InvalidArgument("a node is started once: make a new one")
         new = self._data_dir is not None and not os.path.lexists(self._data_dir)
         storage = self._storage or self._open_storage()
+        store: Worker | None = None
         cluster = self._cluster
         try:
             if cluster is None:
@@ -656,22 +680,24 @@ class Node:
             # Last, so that what was refused above can be begun again with --bootstrap.
             self._found(storage)
             new = False
-            self._store = _StoreThread(f"raftplug-store-{self.id}")
-            self._loop = NodeLoop(
+            store = Worker(f"raftplug-store-{self.id}")
+            loop = self._loop = NodeLoop(
                 storage=storage,
                 cluster=cluster,
                 machines=self._machines,
                 settings=self._settings,
-                executor=self._store.submit,
+                executor=store.submit,
                 clock=lambda: time.monotonic_ns() // 1000,
                 generator=random.Random(storage.identity.nonce),
                 wall_ms=lambda: time.time_ns() // 1_000_000,
                 on_event=self._plugins.events,
                 keys=self._keys,
+                apply_executor=lambda job, done: thread.execute(job, done),
+                own_thread=self._new_worker,
             )
         except BaseException:
-            if self._store is not None:
-                self._store.stop()
+            if store is not None:
+                store.stop()
             if cluster is not None:
                 cluster.close()
             storage.close()
@@ -684,20 +710,27 @@ class Node:
             )
         self._storage = storage
         self._cluster = cluster
-        self._thread = threading.Thread(target=self._run, name=f"raftplug-{self.id}", daemon=True)
-        self._thread.start()
+        thread = self._thread = LoopThread(
+            f"raftplug-{self.id}",
+            run=lambda: self._run(loop),
+            end=lambda error: self._end(loop, storage, store, error),
+            hand_back=loop.call,
+            patience_s=self._settings.heartbeat_ms / 2000,
+        )
+        thread.start()
         return self
 
     def stop(self) -> None:
         """Stop cleanly: a leader hands over first.  What is pending gets OutcomeUnknown."""
-        if self._thread is not None and self._loop is not None and threading.current_thread() is not self._thread:
-            self._hand_over(self._loop)
+        thread, loop = self._thread, self._loop
+        if thread is not None and loop is not None and not thread.is_current():
+            self._hand_over(loop)
         self._stopping = True
-        if self._thread is None or self._loop is None:
+        if thread is None or loop is None:
             return
-        self._loop.cluster.wake()
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
+        loop.cluster.wake()
+        if not thread.is_current():
+            thread.join()
 
     def _hand_over(self, loop: NodeLoop) -> None:
         """Let somebody else lead, so that stopping costs no election timeout (Ongaro 2014 §3.10)."""
@@ -725,10 +758,7 @@ class Node:
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until the node has stopped, at most `timeout` seconds; True if it has."""
-        if self._thread is not None:
-            self._thread.join(timeout)
-            return not self._thread.is_alive()
-        return True
+        return self._thread is None or self._thread.join(timeout)
 
     def __enter__(self) -> Node:
         return self.start()
@@ -782,7 +812,7 @@ class Node:
             Unavailable: no leader confirmed the read in time.
             InvalidArgument: this node carries no such group.
         """
-        if self._thread is threading.current_thread():
+        if self._thread is not None and self._thread.is_current():
             raise InvalidArgument("read waits for the node's own thread: use read_async there")
         try:
             return self.read_async(query, timeout=timeout, group=group).result(timeout + 1.0)
@@ -898,50 +928,35 @@ class Node:
                 text = "--peers differs from the stored membership %s of group %s, which wins"
                 _logger.warning(text, stored.members(), group)
 
-    def _run(self) -> None:
-        loop, storage = self._loop, self._storage
-        if loop is None or storage is None or self._store is None:
-            return
-        try:
-            while not self._stopping:
-                loop.turn()
-                loop.sleep()
-        except BaseException as error:
+    def _run(self, loop: NodeLoop) -> None:
+        while not self._stopping:
+            loop.turn()
+            loop.sleep()
+
+    def _end(self, loop: NodeLoop, storage: Storage, store: Worker, error: BaseException | None) -> None:
+        """The loop has ended: by `stop`, or by an error."""
+        if error is not None:
             self.failure = error
             _logger.critical("node %s stops: %s: %s", self.id, type(error).__name__, error)
-        finally:
-            for step in (loop.close, self._store.stop, loop.cluster.close, storage.close):
-                try:
-                    step()
-                except Exception as error:
-                    _logger.error("while node %s stopped: %s: %s", self.id, type(error).__name__, error)
-
-
-class _StoreThread:
-    """Runs one job at a time, in order."""
-
-    def __init__(self, name: str) -> None:
-        self._jobs: queue.SimpleQueue[tuple[Any, Any] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
-
-    def submit(self, job: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
-        self._jobs.put((job, done))
-
-    def stop(self) -> None:
-        """Finish what was submitted."""
-        self._jobs.put(None)
-        self._thread.join()
-
-    def _run(self) -> None:
-        while (task := self._jobs.get()) is not None:
-            job, done = task
-            error: BaseException | None = None
+        for step in (self._finish_applies, loop.close, store.stop, loop.cluster.close, storage.close):
             try:
-                job()
-            except BaseException as raised:
-                error = raised
-            done(error)
+                step()
+            except Exception as raised:
+                _logger.error("while node %s stopped: %s: %s", self.id, type(raised).__name__, raised)
+
+    def _finish_applies(self) -> None:
+        """Wait for state machines at work, but not for ever."""
+        until = time.monotonic() + _FINISH_S
+        done = [worker.stop(max(0.0, until - time.monotonic())) for worker in self._workers]
+        if self._thread is not None:
+            done.append(self._thread.join_kept(max(0.0, until - time.monotonic())))
+        if not all(done):
+            _logger.error("node %s: a state machine is still at work after %g s: it is left alone", self.id, _FINISH_S)
+
+    def _new_worker(self, group: str) -> Executor:
+        worker = Worker(f"raftplug-apply-{self.id}-{group}")
+        self._workers.append(worker)
+        return worker.submit
 
 
 def _named(groups: Iterable[str]) -> str:

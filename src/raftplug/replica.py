@@ -135,6 +135,8 @@ class Replica:
             driver.written()
             write = driver.turn(_now(), True)
             self._flush()
+        driver.apply()
+        self._flush()
         if driver.leader != self._leader:
             self._leader = driver.leader
             self._cluster.register_leader(self._leader)

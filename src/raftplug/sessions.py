@@ -16,7 +16,7 @@ import struct
 from collections import OrderedDict
 from typing import Any, Final
 
-from raftplug.constants import ALREADY, FAILED, LIMIT, OK, REFUSED_OVERLOADED, SESSION_EXPIRED
+from raftplug.constants import ALREADY, FAILED, LIMIT, OK, REFUSED_OVERLOADED, SESSION_EXPIRED, UNKNOWN
 from raftplug.errors import InvalidArgument, InvariantViolated, MalformedMessage
 
 SESSION_TIMEOUT_US: Final = 3_600 * 1_000_000
@@ -28,8 +28,11 @@ MAX_SESSIONS: Final = 10_000
 MAX_RESULTS: Final = 100_000
 """Executed sequences that one session keeps; beyond it transitions are refused, until the watermark rises."""
 MAX_RESULT_BYTES: Final = 64 << 20
-"""Bytes of results that one session keeps, likewise."""
+"""Bytes of results that one session keeps; one beyond it is not kept: who asks for it again gets UNKNOWN."""
 MAX_NAME_BYTES: Final = 256
+
+UNDER_WAY: Final = (UNKNOWN, None)
+"""What `admit` says of a transition that was let through, and has no result yet."""
 
 _TIME = struct.Struct("<q")
 _HEAD = struct.Struct("<qQQQ")
@@ -123,7 +126,7 @@ class _Session:
         self.name = name
         self.used_us = used_us
         self.watermark = 0  # Every sequence below it is finished for the client; watermark <= every key of results.
-        self.results: dict[int, tuple[int, bytes]] = {}
+        self.results: dict[int, tuple[int, bytes | None]] = {}
         self.bytes = 0  # Always the summed length of the results.
 
     def raise_watermark(self, below: int) -> None:
@@ -132,10 +135,10 @@ class _Session:
             for sequence in range(self.watermark, below):
                 dropped = results.pop(sequence, None)
                 if dropped is not None:
-                    self.bytes -= len(dropped[1])
+                    self.bytes -= len(dropped[1] or b"")
         else:  # A leap: walk the table, not the numbers.
             self.results = {sequence: result for sequence, result in results.items() if sequence >= below}
-            self.bytes = sum(len(value) for _, value in self.results.values())
+            self.bytes = sum(len(value or b"") for _, value in self.results.values())
         self.watermark = below
 
 
@@ -190,9 +193,13 @@ class Sessions:
     def admit(self, session: int, sequence: int, below: int, time_us: int) -> tuple[int, bytes | None] | None:
         """Decide on one SESSION_TRANSITION entry.
 
-        Returns: None if the transition is new: execute it and `record` its result.  Else it must not be executed, and
-            this is the answer: (OK or FAILED, the result it had), (ALREADY, None) if it is below the watermark,
-            (SESSION_EXPIRED, None), or (REFUSED_OVERLOADED, None) if the session keeps too many results.
+        Several may be let through before their results are recorded: what is decided of the next one is the same.
+
+        Returns: None if the transition is new: execute it and `record` its result.  `UNDER_WAY` itself if one that was
+            let through has no result yet: record that first, and ask again.  Else it must not be executed, and this is
+            the answer: (OK or FAILED, the result it had), (UNKNOWN, b"") if that was not kept, (ALREADY, None) if it
+            is below the watermark, (SESSION_EXPIRED, None), or (REFUSED_OVERLOADED, None) if the session keeps too
+            many results.
         """
         self._advance(time_us)
         found = self._anonymous.get(session)
@@ -214,19 +221,26 @@ class Sessions:
         result = found.results.get(sequence)
         if result is not None:
             return result
-        if len(found.results) >= self._max_results or found.bytes >= MAX_RESULT_BYTES:
+        if len(found.results) >= self._max_results:
             return REFUSED_OVERLOADED, None
+        found.results[sequence] = UNDER_WAY
         return None
 
     def record(self, session: int, sequence: int, code: int, value: bytes) -> None:
-        """Keep the result of a transition that `admit` has just let through: OK or FAILED, and its encoded value.
+        """Keep the result of a transition that `admit` has let through: OK or FAILED, and its encoded value.
+
+        Nothing is kept if its session has ended since, or if the client needs it no more.
 
         Raises:
             InvariantViolated: `admit` did not.
         """
         found = self._anonymous.get(session) or self._named.get(session)
-        if found is None or sequence < found.watermark or sequence in found.results or code not in (OK, FAILED):
+        if found is None or sequence < found.watermark:
+            return
+        if found.results.get(sequence) is not UNDER_WAY or code not in (OK, FAILED):
             raise InvariantViolated(f"session {session}: a result for sequence {sequence} that was not admitted")
+        if found.bytes + len(value) > MAX_RESULT_BYTES:
+            code, value = UNKNOWN, b""
         found.results[sequence] = (code, value)
         found.bytes += len(value)
 
@@ -279,7 +293,7 @@ class Sessions:
                 loaded = _Session(name, used_us)
                 loaded.watermark = _number(watermark)
                 for sequence, code, value in results:
-                    if _number(sequence) < watermark or code not in (OK, FAILED) or type(value) is not bytes:
+                    if _number(sequence) < watermark or code not in (OK, FAILED, UNKNOWN) or type(value) is not bytes:
                         raise ValueError
                     loaded.results[sequence] = (code, value)
                     loaded.bytes += len(value)

@@ -42,10 +42,14 @@ class Settings:
     """Proposals and reads of one process without an answer; one more is refused with Overloaded."""
     max_uncommitted_bytes: int = 64 << 20
     """Encoded entries a leader holds uncommitted; beyond it proposals are refused with Overloaded."""
+    max_unapplied_bytes: int = 64 << 20
+    """Committed entries a leader's state machine may be behind; beyond it proposals are refused with Overloaded."""
     snapshot_entries: int = 10_000
     """A snapshot is made, and the log compacted, after this many applied entries; 0 switches compaction off."""
     keep_entries: int = 1_000
     """Entries before a snapshot that stay in the log, so that a slightly slow follower needs no snapshot."""
+    digest_entries: int = 4_096
+    """State machines that have a digest are compared after every so many entries; 0 switches it off."""
     apply_budget_us: int = 1_000
     """How long one turn of the event loop may apply entries before it looks at its messages again."""
 
@@ -101,6 +105,7 @@ class Settings:
             "window_bytes",
             "max_pending",
             "max_uncommitted_bytes",
+            "max_unapplied_bytes",
         ):
             if not getattr(self, name):
                 raise InvalidArgument(f"settings: {name} must be at least 1")

@@ -2,7 +2,8 @@
 
 A machine is handed the same transitions in the same order on every replica, and must end in the same state: no clock,
 no random numbers, no files or sockets, no iteration over a set, nothing from outside the transition.  Its methods run
-one at a time, never two at once, on one replica.
+one at a time, never two at once, on one replica, though not always in the same thread: a machine that is slow gets a
+thread of its own.
 """
 
 from __future__ import annotations
@@ -109,6 +110,28 @@ class StateMachine(ABC):
         for no reason but the transition and the state.  MemoryError and OSError are no results: they stop the replica.
         """
 
+    def apply_batch(self, transitions: list[Any]) -> list[Any]:
+        """Apply `transitions` in their order and return their results, one each: for machines that gain by it.
+
+        It is asked in place of `apply_transition`, with what is committed when it is asked.  So how transitions are
+        cut into batches differs from replica to replica, and must not matter: the state and the results must be those
+        of applying them one by one.
+
+        A transition's exception is its result: put the exception itself into the list, and go on with the next.
+        Whatever `apply_batch` raises stops the replica, since nobody can tell how much of the batch was applied; so
+        does anything but a list of as many results, and a MemoryError or OSError among them.
+        """
+        raise NotOverridden(f"{type(self).__name__} applies transitions one by one: write apply_batch")
+
+    def digest(self) -> bytes:
+        """Return up to 64 bytes that are equal where the state is equal, and hardly ever equal where it is not.
+
+        It is asked every `Settings.digest_entries` entries, at the same indexes on every replica, and the answers are
+        compared: a replica that has diverged is named and serves nothing any more.  The best ones are kept up to date
+        as the state changes, and cost nothing when they are asked for.
+        """
+        raise NotOverridden(f"{type(self).__name__} has no digest: write digest")
+
     def register_transition_state(self, transition_id: Any, state: TransitionState) -> None:  # noqa: B027
         """Be told how far a transition has come on this replica.  Must return soon.
 
@@ -175,6 +198,10 @@ class Abilities:
     """get_id."""
     has_query: bool
     """query."""
+    batches: bool = False
+    """apply_batch."""
+    has_digest: bool = False
+    """digest."""
 
 
 def abilities(machine: object) -> Abilities:
@@ -194,6 +221,8 @@ def abilities(machine: object) -> Abilities:
         has_pending=_has(machine, "get_pending_transitions"),
         has_ids=_has(machine, "get_id"),
         has_query=_has(machine, "query"),
+        batches=_has(machine, "apply_batch"),
+        has_digest=_has(machine, "digest"),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from typing import Any
@@ -94,6 +95,27 @@ def test_a_snapshot_does_not_change_when_the_machine_that_made_it_goes_on(
         outcome(machine.apply_transition, transition)
         outcome(twin.apply_transition, transition)
     assert canonical(snapshot.data) == kept
+
+
+@given(st.lists(transitions), st.lists(st.booleans()), st.integers(0, 5))
+def test_the_digest_is_the_same_wherever_the_items_are_whenever_it_was_asked_for(
+    history: list[dict[str, Any]], asked: list[bool], restored_at: int
+) -> None:
+    machine, silent, restored = KV(), KV(), KV()
+    for number, transition in enumerate(history):
+        for each in (machine, silent, restored):
+            with contextlib.suppress(ValueError):
+                each.apply_transition(copy.deepcopy(transition))
+        if number == restored_at:
+            restored.set_snapshot(silent.create_snapshot(1, 1))
+        if asked[number : number + 1] == [True]:
+            assert machine.digest() == restored.digest()
+    assert machine.digest() == silent.digest() == restored.digest()
+    before = machine.digest()
+    machine.apply_transition({"op": "put", "key": "c", "value": "another"})
+    assert machine.digest() != before
+    machine.apply_transition({"op": "delete", "key": "c"})
+    assert machine.digest() == before
 
 
 def test_what_a_caller_does_to_a_value_or_an_answer_does_not_reach_the_state() -> None:

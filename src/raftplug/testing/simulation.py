@@ -29,7 +29,7 @@ from raftplug import plain
 from raftplug.client import ClientLoop
 from raftplug.cluster import Cluster
 from raftplug.constants import CANDIDATE, CONFIGURATION, LEADER, SNAPSHOT, VOTE, VOTE_RESPONSE
-from raftplug.driver import decode_snapshot
+from raftplug.driver import decode_snapshot, run_here
 from raftplug.errors import Corrupt, DiskFull, OutcomeUnknown, RaftplugError, Removed, StorageFailed, WrongDirectory
 from raftplug.frames import Id, cluster_uuid
 from raftplug.future import Future
@@ -96,12 +96,15 @@ FAULTS: dict[str, str] = {
     "cut_off_newcomer": "a node is cut off from all others the moment it is to become a voter",
     "transfer_leadership": "an operator moves leadership to some node",
     "quiet_wanted": "nobody asks anything for a while, so that groups go quiet",
+    "slow_apply": "a state machine takes up to ten seconds for whatever it does, for a while",
+    "diverge": "a state machine's state changes by itself; its replica must be named",
     "client_crash": "a client is gone, with everything that it waited for",
     "client_burst": "a client begins many operations at once",
 }
 
 
-# What a seed may be about, beside what chance brings: nothing, elections that half succeed, snapshots, members.
+# What a seed may be about, beside what chance brings: nothing, elections that half succeed, snapshots, members, slow
+# and broken state machines.
 _THEMES: tuple[tuple[tuple[str, ...], dict[str, int]], ...] = (
     ((), {}),
     (
@@ -128,7 +131,12 @@ _THEMES: tuple[tuple[tuple[str, ...], dict[str, int]], ...] = (
         ("quiet_wanted", "crash", "isolate", "cut_one_way", "pause", "clock_jump"),
         {"quiet_after_ms": 200},
     ),
+    (
+        ("slow_apply", "diverge", "lose_snapshot", "old_inbox", "cut_both_ways", "isolate"),
+        {"snapshot_entries": 20, "keep_entries": 0, "digest_entries": 8, "max_unapplied_bytes": 2_000},
+    ),
 )
+_THEMED = frozenset({"diverge"})  # Faults that happen only where a seed is about them.
 
 
 class Violation(Exception):
@@ -233,18 +241,19 @@ class SimulatedRows(MemoryRows):
 
 
 class Register(StateMachine):
-    """The machine of the built-in workload: keys, and a digest of everything that was ever applied."""
+    """The machine of the built-in workload: keys, and a checksum of everything that was ever applied."""
 
-    def __init__(self, applied: Callable[[int, int], None] = lambda count, digest: None) -> None:
+    def __init__(self, applied: Callable[[int, int], None] = lambda count, history: None) -> None:
         self.values: dict[str, Any] = {}
         self.count = 0
-        self.digest = 0
+        self.history = 0
+        self.flipped = 0  # No transition touches it, and no answer shows it: only a fault changes it.
         self._applied = applied
 
     def apply_transition(self, transition: Any) -> Any:
         self.count += 1
-        self.digest = crc32(plain.encode(transition), self.digest)
-        self._applied(self.count, self.digest)
+        self.history = crc32(plain.encode(transition), self.history)
+        self._applied(self.count, self.history)
         operation, key = transition["op"], transition["key"]
         old = self.values.get(key)
         if operation == "put":
@@ -268,14 +277,31 @@ class Register(StateMachine):
     def query(self, request: Any) -> Any:
         return self.values.get(request["key"])
 
+    def digest(self) -> bytes:
+        return b"%d %d %d" % (self.count, self.history, self.flipped)
+
     def create_snapshot(self, last_included_index: int, last_included_term: int) -> Snapshot:
-        data = [dict(self.values), self.count, self.digest]
+        data = [dict(self.values), self.count, self.history]
         return Snapshot(last_included_index, last_included_term, data)
 
     def set_snapshot(self, snapshot: Snapshot) -> None:
-        values, self.count, self.digest = snapshot.data
+        values, self.count, self.history = snapshot.data
         self.values = dict(values)
-        self._applied(self.count, self.digest)
+        self.flipped = 0
+        self._applied(self.count, self.history)
+
+
+class BatchRegister(Register):
+    """The same, which takes many transitions at once: on some replicas, and must not matter."""
+
+    def apply_batch(self, transitions: list[Any]) -> list[Any]:
+        results: list[Any] = []
+        for transition in transitions:
+            try:
+                results.append(self.apply_transition(transition))
+            except ValueError as raised:
+                results.append(raised)
+        return results
 
 
 class _Stream:
@@ -360,6 +386,8 @@ class _Process:
         self.job: Callable[[], None] | None = None
         self.complete: Callable[[], None] = lambda: None
         self.storage = b""
+        self.apply_us = 0
+        self.applies: list[Callable[[], None]] = []  # What machines are at: calls that end it.
         self.good_rows: Any = None  # The rows before they were damaged.
         self.arrived: set[Id] = set()  # Whose frames the next turn finds …
         self.heard: dict[Id, int] = {}  # … and when, by our own clock, there were any.
@@ -434,7 +462,7 @@ class Simulation:
         chance = self.random
         density = chance.choice((0.15, 0.3, 0.5))  # With few kinds of faults, long stories can happen.
         theme, limits = chance.choice(_THEMES)
-        chosen = [name for name in FAULTS if chance.random() < density or name in theme]
+        chosen = [name for name in FAULTS if (chance.random() < density and name not in _THEMED) or name in theme]
         self.report.chosen = tuple(chosen if faults is None else faults)
         self.faults = frozenset(self.report.chosen)
         # A snapshot every few entries, or hardly ever: both ways of catching up are met.
@@ -446,6 +474,7 @@ class Simulation:
                 "window_bytes": chance.choice((400, 262144)),
                 "max_pending": chance.choice((10, 100_000)),
                 "quiet_after_ms": chance.choice((0, 200, 200)),
+                "digest_entries": chance.choice((0, 8, 64)),
                 **limits,
             }
         )
@@ -470,7 +499,7 @@ class Simulation:
         self._committed: dict[int, int] = {0: 0}
         self._highest_commit = 0
         self._commit_term = 0  # No lower than that of the leader that committed it.
-        self._digests: dict[int, int] = {0: 0}
+        self._histories: dict[int, int] = {0: 0}
         self._adds_begun: Counter[str] = Counter()
         self._adds_acknowledged: Counter[str] = Counter()
         one = self.faults & {"change_members", "lose_disk"}  # An operator knows of one group.
@@ -478,6 +507,7 @@ class Simulation:
         self._companions_leaders: dict[tuple[str, int], Id] = {}
         self._companions_committed: dict[tuple[str, int], int] = {}
         self._companions_adds: Counter[tuple[str, str]] = Counter()  # Of each: begun and acknowledged.
+        self._diverged = False  # Whether a state was ever changed behind everybody's back.
         self._probes: list[tuple[_Process, int, int, Future]] = []
         founders = [f"n{number}" for number in range(1, nodes + 1)]
         spare = 2 if "change_members" in self.faults else 0
@@ -566,6 +596,9 @@ class Simulation:
         process.job = None
         process.rows.failing = False
         process.disk_us = self.random.choice((100, 300, 2_000))
+        process.apply_us = 0
+        process.applies = []
+        machine = self.random.choice((Register, BatchRegister))(self._applied)
         life = process.life
         try:
             storage = RecordStorage(process.rows, process.id, entropy=self.random.randbytes)
@@ -573,12 +606,13 @@ class Simulation:
             node = NodeLoop(
                 storage=storage,
                 cluster=link,
-                machines={GROUP: Register(self._applied)} | {group: Register() for group in self._companions},
+                machines={GROUP: machine} | {group: Register() for group in self._companions},
                 settings=self.settings,
                 executor=lambda job, done: self._execute(process, life, storage, job, done),
                 clock=lambda: self._clock(process),
                 generator=random.Random(self.random.getrandbits(32)),
                 core=self.core,
+                apply_executor=lambda job, done: self._apply(process, life, job, done),
             )
         except DiskFull:
             self.after(500 * _MS, self._boot_if_down, process)
@@ -697,6 +731,31 @@ class Simulation:
         process.job = durable
         process.complete = complete
         self.after(max(1, int(self.random.expovariate(1 / process.disk_us))), complete)
+
+    def _apply(
+        self, process: _Process, life: int, job: Callable[[], None], done: Callable[[BaseException | None], None]
+    ) -> None:
+        """What a state machine does: within the turn, or over a while in a thread of its own."""
+        if not process.apply_us:
+            run_here(job, done)
+            return
+
+        def finish() -> None:
+            node = process.node
+            if process.life != life or node is None or finish not in process.applies:
+                return
+            if self.now < process.paused_until:
+                self.after(process.paused_until - self.now, finish)
+                return
+            process.applies.remove(finish)
+            run_here(job, lambda error: node.call(done, error))
+            self._wake(process, 0)
+
+        process.applies.append(finish)
+        self.after(self.random.randint(1, process.apply_us), finish)
+        slow = process.apply_us >= 3_000 * _MS
+        if slow and "isolate" in self.faults and not self._quiet and self.random.random() < self._strike_chance:
+            self._isolate(process.id, 3_000 * _MS)  # So that a snapshot comes while the machine is at work.
 
     # --------------------------------------------------------------- network
 
@@ -856,9 +915,12 @@ class Simulation:
     def _do_isolate(self) -> None:
         some = self._some_node()
         node = some.id if some is not None else self.random.choice(self._ids)
+        self._isolate(node)
+
+    def _isolate(self, node: str, time: int | None = None) -> None:
         self._fault("isolate", node)
         others = [id for id in self._ids if id != node]
-        self._cut_links([(node, other) for other in others] + [(other, node) for other in others])
+        self._cut_links([(node, other) for other in others] + [(other, node) for other in others], time)
 
     def _do_strand_leader(self) -> None:
         node = self._some_node()
@@ -1067,6 +1129,20 @@ class Simulation:
             self._ask("members", ["add", [node.id]])
         self.after(1_000 * _MS, self._replace, node)
 
+    def _do_slow_apply(self) -> None:
+        node = self._some_node()
+        if node is not None:
+            self._fault("slow_apply", node.id)
+            node.apply_us = self.random.choice((20, 300, 3_000, 10_000)) * _MS
+            self.after(self._while(), setattr, node, "apply_us", 0)
+
+    def _do_diverge(self) -> None:
+        node = self._some_node()
+        if node is not None and not self._diverged and self.settings.digest_entries:
+            self._fault("diverge", node.id)
+            self._diverged = True
+            node.driver().machine.flipped = 1
+
     def _do_node_burst(self) -> None:
         node = self._some_node()
         if node is not None:
@@ -1178,6 +1254,8 @@ class Simulation:
         self._check_quiet(process, clock)
         for group in self._companions:
             self._check_companion(process, group)
+        if driver._diverged and not self._diverged:
+            raise Violation(f"divergence: {process.id} says {', '.join(map(str, driver._diverged.values()))}")
         if len(driver._pending) > self.settings.max_pending:
             raise Violation(f"bounded queues: {process.id} holds {len(driver._pending)} proposals")
         waits = process.node is not None and (process.node._writing or GROUP in process.node._unwritten)
@@ -1363,8 +1441,8 @@ class Simulation:
                 if _is_quorum(members, voters):
                     raise Violation(f"leader completeness: entry {index} is committed, {each.id} could win without it")
 
-    def _applied(self, count: int, digest: int) -> None:
-        if self._digests.setdefault(count, digest) != digest:
+    def _applied(self, count: int, history: int) -> None:
+        if self._histories.setdefault(count, history) != history:
             # The machine must not raise this: to the driver it would be the transition's result.
             self.after(0, _raise, Violation(f"state machine safety: transition {count} differs between machines"))
 
@@ -1499,6 +1577,9 @@ class Simulation:
             process.rows.full = process.rows.failing = False
             process.paused_until = 0
             process.disk_us = 300
+            process.apply_us = 0
+            for finish in process.applies:
+                self.after(_MS, finish)
             if id == bridged:
                 self._wake(process, 0)
             elif id not in majority:
@@ -1537,12 +1618,31 @@ class Simulation:
                 written, future = True, client.propose({"op": "add", "key": key, "value": 1})
             elif self._converged(chosen) and all(self._agree(chosen, *each) for each in adds.items()):
                 self._check_companions_counters(chosen)
+                self._divergence(chosen, client)
                 return
         raise Violation(f"liveness: {', '.join(sorted(majority))} did not elect, commit and converge in time")
 
     def _majority(self) -> list[str]:
         fitting = [id for id, each in self.processes.items() if not each.displaced]
         return self.random.sample(fitting, len(self._ids) // 2 + 1)
+
+    def _divergence(self, chosen: list[_Process], client: _Client) -> None:
+        """A replica whose state was changed is named, by digests, before much more is applied."""
+
+        def is_named() -> bool:
+            return any(each.node is not None and each.driver()._diverged for each in self.processes.values())
+
+        def is_there() -> bool:
+            return any(each.node is not None and each.driver().machine.flipped for each in chosen)
+
+        limit = self.now + 40 * self.settings.election_timeout_ms * _MS
+        future = None
+        while is_there() and not is_named():
+            if future is None or future.done():
+                future = client.propose({"op": "add", "key": f"c{_KEYS}", "value": 1})
+            if self.now > limit:
+                raise Violation("divergence: a state differs from the others, and nobody says so")
+            self._step()
 
     def _majority_of_the_newest(self) -> list[str]:
         """Enough to elect whoever has the newest log, by its own configuration, whatever the others know of it."""
@@ -1581,12 +1681,14 @@ class Simulation:
             return False
         chosen = [each for each in chosen if each.id in members.members()]
         drivers = [each.driver() for each in chosen if each.node is not None]
-        return len(drivers) == len(chosen) and len({(driver.applied, driver.machine.digest) for driver in drivers}) == 1
+        return (
+            len(drivers) == len(chosen) and len({(driver.applied, driver.machine.history) for driver in drivers}) == 1
+        )
 
     def _agree(self, chosen: list[_Process], group: str, add: Future) -> bool:
         """Whether a companion has executed what it was asked for, everywhere."""
         drivers = [each.node.drivers[group] for each in chosen if each.node is not None]
-        return add.done() and len({(driver.applied, driver.machine.digest) for driver in drivers}) == 1
+        return add.done() and len({(driver.applied, driver.machine.history) for driver in drivers}) == 1
 
 
 def _is_quorum(configuration: Any, ids: set[str]) -> bool:

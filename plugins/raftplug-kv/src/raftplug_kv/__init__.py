@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import Any
 
 from raftplug import Snapshot, StateMachine, hookimpl
 
 __all__ = ["KV", "raftplug_state_machines"]
+
+_ABSENT = object()
+_MOST_CHANGED = 4_096
 
 _FIELDS = {
     "put": {"op", "key", "value"},
@@ -31,6 +35,9 @@ class KV(StateMachine):
 
     def __init__(self) -> None:
         self._values: dict[str, Any] = {}
+        # The digest is a sum over the items, so that it costs what changed since it was asked for, not what there is.
+        self._sum: int | None = 0  # None after a snapshot: made when it is first asked for.
+        self._changed: dict[str, Any] = {}  # key -> its value when the sum was made; absent ones as _ABSENT
 
     def apply_transition(self, transition: Any) -> Any:
         """Apply a put, delete, append or cas (see README.md).
@@ -40,17 +47,19 @@ class KV(StateMachine):
         """
         op, key = _check(transition, {"put", "delete", "append", "cas"})
         if op == "put":
-            self._values[key] = _copy(transition["value"])
+            self._store(key, _copy(transition["value"]))
             return None
         if op == "delete":
             found = key in self._values
-            self._values.pop(key, None)
+            if found:
+                self._note(key)
+                del self._values[key]
             return found
         if op == "append":
             return self._append(key, transition["value"])
         if not same(self._values.get(key), transition["expect"]):
             return False
-        self._values[key] = _copy(transition["value"])
+        self._store(key, _copy(transition["value"]))
         return True
 
     def query(self, request: Any) -> Any:
@@ -61,6 +70,15 @@ class KV(StateMachine):
         """
         _, key = _check(request, {"get"})
         return _copy(self._values.get(key))
+
+    def digest(self) -> bytes:
+        """Return 16 bytes that are the same wherever the items are: the sum of the items' hashes."""
+        if self._sum is None:
+            self._sum = sum(_hash(key, value) for key, value in self._values.items())
+        for key, before in self._changed.items():
+            self._sum += _hash(key, self._values.get(key, _ABSENT)) - _hash(key, before)
+        self._changed.clear()
+        return (self._sum % (1 << 128)).to_bytes(16, "little")
 
     def create_snapshot(self, last_included_index: int, last_included_term: int) -> Snapshot:
         return Snapshot(last_included_index, last_included_term, dict(self._values))
@@ -75,6 +93,7 @@ class KV(StateMachine):
         if type(data) is not dict or any(type(key) is not str for key in data):
             raise ValueError("this is no snapshot of a kv machine: a dict with str keys is wanted")
         self._values = dict(data)
+        self._sum, self._changed = None, {}
 
     def _append(self, key: str, addition: Any) -> str:
         if type(addition) is not str:
@@ -84,8 +103,26 @@ class KV(StateMachine):
             value = ""
         if type(value) is not str:
             raise ValueError(f"append: the value of {_short(key)} is not a string but {_kind(value)}")
-        self._values[key] = value + addition
+        self._store(key, value + addition)
         return value + addition
+
+    def _store(self, key: str, value: Any) -> None:
+        self._note(key)
+        self._values[key] = value
+
+    def _note(self, key: str) -> None:
+        """The item is about to change."""
+        if self._sum is not None and key not in self._changed:
+            self._changed[key] = self._values.get(key, _ABSENT)
+            if len(self._changed) >= _MOST_CHANGED:
+                self.digest()
+
+
+def _hash(key: str, value: Any) -> int:
+    """Of an item; `ascii` writes plain data in one way, on every machine and version."""
+    if value is _ABSENT:
+        return 0
+    return int.from_bytes(blake2b(ascii([key, value]).encode(), digest_size=16).digest(), "little")
 
 
 def same(a: Any, b: Any) -> bool:

@@ -1,0 +1,327 @@
+"""The applier: runs a state machine on committed entries, in the order of the log, each once.
+
+It knows no log, no rules and no network: its owner, the driver, hands it entries and gets what became of them.  So its
+work may be done in the event loop or in another thread, as long as it is done by one at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from typing import Any, Final
+
+import msgpack
+
+from raftplug import plain
+from raftplug.constants import (
+    CONFIGURATION,
+    FAILED,
+    NOOP,
+    OK,
+    SESSION_OPEN,
+    SESSION_TRANSITION,
+    TRANSITION,
+)
+from raftplug.errors import InvalidTransition, MachineFailed, MalformedMessage, TransitionFailed
+from raftplug.sessions import UNDER_WAY, Sessions, decode_open, decode_transition
+from raftplug.settings import Settings
+from raftplug.state_machine import TransitionState, abilities
+
+_logger = logging.getLogger("raftplug")
+_ERROR_CHARACTERS: Final = 1_000
+_RUN_ENTRIES: Final = 1_024
+_STRETCH_ENTRIES: Final = 16
+_DIGEST_BYTES: Final = 16
+_MACHINE_DIGEST_BYTES: Final = 64
+
+Look = Callable[[Any], Any]
+"""A read: looks at the state machine, changes nothing, and returns what it found."""
+
+
+class Outcome:
+    """What became of one entry.
+
+    Attributes:
+        index, kind, term, payload: the entry.
+        code: OK, FAILED or, for a session's entry, why it was not executed.
+        value: what the machine returned, or TransitionFailed if it raised; for a session's entry the value of the
+            reply.
+    """
+
+    __slots__ = ("code", "index", "kind", "payload", "term", "value")
+
+    def __init__(self, index: int, kind: int, term: int, payload: bytes) -> None:
+        self.index = index
+        self.kind = kind
+        self.term = term
+        self.payload = payload
+        self.code = OK
+        self.value: Any = None
+
+
+class Applier:
+    """A state machine with its table of sessions, as of the entry `applied`.
+
+    Args:
+        group: the group's name, for messages to people.
+        machine: the state machine.
+        settings: the limits.
+        clock: monotonic time in µs.
+        noop_transition: what the machine is given for a leader's no-op; None gives it nothing.
+
+    Attributes:
+        applied: index of the last entry that the state holds.
+        slowest_us: the longest time that one apply, read or snapshot took since this was last set to 0.
+        digests: (index, digest) of the state there, until somebody takes them out.
+        told: (transition's id, state) that the machine was told, likewise.
+        problem: what is wrong with the machine, for `status`; None while nothing is known.
+    """
+
+    def __init__(
+        self,
+        *,
+        group: str,
+        machine: Any,
+        settings: Settings,
+        clock: Callable[[], int],
+        noop_transition: Any = None,
+    ) -> None:
+        self.machine = machine
+        self.abilities = abilities(machine)
+        self.sessions = Sessions()
+        self.applied = 0
+        self.slowest_us = 0
+        self.digests: list[tuple[int, bytes]] = []
+        self.told: list[tuple[Any, TransitionState]] = []
+        self.problem: str | None = None
+        self._group = group
+        self._clock = clock
+        self._noop_transition = noop_transition
+        self._budget_us = settings.apply_budget_us
+        self._digest_entries = settings.digest_entries if self.abilities.has_digest else 0
+        # Entries between two looks at the clock, at once if the machine takes batches: as many as a turn has time for.
+        self._size, self._most = (16, _RUN_ENTRIES) if self.abilities.batches else (1, _STRETCH_ENTRIES)
+        self._run: list[tuple[Outcome, Any, tuple[int, int] | None]] = []
+
+    # ---------------------------------------------------------------- entries
+
+    def apply(self, first: int, entries: Sequence[tuple[int, int, bytes]], until: int, *, tell: bool) -> list[Outcome]:
+        """Apply the entries from index `first` on, one run of them at least, until the clock says `until`.
+
+        Args:
+            first: the index after `applied`.
+            entries: kind, term and payload of each.
+            until: microseconds; what is left is not touched.
+            tell: whether the machine, or an observer, wants to know of each.
+
+        Raises:
+            MemoryError, OSError, MachineFailed: the replica must stop.
+        """
+        outcomes: list[Outcome] = []
+        began, done = self._clock(), 0
+        while done < len(entries) and (not done or began < until):
+            end = min(done + self._size, len(entries))
+            if self._digest_entries:  # Taken at the same indexes everywhere: no run reaches beyond one.
+                end = min(end, done + self._digest_entries - self.applied % self._digest_entries)
+            for index, (kind, term, payload) in enumerate(entries[done:end], first + done):
+                outcome = Outcome(index, kind, term, payload)
+                outcomes.append(outcome)
+                self._take(outcome)
+            self._execute_run()
+            self.applied = first + end - 1
+            if tell:
+                for outcome in outcomes[done:]:
+                    self.tell(outcome.index, outcome.kind, outcome.term, outcome.payload, TransitionState.Applied)
+            if self._digest_entries and self.applied % self._digest_entries == 0:
+                self._take_digest()
+            done, took, began = end, began, self._clock()
+            self._measure(began - took)
+        return outcomes
+
+    def _measure(self, took_us: int) -> None:
+        self.slowest_us = max(self.slowest_us, took_us)
+        if took_us > self._budget_us:
+            self._size = max(1, self._size // 2)
+        elif took_us < self._budget_us // 4:
+            self._size = min(self._most, 2 * self._size)
+
+    def _take(self, outcome: Outcome) -> None:
+        """Decide on an entry: what the machine must execute joins the run, all else is done here."""
+        kind, payload = outcome.kind, outcome.payload
+        if kind == TRANSITION:  # The shortest way, for what there is most of.
+            if not self.abilities.batches:
+                try:
+                    outcome.value = self.machine.apply_transition(plain.decode(payload))
+                except Exception as raised:
+                    outcome.code, outcome.value = FAILED, _failure(raised)
+                return
+            self._join(outcome, payload, None)
+        elif kind == SESSION_TRANSITION:
+            time_us, session, sequence, below, transition = decode_transition(payload)
+            known = self.sessions.admit(session, sequence, below, time_us)
+            if known is UNDER_WAY:  # A repetition within the run.
+                self._execute_run()
+                known = self.sessions.admit(session, sequence, below, time_us)
+            if known is None:
+                self._join(outcome, transition, (session, sequence))
+            else:
+                outcome.code, outcome.value = _as_reply(*known)
+        elif kind == SESSION_OPEN:
+            self._execute_run()  # It may end a session that is in the run.
+            time_us, name = decode_open(payload)
+            outcome.value = self.sessions.open(outcome.index, time_us, name)
+        elif kind == NOOP and self._noop_transition is not None:
+            self._join(outcome, plain.encode(self._noop_transition), None)
+
+    def _join(self, outcome: Outcome, encoded: bytes, once: tuple[int, int] | None) -> None:
+        try:
+            transition = plain.decode(encoded)
+        except MalformedMessage as raised:
+            self._settle(outcome, once, _failure(raised))
+            return
+        if self.abilities.batches:
+            self._run.append((outcome, transition, once))
+        else:
+            self._settle(outcome, once, self._apply_one(transition))
+
+    def _execute_run(self) -> None:
+        run, self._run = self._run, []
+        if run:
+            results = self._apply_batch([transition for _, transition, _ in run])
+            for (outcome, _, once), result in zip(run, results, strict=True):
+                self._settle(outcome, once, result)
+
+    def _apply_one(self, transition: Any) -> Any:
+        """A deterministic exception is the transition's result; MemoryError and OSError stop the replica."""
+        try:
+            return self.machine.apply_transition(transition)
+        except Exception as raised:
+            return _failure(raised)
+
+    def _apply_batch(self, transitions: list[Any]) -> list[Any]:
+        """Batches differ from replica to replica, so what befalls one as a whole cannot be anybody's result."""
+        count, name = len(transitions), type(self.machine).__name__
+        try:
+            results = self.machine.apply_batch(transitions)
+        except (MemoryError, OSError):
+            raise
+        except Exception as raised:
+            raise MachineFailed(
+                f"group {self._group}: apply_batch of {name} raised {type(raised).__name__}: {text_of(raised)}; how "
+                "much of the batch was applied nobody can tell: it must return a transition's exception as its result"
+            ) from raised
+        if type(results) is not list or len(results) != count:
+            found = f"{len(results)} results" if type(results) is list else type(results).__name__
+            raise MachineFailed(
+                f"group {self._group}: apply_batch of {name} returned {found} for {count} transitions: it must return "
+                "a list of as many results"
+            )
+        return [_failure(result) if isinstance(result, BaseException) else result for result in results]
+
+    def _settle(self, outcome: Outcome, once: tuple[int, int] | None, result: Any) -> None:
+        """The result of an entry that was executed; a session's is kept, so that it is never executed again."""
+        failed = result if isinstance(result, TransitionFailed) else None
+        if once is None:
+            outcome.code, outcome.value = FAILED if failed is not None else OK, result
+            return
+        code, value = OK, b""
+        if failed is None:
+            try:
+                value = plain.encode(result)
+            except InvalidTransition as unencodable:
+                failed = TransitionFailed("InvalidTransition", f"the result: {unencodable}")
+        if failed is not None:
+            code, value = FAILED, plain.encode([failed.kind, failed.message])
+        self.sessions.record(*once, code, value)
+        outcome.code, outcome.value = _as_reply(code, value)
+
+    # ------------------------------------------------------------------ reads
+
+    def look(self, looks: Sequence[Look], until: int) -> list[tuple[Any, Exception | None]]:
+        """Answer reads, one at least, until the clock says `until`: what each found, or what it raised."""
+        found: list[tuple[Any, Exception | None]] = []
+        began = self._clock()
+        for look in looks:
+            try:
+                found.append((look(self.machine), None))
+            except Exception as raised:
+                found.append((None, raised))
+            now = self._clock()
+            self.slowest_us = max(self.slowest_us, now - began)
+            began = now
+            if now >= until:
+                break
+        return found
+
+    # ---------------------------------------------------------------- digests
+
+    def _take_digest(self) -> None:
+        """A digest of machine and sessions; a machine that fails to give one is not asked again."""
+        try:
+            digest = self.machine.digest()
+            if type(digest) is not bytes or len(digest) > _MACHINE_DIGEST_BYTES:
+                raise ValueError(f"digest must return at most {_MACHINE_DIGEST_BYTES} bytes")
+        except (MemoryError, OSError):
+            raise
+        except Exception as raised:
+            self._digest_entries = 0
+            self.problem = f"the state machine has no digest: {type(raised).__name__}: {text_of(raised)}"
+            _logger.error("group %s: %s", self._group, self.problem)
+            return
+        state = msgpack.packb([digest, self.sessions.snapshot()])
+        self.digests.append((self.applied, blake2b(state, digest_size=_DIGEST_BYTES).digest()))
+
+    # -------------------------------------------------------------- observers
+
+    def tell(self, index: int, kind: int, term: int, payload: bytes, state: TransitionState) -> None:
+        """Tell the machine what became of the transition in an entry, if there is one."""
+        if kind in (SESSION_OPEN, CONFIGURATION):
+            return
+        if kind == NOOP:
+            if self._noop_transition is None:
+                return
+            transition = self._noop_transition
+        else:
+            encoded = payload if kind == TRANSITION else decode_transition(payload)[4]
+            try:
+                transition = plain.decode(encoded)
+            except MalformedMessage:
+                return
+        self.tell_of(transition, (term, index), state)
+
+    def tell_all(self, notes: Sequence[tuple[int, int, int, bytes, TransitionState]]) -> None:
+        """Tell it several things, in their order."""
+        for note in notes:
+            self.tell(*note)
+
+    def tell_of(self, transition: Any, default: Any, state: TransitionState) -> None:
+        """Likewise, of a transition whose id is `default` unless the machine says otherwise.
+
+        A machine that raises here is logged, and hurts nobody.
+        """
+        try:
+            identity = self.machine.get_id(transition) if self.abilities.has_ids else None
+            identity = default if identity is None else identity
+            if self.abilities.observes_states:
+                self.machine.register_transition_state(identity, state)
+        except Exception:
+            _logger.exception("group %s: register_transition_state raised", self._group)
+            return
+        self.told.append((identity, state))
+
+
+def _failure(raised: BaseException) -> TransitionFailed:
+    """What a machine raised as a transition's result, unless it is none."""
+    if isinstance(raised, (MemoryError, OSError)) or not isinstance(raised, Exception):
+        raise raised
+    return TransitionFailed(type(raised).__name__, text_of(raised))
+
+
+def _as_reply(code: int, value: bytes | None) -> tuple[int, Any]:
+    return (code, plain.decode(value)) if code == FAILED and value is not None else (code, value)
+
+
+def text_of(raised: BaseException) -> str:
+    """The text of a machine's exception as it is kept and sent: encodable, and not without bound."""
+    return str(raised)[:_ERROR_CHARACTERS].encode("utf-8", "replace").decode()

@@ -1,0 +1,563 @@
+"""The applier: batches, failures, digests; and what the driver does when the machine is slow or has diverged."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from raftplug import plain
+from raftplug.apply import Applier
+from raftplug.cluster import MemoryCluster
+from raftplug.constants import (
+    ALREADY,
+    FAILED,
+    NOOP,
+    OK,
+    SESSION_EXPIRED,
+    SESSION_OPEN,
+    SESSION_TRANSITION,
+    TRANSITION,
+    UNKNOWN,
+)
+from raftplug.errors import Diverged, MachineFailed, Overloaded, TransitionFailed
+from raftplug.future import Future
+from raftplug.node import NodeLoop
+from raftplug.sessions import SESSION_TIMEOUT_US, encode_open, encode_transition
+from raftplug.settings import Settings
+from raftplug.state_machine import StateMachine
+from test_fake_clock import GROUP, IDS, Counter, World
+
+Entry = tuple[int, int, bytes]
+FOREVER = 1 << 62
+
+
+class Adder(StateMachine):
+    """Adds whole numbers; anything else is an error."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self.executed: list[Any] = []
+
+    def apply_transition(self, transition: Any) -> Any:
+        if type(transition) is not int:
+            raise ValueError(f"no number: {transition!r}")
+        self.total += transition
+        self.executed.append(transition)
+        return self.total
+
+
+class Batcher(Adder):
+    """The same in batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[int] = []
+
+    def apply_batch(self, transitions: list[Any]) -> list[Any]:
+        self.batches.append(len(transitions))
+        results: list[Any] = []
+        for transition in transitions:
+            try:
+                results.append(self.apply_transition(transition))
+            except ValueError as raised:
+                results.append(raised)
+        return results
+
+
+def applier(machine: Any, **limits: Any) -> Applier:
+    return Applier(group="g", machine=machine, settings=Settings(**limits), clock=lambda: 0)
+
+
+def once(session: int, sequence: int, transition: Any, below: int = 0, time_us: int = 0) -> Entry:
+    return SESSION_TRANSITION, 1, encode_transition(time_us, session, sequence, below, plain.encode(transition))
+
+
+def plainly(transition: Any) -> Entry:
+    return TRANSITION, 1, plain.encode(transition)
+
+
+def some_history(seed: int) -> list[Entry]:
+    """Entries as clients make them that retry, acknowledge, overlap, fall silent and come back."""
+    chance = random.Random(seed)
+    entries: list[Entry] = [(SESSION_OPEN, 1, encode_open(0)), (SESSION_OPEN, 1, encode_open(0, "named"))]
+    time_us, below = 0, {1: 0, 2: 0, 3: 0}
+    for _ in range(chance.randint(5, 120)):
+        time_us += chance.choice((0, 1, 1_000, SESSION_TIMEOUT_US // 2 if chance.random() < 0.02 else 0))
+        session = chance.choice((1, 1, 1, 2, 3))
+        kind = chance.random()
+        if kind < 0.7:
+            below[session] = max(below[session], chance.choice((0, 0, below[session] + 1, below[session] + 3)))
+            sequence = below[session] + chance.randint(0, 4)
+            transition = chance.choice((1, 2, "no number", None))
+            entries.append(once(session, sequence, transition, below[session], time_us))
+        elif kind < 0.8:
+            entries.append(plainly(chance.choice((5, "no number"))))
+        elif kind < 0.85:
+            entries.append((TRANSITION, 1, b"\xc1 these are no plain data"))
+        elif kind < 0.9:
+            entries.append((SESSION_TRANSITION, 1, encode_transition(time_us, session, 90, 0, b"\xc1")))
+        elif kind < 0.95:
+            entries.append((NOOP, 1, b""))
+        else:
+            entries.append((SESSION_OPEN, 1, encode_open(time_us)))
+    return entries
+
+
+def apply_all(machine: Any, entries: list[Entry], cuts: random.Random | None = None, **limits: Any) -> list[Any]:
+    """Everything that can be seen of it: outcomes, sessions, state, digests."""
+    applying = applier(machine, **limits)
+    outcomes: list[Any] = []
+    while applying.applied < len(entries):
+        first = applying.applied + 1
+        end = len(entries) if cuts is None else min(len(entries), first - 1 + cuts.randint(1, 30))
+        for each in applying.apply(first, entries[first - 1 : end], FOREVER, tell=False):
+            value = (each.value.kind, each.value.message) if isinstance(each.value, TransitionFailed) else each.value
+            outcomes.append((each.index, each.code, value))
+    return [outcomes, applying.sessions.snapshot(), machine.total, machine.executed, applying.digests]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_batches_however_they_are_cut_give_what_one_by_one_gives(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if seed % 2:
+        monkeypatch.setattr("raftplug.sessions.MAX_RESULT_BYTES", 4)
+        monkeypatch.setattr("raftplug.sessions.MAX_SESSIONS", 2)
+    entries = some_history(seed)
+    one_by_one = apply_all(Adder(), entries)
+    for cut in (None, random.Random(seed), random.Random(seed + 1_000)):
+        machine = Batcher()
+        assert apply_all(machine, entries, cut) == one_by_one
+
+
+def test_what_is_committed_together_is_applied_together() -> None:
+    machine = Batcher()
+    apply_all(machine, [plainly(1) for _ in range(100)])
+    assert sum(machine.batches) == 100
+    assert max(machine.batches) > 10
+
+
+def test_a_repetition_within_a_batch_is_executed_once() -> None:
+    machine = Batcher()
+    entries = [(SESSION_OPEN, 1, encode_open(0)), once(1, 1, 7), once(1, 1, 7), once(1, 2, 7), once(1, 1, 7)]
+    outcomes = apply_all(machine, entries)[0]
+    assert machine.executed == [7, 7]
+    assert [value for _, _, value in outcomes[1:]] == [plain.encode(each) for each in (7, 7, 14, 7)]
+
+
+def test_a_transitions_exception_in_a_batch_is_its_result_alone() -> None:
+    machine = Batcher()
+    entries = [(SESSION_OPEN, 1, encode_open(0)), once(1, 1, 1), once(1, 2, "two"), plainly("three"), plainly(4)]
+    outcomes = apply_all(machine, entries)[0]
+    assert [code for _, code, _ in outcomes] == [OK, OK, FAILED, FAILED, OK]
+    assert outcomes[2][2] == ["ValueError", "no number: 'two'"]
+    assert outcomes[3][2] == ("ValueError", "no number: 'three'")
+
+
+class Careless(Batcher):
+    """Breaks the contract of apply_batch in one way."""
+
+    def __init__(self, answer: Callable[[list[Any]], Any]) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def apply_batch(self, transitions: list[Any]) -> Any:
+        return self.answer(transitions)
+
+
+def _raise(error: BaseException) -> Any:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (lambda _: _raise(ValueError("in the middle")), "raised ValueError: in the middle"),
+        (lambda _: None, "returned NoneType for 2 transitions"),
+        (lambda transitions: transitions[:1], "returned 1 results for 2 transitions"),
+        (lambda transitions: (1, 2), "returned tuple for 2 transitions"),
+    ],
+)
+def test_a_batch_that_breaks_the_contract_stops_the_replica_before_anything_is_answered(
+    answer: Callable[[list[Any]], Any], text: str
+) -> None:
+    applying = applier(Careless(answer))
+    with pytest.raises(MachineFailed, match=text):
+        applying.apply(1, [plainly(1), plainly(2)], FOREVER, tell=False)
+    assert applying.applied == 0
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError("disk")])
+def test_no_memory_and_no_disk_are_no_results_of_a_batch(error: Exception) -> None:
+    for answer in (lambda transitions: [error for _ in transitions], lambda _: _raise(error)):
+        with pytest.raises(type(error)):
+            applier(Careless(answer)).apply(1, [plainly(1)], FOREVER, tell=False)
+
+
+def test_a_session_that_is_gone_and_one_that_goes_on_are_told_apart_in_a_batch() -> None:
+    late = SESSION_TIMEOUT_US + 1
+    entries = [(SESSION_OPEN, 1, encode_open(0)), once(1, 1, 1), once(1, 2, 1, 0, late), once(1, 1, 1, 1, late)]
+    outcomes = apply_all(Batcher(), entries)[0]
+    assert [code for _, code, _ in outcomes] == [OK, OK, SESSION_EXPIRED, SESSION_EXPIRED]
+
+
+def test_a_finished_sequence_is_not_executed_again_and_an_unkept_result_is_unknown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("raftplug.sessions.MAX_RESULT_BYTES", 0)
+    machine = Batcher()
+    entries = [(SESSION_OPEN, 1, encode_open(0)), once(1, 5, 1, 5), once(1, 4, 1, 4), once(1, 5, 1, 5)]
+    outcomes = apply_all(machine, entries)[0]
+    assert [code for _, code, _ in outcomes] == [OK, OK, ALREADY, UNKNOWN]
+    assert machine.executed == [1]
+
+
+# ------------------------------------------------------------------- digests
+
+
+class Digested(Batcher):
+    def digest(self) -> bytes:
+        return b"%d" % self.total
+
+
+def test_digests_are_taken_at_the_same_indexes_however_entries_come() -> None:
+    entries = [(SESSION_OPEN, 1, encode_open(0))] + [once(1, number, number) for number in range(1, 60)]
+    digests = [apply_all(Digested(), entries, cut, digest_entries=7)[4] for cut in (None, random.Random(3))]
+    assert [index for index, _ in digests[0]] == [7, 14, 21, 28, 35, 42, 49, 56]
+    assert all(each == digests[0] for each in digests)
+
+
+def test_a_digest_covers_the_sessions_too() -> None:
+    def digest(value: int) -> Any:
+        applying = applier(Digested(), digest_entries=2)
+        applying.machine.apply_batch = lambda transitions: [value for _ in transitions]
+        applying.apply(1, [(SESSION_OPEN, 1, encode_open(0)), once(1, 1, 1)], FOREVER, tell=False)
+        return applying.digests
+
+    assert digest(1) == digest(1)
+    assert digest(1) != digest(2)
+
+
+@pytest.mark.parametrize("digest", [lambda: "text", lambda: b"x" * 65, lambda: 1 // 0])
+def test_a_machine_that_gives_no_digest_is_a_problem_and_nothing_else(digest: Any) -> None:
+    machine = Digested()
+    machine.digest = digest  # type: ignore[method-assign]
+    applying = applier(machine, digest_entries=2)
+    applying.apply(1, [plainly(1) for _ in range(10)], FOREVER, tell=False)
+    assert applying.applied == 10 and machine.total == 10
+    assert applying.digests == []
+    assert applying.problem is not None and "digest" in applying.problem
+
+
+class DigestedCounter(Counter):
+    """Its state on one replica can be changed behind everybody's back."""
+
+    flipped = 0
+
+    def digest(self) -> bytes:
+        return b"%d %d" % (self.value, self.flipped)
+
+
+@pytest.fixture
+def world(core: Any) -> World:
+    return World(core, settings=Settings(digest_entries=10), machine=DigestedCounter)
+
+
+def work(world: World, count: int) -> None:
+    for _ in range(count):
+        leader = world.elect()
+        world.propose(leader, {"add": 1})
+        world.run(3)
+
+
+def named(world: World) -> set[str]:
+    return {arguments["replica"] for name, arguments in world.events if name == "raftplug_diverged"}
+
+
+def test_equal_states_are_never_named(world: World) -> None:
+    world.elect()
+    work(world, 60)
+    assert named(world) == set()
+
+
+@pytest.mark.parametrize("leads", [False, True])
+def test_the_one_replica_that_has_diverged_is_named_on_it_and_on_the_leader(world: World, leads: bool) -> None:
+    leader = world.elect()
+    odd = next(id for id in IDS if (id == leader) == leads)
+    world.machines[odd].flipped = 1  # type: ignore[attr-defined]
+    work(world, 30)
+    world.run(1_000)
+    assert named(world) == {odd}
+    event = next(arguments for name, arguments in world.events if name == "raftplug_diverged")
+    assert event["index"] % 10 == 0 and event["digest"] != event["expected"]
+    problems = world.nodes[odd].drivers[GROUP].status()["problems"]
+    assert any(odd in each and event["digest"] in each and str(event["index"]) in each for each in problems)
+
+
+def test_a_diverged_replica_serves_nothing_and_the_others_go_on(world: World) -> None:
+    leader = world.elect()
+    world.machines[leader].flipped = 1  # type: ignore[attr-defined]
+    work(world, 30)
+    world.until(lambda: world.leader() not in (None, leader))
+    for future in (world.read(leader), world.propose(leader, {"add": 1})):
+        world.until(future.done)
+        error = future.exception(0)
+        assert isinstance(error, Diverged) and leader in str(error)
+    others = [id for id in IDS if id != leader]
+    before = world.machines[others[0]].value
+    assert [world.result(world.propose(id, {"add": 1})) for id in others] == [before + 1, before + 2]
+    assert [world.result(world.read(id)) for id in others] == [before + 2] * 2
+    client = world.client()
+    answer = Future()
+    client.read(plain.encode(None), answer, world.now + 10_000_000)
+    world.until(answer.done)
+    assert answer.exception(0) is None
+
+
+def test_with_two_voters_the_leaders_state_is_right(core: Any) -> None:
+    world = World(core, settings=Settings(digest_entries=10), machine=DigestedCounter)
+    leader = world.elect()
+    follower = next(id for id in IDS if id != leader)
+    world.cut.add(next(id for id in IDS if id not in (leader, follower)))
+    world.machines[follower].flipped = 1  # type: ignore[attr-defined]
+    work(world, 30)
+    assert named(world) == set(), "the third has the casting vote, and may yet answer"
+    world.run(8_000)
+    work(world, 2)
+    assert named(world) == {follower}
+
+
+def test_a_replica_that_comes_back_with_the_right_state_is_no_problem_any_more(world: World) -> None:
+    leader = world.elect()
+    odd = next(id for id in IDS if id != leader)
+    world.machines[odd].flipped = 1  # type: ignore[attr-defined]
+    work(world, 30)
+    assert named(world) == {odd}
+    world.boot(odd)
+    # A frame of the new process has no new boot counter here, so its first ones are taken for repetitions.
+    for _ in range(20):
+        work(world, 30)
+        problems = [each for id in IDS for each in world.nodes[id].drivers[GROUP].status()["problems"]]
+        if not any("diverged" in each for each in problems):
+            break
+    else:
+        raise AssertionError(problems)
+    assert world.result(world.read(odd)) == world.machines[leader].value
+
+
+# ---------------------------------------------------------------- slow machines
+
+
+class Slow(Counter):
+    """Each transition takes as long as it says."""
+
+    world: Any = None
+
+    def apply_transition(self, transition: Any) -> int:
+        type(self).world.now += 1_000 * transition.get("ms", 0)
+        return super().apply_transition(transition)
+
+
+class SlowWorld(World):
+    """What machines do is done when the test says so, once they have threads of their own."""
+
+    def __init__(self, core: Any, machine: type[Counter] = Slow, **options: Any) -> None:
+        self.jobs: dict[str, list[Callable[[], None]]] = {id: [] for id in IDS}
+        self.hold = False
+        Slow.world = self
+        super().__init__(core, machine=machine, **options)
+
+    def boot(self, id: str) -> None:
+        super().boot(id)
+
+        def start(group: str) -> Any:
+            assert group == GROUP
+
+            def submit(job: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
+                def run() -> None:
+                    job()
+                    done(None)
+
+                if self.hold:
+                    self.jobs[id].append(run)
+                else:
+                    run()
+
+            return submit
+
+        def execute(job: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
+            job()
+            done(None)
+
+        self.nodes[id] = NodeLoop(
+            storage=self.storages[id],
+            cluster=MemoryCluster(self.hub, id, self.uuid),
+            machines={GROUP: self.machines[id]},
+            settings=self.settings,
+            executor=execute,
+            clock=lambda: self.now,
+            generator=self.random,
+            core=self.core,
+            on_event=lambda name, **arguments: self.events.append((name, arguments)),
+            own_thread=start,
+        )
+
+    def release(self, id: str | None = None) -> None:
+        """Let what the machines do at this moment be done."""
+        for each in IDS if id is None else (id,):
+            jobs, self.jobs[each] = self.jobs[each], []
+            for job in jobs:
+                job()
+
+    def modes(self) -> set[str]:
+        return {self.nodes[id].drivers[GROUP].status()["apply"] for id in IDS}
+
+    def make_slow(self) -> str:
+        leader = self.elect()
+        assert self.modes() == {"loop"}
+        self.result(self.propose(leader, {"add": 1, "ms": 6}))
+        self.until(lambda: self.modes() == {"thread"})
+        return leader
+
+
+def test_a_quick_machine_stays_in_the_loop(core: Any) -> None:
+    world = SlowWorld(core)
+    leader = world.elect()
+    for _ in range(20):
+        world.result(world.propose(leader, {"add": 1, "ms": 1}))
+    assert world.modes() == {"loop"}
+
+
+def test_a_machine_that_took_too_long_once_gets_a_thread_and_an_event_says_so(core: Any) -> None:
+    world = SlowWorld(core)
+    world.make_slow()
+    slow = [arguments for name, arguments in world.events if name == "raftplug_slow_apply"]
+    assert {each["node"] for each in slow} == set(IDS)
+    assert all(each["took_ms"] >= 5 for each in slow)
+
+
+def test_while_a_machine_is_at_work_nobody_is_elected_and_nothing_is_lost(core: Any) -> None:
+    world = SlowWorld(core)
+    leader = world.make_slow()
+    term = world.raft(leader).term
+    world.hold = True
+    futures = [world.propose(leader, {"add": 1, "tag": number}) for number in range(5)]
+    read = world.read(leader)
+    world.run(4_000)
+    assert world.leader() == leader and world.raft(leader).term == term
+    assert world.raft(leader).commit > world.nodes[leader].drivers[GROUP].applied
+    assert not any(future.done() for future in futures)
+    world.hold = False
+    world.release()
+    assert [world.result(future) for future in futures] == [2, 3, 4, 5, 6]
+    assert world.result(read) in range(1, 7)
+    world.until(lambda: all(world.machines[id].executed[1:] == list(range(5)) for id in IDS))
+    assert world.raft(leader).term == term
+
+
+def test_one_job_is_under_way_at_a_time_and_the_order_is_the_logs(core: Any) -> None:
+    world = SlowWorld(core)
+    leader = world.make_slow()
+    world.hold = True
+    for number in range(30):
+        world.propose(leader, {"add": 1, "tag": number})
+        world.run(20)
+        assert all(len(jobs) <= 1 for jobs in world.jobs.values())
+        if number % 3 == 0:
+            world.release()
+    for _ in range(200):
+        world.release()
+        world.run(2)
+    assert all(world.machines[id].executed[1:] == list(range(30)) for id in IDS)
+
+
+def test_a_read_waits_for_the_machine_and_ends_at_its_deadline(core: Any) -> None:
+    world = SlowWorld(core)
+    leader = world.make_slow()
+    world.hold = True
+    world.propose(leader, {"add": 1})
+    world.run(20)
+    future = world.read(leader, timeout_ms=1_000)
+    world.run(900)
+    assert not future.done()
+    world.run(200)
+    assert future.done() and future.exception(0) is not None
+
+
+def test_a_read_index_needs_no_machine(core: Any) -> None:
+    """A follower whose own machine is quick answers reads, however far behind the leader's machine is."""
+    world = SlowWorld(core)
+    leader = world.make_slow()
+    other = next(id for id in IDS if id != leader)
+    world.hold = True
+    world.propose(leader, {"add": 1})
+    world.run(50)
+    read = world.read(other)
+    for _ in range(20):
+        world.release(other)
+        world.run(10)
+    assert read.done() and read.result(0) == 2
+    assert world.machines[leader].value == 1
+
+
+def test_a_snapshot_is_installed_only_once_the_machine_has_finished(core: Any) -> None:
+    world = SlowWorld(core, settings=Settings(snapshot_entries=10, keep_entries=0))
+    leader = world.make_slow()
+    lagging = next(id for id in IDS if id != leader)
+    world.hold = True
+    world.propose(leader, {"add": 1, "tag": "first"})
+    world.until(lambda: bool(world.jobs[lagging]))
+    others = [id for id in IDS if id != lagging]
+    world.cut.add(lagging)
+    for number in range(40):
+        world.propose(leader, {"add": 1, "tag": number})
+        for _ in range(4):
+            world.run(1)
+            for id in others:
+                world.release(id)
+    world.cut.clear()
+    driver = world.nodes[lagging].drivers[GROUP]
+    for _ in range(3_000):
+        world.run(1)
+        for id in others:
+            world.release(id)
+    assert world.raft(lagging).log.base_index > driver.applied, "the snapshot is durable"
+    assert world.machines[lagging].executed == [None], "its machine still has its job"
+    world.hold = False
+    world.release()
+    world.until(lambda: world.machines[lagging].executed == [None, "first", *range(40)])
+    world.run(1_000)
+    assert world.machines[lagging].value == world.machines[leader].value
+
+
+def test_beyond_what_a_machine_may_be_behind_proposals_are_refused_at_once(core: Any) -> None:
+    world = SlowWorld(core, settings=Settings(max_unapplied_bytes=1_000))
+    leader = world.make_slow()
+    world.hold = True
+    refused = []
+    for _ in range(100):
+        future = world.propose(leader, {"add": 1, "tag": "x" * 50})
+        world.run(5)
+        if future.done():
+            refused.append(future.exception(0))
+    assert refused and all(isinstance(error, Overloaded) for error in refused)
+    log, driver = world.raft(leader).log, world.nodes[leader].drivers[GROUP]
+    assert log.bytes_between(driver.applied + 1, log.last_index + 1) < 1_400
+    world.hold = False
+    world.release()
+    world.run(100)
+    assert isinstance(world.result(world.propose(leader, {"add": 1})), int)
+
+
+def test_a_closed_replica_takes_no_result_any_more(core: Any) -> None:
+    world = SlowWorld(core)
+    leader = world.make_slow()
+    world.hold = True
+    future = world.propose(leader, {"add": 1})
+    world.until(lambda: bool(world.jobs[leader]))
+    world.nodes.pop(leader).close()
+    assert future.done()
+    world.release()
+    world.hold = False
+    assert world.elect() != leader
