@@ -450,18 +450,17 @@ class NodeLoop:
         if frame.source == self.id and frame.nonce != self._sender.nonce:
             return "a frame of another process with this node's id: stop one of the two"
         sender = (frame.source, frame.storage)  # A new directory begins at boot 1; whether it counts others decide.
-        known = self._seen.get(sender)
-        boot, nonce, sequence = known or (0, frame.nonce, 0)
+        boot, nonce, sequence = self._seen.get(sender, (0, frame.nonce, 0))
         if frame.boot < boot or (frame.boot == boot and frame.nonce != nonce and not client):
             return f"a frame of an older or copied data directory of {frame.source!r}"
         if frame.boot == boot and frame.nonce == nonce and frame.sequence <= sequence:
             return "a frame that was delivered before"
         self._seen[sender] = (frame.boot, frame.nonce, frame.sequence)
         self._seen.move_to_end(sender)
+        self._hear(frame.source, self._lives.get(frame.source) != frame.nonce)
         self._lives[frame.source] = frame.nonce
         if len(self._seen) > _SENDERS_REMEMBERED:
             self._lives.pop(self._seen.popitem(last=False)[0][0], None)
-        self._hear(frame.source, known is None or frame.nonce != nonce)
         return None
 
     def _life_of(self, id: Id) -> int:

@@ -395,7 +395,7 @@ class _Process:
         self.term = self.commit = self.applied = 0
         self.last_as_leader: tuple[int, int, int] | None = None  # term, last index, its check
         self.turned_at = self.late_at = 0  # By our own clock: the last turn, and the last that was late.
-        self.quiet_under: dict[str, tuple[Any, int]] = {}  # Under whom each quiet group is, and which life of it.
+        self.quiet_under: dict[str, tuple[int, Any, int]] = {}  # Term, leader and its life, of each quiet group.
         self.elected_at = self.term_asked = 0
         self.durable: dict[int, int] = {}  # index -> check of what is on disk
         self.durable_base = 0
@@ -1277,7 +1277,9 @@ class Simulation:
                 process.quiet_under.pop(group, None)
                 continue
             life = process.node._life_of(raft.leader) if process.node is not None else 0
-            if process.quiet_under.setdefault(group, (raft.leader, life)) != (raft.leader, life):
+            under = (raft.term, raft.leader, life)
+            before, process.quiet_under[group] = process.quiet_under.get(group, under), under
+            if before[0] == raft.term and before != under:  # In one turn it may have woken, and slept in a later term.
                 raise Violation(f"quiet: {process.id} sleeps on in {group}, and another process is {raft.leader} now")
             heard = {id for id in self._ids if process.heard.get(id, -1) >= oldest} | {process.id}
             alone = raft.leader not in heard or (raft.role == LEADER and not _is_quorum(raft.configuration, heard))
