@@ -843,5 +843,25 @@ cdef long long quorum_match(tuple voters, dict peers, object own_id, long long s
             PyMem_RawFree(matches)
 
 
+@cython.final
+@cython.no_gc  # Nothing that it holds refers to it.
+@cython.freelist(8)
+@cython.auto_pickle(False)
+cdef class Ready:
+    """What must happen now, and only once: see `_core_py.Ready`."""
+
+    cdef readonly object messages, vote, snapshot, reads, failed_reads, truncated
+    cdef readonly bint write
+    cdef readonly long long term, first
+    cdef readonly bytes block
+
+    def __cinit__(self):
+        self.messages = self.reads = self.failed_reads = self.truncated = ()
+        self.write = False
+        self.term = self.first = 0
+        self.vote = self.snapshot = None
+        self.block = b""
+
+
 include "configuration.py"
 include "raft.py"

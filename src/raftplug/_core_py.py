@@ -539,3 +539,44 @@ def quorum_match(voters: tuple[int | str, ...], peers: dict[Any, Any], own_id: o
     """The last index that a majority of `voters` is known to have on disk."""
     matches = sorted([stable if voter == own_id else peers[voter].match for voter in voters])
     return matches[(len(matches) - 1) // 2]
+
+
+class Ready:
+    """What must happen now, and only once.
+
+    Attributes:
+        messages: to send at once, each to its `peer`.  A SNAPSHOT message lacks its data: the driver fills it in.
+        write: whether there is something to make durable, in one transaction; then call `Raft.persisted`.
+        term, vote: the hard state to write.
+        first, block: the log from index `first` on is to be replaced by the entries of `block`; first = 0 leaves it.
+        snapshot: a SNAPSHOT message to install, which replaces all of the log before `block` is added; or None.
+        reads: pairs (request, index): answer the request once `index` is applied.
+        failed_reads: requests that this replica can no longer answer; they may be asked again elsewhere.
+        truncated: entries that another leader's have replaced: (index, kind, term, payload).
+    """
+
+    __slots__ = (
+        "block",
+        "failed_reads",
+        "first",
+        "messages",
+        "reads",
+        "snapshot",
+        "term",
+        "truncated",
+        "vote",
+        "write",
+    )
+
+    def __init__(self) -> None:
+        # Lists come only where something is in them: much is asked, and most of the answer is empty.
+        self.messages: list[Message] | tuple[()] = ()
+        self.write = False
+        self.term = 0
+        self.vote: Any = None
+        self.first = 0
+        self.block = b""
+        self.snapshot: Message | None = None
+        self.reads: list[Any] | tuple[()] = ()
+        self.failed_reads: list[Any] | tuple[()] = ()
+        self.truncated: list[Any] | tuple[()] = ()

@@ -24,9 +24,9 @@ if TYPE_CHECKING:  # One set of types for both cores; the module globals below a
     from raftplug._core_py import Log as Log
     from raftplug._core_py import Message as Message
     from raftplug._core_py import Progress as Progress
+    from raftplug._core_py import Ready as Ready
     from raftplug.configuration import Configuration as Configuration
     from raftplug.raft import Raft as Raft
-    from raftplug.raft import Ready as Ready
 
 _CLASSES = ("Log", "Progress", "Message", "Configuration", "Raft", "Ready")
 

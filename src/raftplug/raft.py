@@ -42,50 +42,8 @@ from raftplug.constants import (
 from raftplug.errors import ChangeRefused, InvariantViolated, MalformedMessage, NotLeader
 
 if not cython.compiled:
-    from raftplug._core_py import Log, Message, Progress, new_message, quorum_match
+    from raftplug._core_py import Log, Message, Progress, Ready, new_message, quorum_match
     from raftplug.configuration import Configuration
-
-
-@cython.final
-@cython.no_gc  # Nothing that it holds refers to it.
-@cython.freelist(8)
-@cython.cclass
-class Ready:
-    """What must happen now, and only once.
-
-    Attributes:
-        messages: to send at once, each to its `peer`.  A SNAPSHOT message lacks its data: the driver fills it in.
-        write: whether there is something to make durable, in one transaction; then call `Raft.persisted`.
-        term, vote: the hard state to write.
-        first, block: the log from index `first` on is to be replaced by the entries of `block`; first = 0 leaves it.
-        snapshot: a SNAPSHOT message to install, which replaces all of the log before `block` is added; or None.
-        reads: pairs (request, index): answer the request once `index` is applied.
-        failed_reads: requests that this replica can no longer answer; they may be asked again elsewhere.
-        truncated: entries that another leader's have replaced: (index, kind, term, payload).
-    """
-
-    messages: Any = cython.declare(object, visibility="readonly")
-    write: cython.bint = cython.declare(cython.bint, visibility="readonly")
-    term: cython.longlong = cython.declare(cython.longlong, visibility="readonly")
-    vote: Any = cython.declare(object, visibility="readonly")
-    first: cython.longlong = cython.declare(cython.longlong, visibility="readonly")
-    block: bytes = cython.declare(bytes, visibility="readonly")
-    snapshot: Any = cython.declare(object, visibility="readonly")
-    reads: Any = cython.declare(object, visibility="readonly")
-    failed_reads: Any = cython.declare(object, visibility="readonly")
-    truncated: Any = cython.declare(object, visibility="readonly")
-
-
-@cython.cfunc
-def _new_ready() -> Ready:
-    """Nothing to do.  Lists come only where something is in them: much is asked, and most of the answer is empty."""
-    ready: Ready = Ready.__new__(Ready)
-    ready.messages = ready.reads = ready.failed_reads = ready.truncated = ()
-    ready.write = False
-    ready.term = ready.first = 0
-    ready.vote = ready.snapshot = None
-    ready.block = b""
-    return ready
 
 
 @cython.final
@@ -233,7 +191,7 @@ class Raft:
         self._reads = []
         self._failed_reads = []
         self._truncated = []
-        self._nothing = _new_ready()
+        self._nothing = Ready()
         self.transferee = None
         self.removed = False
         self.quiet = False
@@ -482,7 +440,7 @@ class Raft:
         write: cython.bint = changed and may_write and not self.writing
         if not (write or self._out or self._reads or self._failed_reads or self._truncated):
             return self._nothing
-        result: Ready = _new_ready()
+        result: Ready = Ready()
         if self._out:
             result.messages, self._out = self._out, []
         if self._reads:
