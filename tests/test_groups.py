@@ -27,7 +27,7 @@ from raftplug.constants import LEADER, QUIET, QUIET_RESPONSE
 from raftplug.driver import Driver
 from raftplug.embedded import EmbeddedServer
 from raftplug.errors import InvalidArgument, MalformedMessage, WrongDirectory
-from raftplug.frames import cluster_uuid
+from raftplug.frames import cluster_uuid, group_number
 from raftplug.future import Future
 from raftplug.node import NodeLoop
 from raftplug.settings import Settings
@@ -385,6 +385,24 @@ def test_only_the_leader_of_the_term_can_ask_for_quiet(core: Any) -> None:
     driver.receive(leader, 1, QUIET, struct.pack("<QQ", raft.term, raft.log.last_index))
     driver.turn(world.now, True)
     assert raft.quiet
+
+
+def test_nobody_goes_quiet_for_a_leader_that_has_restarted_since_it_asked(core: Any) -> None:
+    """Frames of both lives in one turn: after a pause of ours, say (sim seed 40)."""
+    world = World(core, settings=Settings(quiet_after_ms=100_000))
+    world.elect()
+    world.run(1_000)
+    leader = world.leader("g0")
+    follower = next(id for id in PEERS if id != leader)
+    assert leader is not None
+    raft, old = world.driver(follower, "g0").raft, world.nodes[leader]
+    old._outgoing[follower] = [(group_number("g0"), QUIET, struct.pack("<QQ", raft.term, raft.log.last_index))]
+    old._flush()
+    world.boot(leader)
+    world.nodes[leader].turn()
+    world.now += MS
+    world.nodes[follower].turn()
+    assert raft.leader == leader and not raft.quiet
 
 
 # -------------------------------------------------------------------------------------------------------- Node and CLI

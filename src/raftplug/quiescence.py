@@ -146,10 +146,12 @@ class Quiescence:
         return int(self._heard_at(raft.leader) if raft.quiet and self._heard_at is not None else raft.contact)
 
     def concerns(self, node: Id) -> bool:
-        """Whether the group is quiet, and the loss or return of `node` must wake it."""
+        """Whether the group is quiet, or about to be, and the loss or return of `node` must wake it."""
         raft = self._raft
-        return bool(raft.quiet) and (raft.leader == node or node in raft.progress)
+        about = raft.quiet or self._asked is not None or self._agreed is not None
+        return bool(about) and (raft.leader == node or node in raft.progress)
 
     def wake(self) -> None:
         """A node that concerns us was lost, has returned, or is another process than before."""
+        self._asked = self._agreed = None  # What its earlier life asked for, or agreed to, is over.
         self._raft.wake(True)
