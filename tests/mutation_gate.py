@@ -391,6 +391,21 @@ MUTANTS = (
         "        ) and self._log_is_current(message) and self.configuration.is_voter(self.id)\n        if granted:",
     ),
     Mutant(
+        "lease kept over a transfer", "raft.py", "            if not self._transferred:\n", "            if True:\n"
+    ),
+    Mutant(
+        "lease from the answer on",
+        "raft.py",
+        "self._lease_until = began + self._lease",
+        "self._lease_until = self.now + self._lease",
+    ),
+    Mutant(
+        "newer term ends the promise behind a lease",
+        "raft.py",
+        "(heard and (self.leader is not None or self._lease > 0))",
+        "(heard and self.leader is not None)",
+    ),
+    Mutant(
         "answers of a lost disk are counted",
         "driver.py",
         "        if kind in _COUNTED and storage is not None and not self._is_known(source, storage):",

@@ -12,8 +12,8 @@ import pytest
 from raftplug import plain
 from raftplug.client import ClientLoop
 from raftplug.cluster import MemoryCluster, MemoryHub
-from raftplug.constants import LEADER, REQUEST, UNKNOWN
-from raftplug.errors import OutcomeUnknown, Unavailable
+from raftplug.constants import LEADER, LEASE, LINEARIZABLE, REQUEST, STALE, UNKNOWN
+from raftplug.errors import InvalidArgument, OutcomeUnknown, Unavailable
 from raftplug.frames import address, cluster_uuid
 from raftplug.future import Future
 from raftplug.node import NodeLoop
@@ -145,10 +145,11 @@ class World:
         self.nodes[id].call(driver.propose, plain.encode(transition), future, self.now + 1000 * timeout_ms)
         return future
 
-    def read(self, id: str, timeout_ms: int = 5_000) -> Future:
+    def read(self, id: str, timeout_ms: int = 5_000, consistency: str = LINEARIZABLE) -> Future:
         future = Future()
         driver = self.nodes[id].drivers[GROUP]
-        self.nodes[id].call(driver.read, lambda machine: machine.value, future, self.now + 1000 * timeout_ms)
+        deadline = self.now + 1000 * timeout_ms
+        self.nodes[id].call(driver.read, lambda machine: machine.value, future, deadline, consistency)
         return future
 
     def result(self, future: Future) -> Any:
@@ -369,3 +370,68 @@ def test_a_read_on_a_follower_does_not_wait_for_the_notice(settled: tuple[World,
         for node in world.nodes.values():
             node.turn()
     assert future.done() and future.result(0) == 2
+
+
+def test_a_lease_answers_without_a_round_until_it_ends(core: Any) -> None:
+    world = World(core, settings=Settings(lease_ms=450, quiet_after_ms=0))
+    leader = world.elect()
+    assert world.result(world.propose(leader, {"add": 7})) == 7
+    world.run(300)
+    world.cut = set(IDS)
+    read = world.read(leader, consistency=LEASE)
+    world.run(2)
+    assert read.result(0) == 7
+    world.run(450)
+    late = world.read(leader, consistency=LEASE)
+    world.run(2)
+    assert not late.done()
+
+
+def test_a_lease_read_on_a_follower_shows_what_was_acknowledged(core: Any) -> None:
+    world = World(core, settings=Settings(lease_ms=450))
+    leader = world.elect()
+    assert world.result(world.propose(leader, {"add": 7})) == 7
+    for id in IDS:
+        assert world.result(world.read(id, consistency=LEASE)) == 7
+
+
+def test_a_stale_read_needs_nobody(world: World) -> None:
+    leader = world.elect()
+    assert world.result(world.propose(leader, {"add": 7})) == 7
+    world.run(500)
+    world.cut = set(IDS)
+    world.run(3_000)
+    for id in IDS:
+        waiting, stale = world.read(id), world.read(id, consistency=STALE)
+        world.run(2)
+        assert stale.result(0) == 7
+        assert not waiting.done()
+
+
+def test_without_leases_a_lease_read_is_refused(world: World) -> None:
+    leader = world.elect()
+    with pytest.raises(InvalidArgument, match="lease_ms"):
+        world.result(world.read(leader, consistency=LEASE))
+
+
+def test_a_client_chooses_the_consistency_of_a_read(core: Any) -> None:
+    world = World(core, settings=Settings(lease_ms=450))
+    leader = world.elect()
+    assert world.result(world.propose(leader, {"add": 7})) == 7
+    world.run(500)
+    client = world.client()
+    for consistency in (LINEARIZABLE, LEASE, STALE):
+        read = Future()
+        client.read(plain.encode(None), read, world.now + 10_000_000, consistency)
+        world.until(read.done)
+        assert read.result(0) == 7
+
+
+def test_who_is_reluctant_leaves_the_election_to_the_others(core: Any) -> None:
+    for seed in range(20):
+        world = World(core, seed=seed)
+        world.nodes.clear()
+        for id in IDS:
+            world.settings = Settings(lead_reluctance=2 if id == "n1" else 0)
+            world.boot(id)
+        assert world.elect() != "n1"

@@ -39,6 +39,8 @@ from raftplug.storage import MemoryStorage
 from rules import ELECTION, HEARTBEAT, Disk, Net, mutated
 from test_fake_clock import GROUP, IDS, World
 
+LEASE_US = ELECTION * 9 // 10
+
 
 def test_an_entry_of_an_older_term_is_not_committed_by_counting_replicas(core: Any) -> None:
     """1: PySyncObj#169, async-raft#108, canonical/raft#220, logcabin#44 (Ongaro 2014, figure 3.7)."""
@@ -362,15 +364,59 @@ def test_an_answer_to_an_earlier_round_confirms_no_later_read(core: Any) -> None
     assert [request for request, _ in leader.ready().reads] == ["second"]
 
 
-@pytest.mark.xfail(
-    strict=True, raises=TypeError, reason="reads by lease do not exist yet, so none can survive a transfer"
-)
 def test_a_lease_ends_with_the_beginning_of_a_transfer(core: Any) -> None:
     """21: etcd#12704, openraft#1747, #1749, raft-rs#141, sofa-jraft#34."""
-    net = Net(core, 3)
+    net = Net(core, 3, lease=LEASE_US)
     leader = net.elect(1)
+    net.heartbeat(1)
+    net.deliver()
+    leader.read("by lease", lease=True)
+    assert [request for request, _ in leader.ready().reads] == ["by lease"]
     leader.transfer(2)
-    leader.read("request", lease=True)
+    leader.read("during the transfer", lease=True)
+    assert not leader.ready().reads
+    net.cut.add(2)
+    for _ in range(ELECTION // HEARTBEAT + 1):
+        net.heartbeat(1)
+        net.deliver()
+    assert leader.transferee is None
+    leader.read("after it", lease=True)  # The target may still have been told to campaign.
+    assert not leader.ready().reads
+
+
+def test_a_lease_begins_when_the_round_was_sent(core: Any) -> None:
+    """Ongaro 2014 §6.4.1: the followers' promise is as old as the message that they answered."""
+    net = Net(core, 3, lease=LEASE_US)
+    leader = net.elect(1)
+    net.heartbeat(1)
+    sent = net.now
+    net.now += LEASE_US - 1
+    leader.set_time(net.now)
+    net.deliver()
+    leader.read("in time", lease=True)
+    assert [request for request, _ in leader.ready().reads] == ["in time"]
+    net.now = sent + LEASE_US
+    leader.set_time(net.now)
+    leader.read("late", lease=True)
+    assert not leader.ready().reads
+
+
+def test_neither_a_newer_term_nor_a_restart_ends_the_promise_behind_a_lease(core: Any) -> None:
+    net = Net(core, 3, lease=LEASE_US)
+    net.elect(1)
+    net.heartbeat(1)
+    net.deliver()
+    term = net.rafts[1].term
+    net.step(3, 2, net.message(PRE_VOTE_RESPONSE, term + 1))
+    assert net.rafts[3].term == term + 1 and net.rafts[3].leader is None
+    last = net.rafts[3].log
+    vote = {"index": last.last_index, "log_term": last.last_term}
+    assert not net.step(3, 2, net.message(VOTE, term + 1, **vote))
+    net.boot(3)
+    assert not net.step(3, 2, net.message(VOTE, term + 2, **vote))
+    net.now += ELECTION
+    answers = net.step(3, 2, net.message(VOTE, term + 2, **vote))
+    assert [(answer.kind, answer.flag) for answer in answers] == [(VOTE_RESPONSE, True)]
 
 
 def test_a_transfer_ends_in_time_and_writes_resume(core: Any) -> None:

@@ -21,12 +21,12 @@ import msgpack
 
 from raftplug import plain
 from raftplug.cluster import Cluster, is_client, read_record
-from raftplug.constants import LIMIT, REPLY, REQUEST
+from raftplug.constants import LIMIT, LINEARIZABLE, REPLY, REQUEST
 from raftplug.errors import InvalidArgument, MalformedMessage, RaftplugError, Unavailable
 from raftplug.frames import NO_CLUSTER, Id, Key, Sender, address, check_id, decode_frame, group_number, is_ours
 from raftplug.future import Future
 from raftplug.keys import Given, cluster_keys, other_key, require_key
-from raftplug.requester import Requester
+from raftplug.requester import Requester, check_consistency
 from raftplug.settings import Settings
 
 _logger = logging.getLogger("raftplug")
@@ -106,11 +106,11 @@ class ClientLoop:
             return
         self.requester.propose(transition, future, deadline_us, sequence)
 
-    def read(self, query: bytes, future: Future, deadline_us: int) -> None:
+    def read(self, query: bytes, future: Future, deadline_us: int, consistency: str = LINEARIZABLE) -> None:
         """Send an encoded query to the group; see `Requester.read`."""
         if self._refuses(future):
             return
-        self.requester.read(query, future, deadline_us)
+        self.requester.read(query, future, deadline_us, consistency)
 
     def ask(self, operation: str, future: Future, deadline_us: int, arguments: list[Any]) -> None:
         """Ask the leader anything that may be asked twice; see `Requester.ask`."""
@@ -522,12 +522,13 @@ class Client:
         """
         return self._submit(self._loop.propose, timeout, plain.encode(transition), sequence)
 
-    def read(self, query: Any, timeout: float | None = 10.0) -> Any:
+    def read(self, query: Any, timeout: float | None = 10.0, *, consistency: str = LINEARIZABLE) -> Any:
         """Ask the state machine, linearizably: the answer shows everything acknowledged before the call.
 
         Args:
             query: plain data.
             timeout: seconds; None waits without limit.
+            consistency: weaker by name only: see `Node.read`.
 
         Raises:
             InvalidTransition, InvalidArgument, TooLarge: it cannot be asked.
@@ -535,11 +536,11 @@ class Client:
             Unavailable, Overloaded: nobody answered in time.
         """
         self._may_wait()
-        return self.read_async(query, timeout).result()
+        return self.read_async(query, timeout, consistency=consistency).result()
 
-    def read_async(self, query: Any, timeout: float | None = 10.0) -> Future:
+    def read_async(self, query: Any, timeout: float | None = 10.0, *, consistency: str = LINEARIZABLE) -> Future:
         """Ask the state machine; the future gets what `read` returns or raises."""
-        return self._submit(self._loop.read, timeout, plain.encode(query))
+        return self._submit(self._loop.read, timeout, plain.encode(query), check_consistency(consistency))
 
     def status(self, timeout: float | None = 4.0) -> dict[str, Any]:
         """How the group is: exactly the object that `raftplug status --json` prints.  It needs no leader.

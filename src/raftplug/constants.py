@@ -56,6 +56,11 @@ UNKNOWN: Final = 7
 MALFORMED: Final = 8
 ALREADY: Final = 9
 
+# What a read may be (DESIGN 1.4).
+LINEARIZABLE: Final = "linearizable"
+LEASE: Final = "lease"
+STALE: Final = "stale"
+
 # Roles.
 FOLLOWER: Final = 0
 PRE_CANDIDATE: Final = 1

@@ -26,6 +26,8 @@ from raftplug.constants import (
     DISPLACED,
     FAILED,
     LEADER,
+    LEASE,
+    LINEARIZABLE,
     MALFORMED,
     OK,
     PRE_VOTE_RESPONSE,
@@ -41,6 +43,7 @@ from raftplug.constants import (
     SESSION_OPEN,
     SESSION_TRANSITION,
     SNAPSHOT,
+    STALE,
     TRANSITION,
     UNKNOWN,
     VOTE_RESPONSE,
@@ -63,7 +66,7 @@ from raftplug.errors import (
 from raftplug.frames import Id, address, addressed, check_id, life
 from raftplug.future import Future
 from raftplug.quiescence import Quiescence
-from raftplug.requester import Requester
+from raftplug.requester import Requester, check_consistency
 from raftplug.sessions import Sessions, encode_open, encode_transition
 from raftplug.settings import Settings
 from raftplug.state_machine import Snapshot, TransitionAbandonedReason, TransitionState
@@ -276,6 +279,7 @@ class Driver:
         except MalformedMessage as error:
             raise Corrupt(f"group {group!r}: the stored log: {error}") from None
         spread = election_spread_us or (lambda leaderless: settings.election_timeout_ms * 1000)
+        reluctance = settings.lead_reluctance * settings.election_timeout_ms * 1000
         self.raft: Any = None
         self.raft = self.core.Raft(
             id,
@@ -286,10 +290,11 @@ class Driver:
             clock(),
             settings.election_timeout_ms * 1000,
             settings.heartbeat_ms * 1000,
-            lambda _: generator.randint(0, spread(self.raft is None or self.raft.leader is None)),
+            lambda _: reluctance + generator.randint(0, spread(self.raft is None or self.raft.leader is None)),
             settings.max_append_bytes,
             settings.window_bytes,
             storage,
+            settings.lease_ms * 1000,
         )
         self._storage = storage
         self._heard_storages: dict[Id, bytes] = {}  # Of those who answered us in this term.
@@ -357,18 +362,19 @@ class Driver:
             return
         self._pending[index] = (self.raft.term, _NEVER, Future())
 
-    def read(self, query: Callable[[Any], Any], future: Future, deadline: int) -> None:
-        """Read linearizably: the future gets query(machine), run where transitions are applied.
+    def read(self, query: Callable[[Any], Any], future: Future, deadline: int, consistency: str = LINEARIZABLE) -> None:
+        """Read: the future gets query(machine), run where transitions are applied.
 
         Args:
             query: looks at the machine and changes nothing.
             future: gets what it returns, or QueryFailed, Unavailable.
             deadline: when the future gets an error at the latest; microseconds of the clock.
+            consistency: LINEARIZABLE, LEASE or STALE.
         """
 
         def finish(error: RaftplugError | None, value: Any) -> None:
             if isinstance(error, NotLeader) and self.raft.now < deadline and not self._closed:
-                self._begin_read(query, finish, deadline)  # Reading twice hurts nobody.
+                self._begin_read(query, finish, deadline, consistency)  # Reading twice hurts nobody.
             elif error is not None:
                 future.set_exception(error)
             else:
@@ -377,7 +383,10 @@ class Driver:
         if self._closed or self.diverged is not None:
             future.set_exception(self._refusal())
             return
-        self._begin_read(query, finish, deadline)
+        try:
+            self._begin_read(query, finish, deadline, consistency)
+        except InvalidArgument as error:
+            future.set_exception(error)
 
     def turn(self, now: int, may_write: bool) -> Write | None:
         """Do what is due.
@@ -597,11 +606,11 @@ class Driver:
                 case "open", [(str() | None) as name]:
                     self._require_leader()
                     self._pend(asker, self._append(SESSION_OPEN, encode_open(self._logged_us(), name or "")))
-                case "index", []:
+                case "index", [bool(lease)]:
                     self._require_leader()
-                    self._begin_index(asker)
-                case "read", [bytes(query)]:
-                    self._answer_query(asker, query)
+                    self._begin_index(asker, lease)
+                case "read", [bytes(query), str(consistency)]:
+                    self._answer_query(asker, query, check_consistency(consistency))
                 case "members", [str(action), list(members)]:
                     self._change_members(asker, action, members)
                 case "transfer", [target]:
@@ -708,9 +717,14 @@ class Driver:
 
     # ----------------------------------------------------------------- reads
 
-    def _begin_read(self, look: Look, finish: Finish, deadline: int) -> None:
+    def _begin_read(self, look: Look, finish: Finish, deadline: int, consistency: str) -> None:
+        if consistency == LEASE and not self.settings.lease_ms:
+            raise InvalidArgument("leases are off: set lease_ms on every node, and read what it assumes of clocks")
+        if consistency == STALE:  # Before all that wait for something: it shows what is there.
+            self._await_index(Read(look, finish, deadline), at_once=True)
+            return
         if self.raft.role == LEADER:
-            self.raft.read(Read(look, finish, deadline))
+            self.raft.read(Read(look, finish, deadline), consistency == LEASE)
             return
         answer = Future()
 
@@ -724,13 +738,16 @@ class Driver:
             self._await_index(read)
 
         answer.add_done_callback(confirmed)
-        self.requester.ask("index", [], answer, deadline)
+        self.requester.ask("index", [consistency == LEASE], answer, deadline)
 
-    def _await_index(self, read: Read) -> None:
-        self._reads.append(read)
+    def _await_index(self, read: Read, at_once: bool = False) -> None:
+        if at_once:
+            self._reads.appendleft(read)
+        else:
+            self._reads.append(read)
         self._next_expiry = min(self._next_expiry, read.deadline)
 
-    def _begin_index(self, asker: Asker) -> None:
+    def _begin_index(self, asker: Asker, lease: bool) -> None:
         def finish(error: RaftplugError | None, _: Any) -> None:
             if error is None:
                 self._reply(asker, OK, read.index)
@@ -738,9 +755,9 @@ class Driver:
                 self._reply(asker, REFUSED_NOT_LEADER, self.raft.leader)
 
         read = Read(None, finish, _NEVER)
-        self.raft.read(read)
+        self.raft.read(read, lease)
 
-    def _answer_query(self, asker: Asker, encoded: bytes) -> None:
+    def _answer_query(self, asker: Asker, encoded: bytes, consistency: str) -> None:
         request = plain.decode(encoded)
         if not self.abilities.has_query:
             self._reply(asker, FAILED, ["QueryFailed", "this state machine answers no queries"])
@@ -758,7 +775,7 @@ class Driver:
             self._reply(asker, *((REFUSED_NOT_LEADER, self.raft.leader) if error is not None else value))
 
         # The asker asks again when its own patience ends; this process need not remember for longer.
-        self._begin_read(look, finish, self.raft.now + 4000 * self.settings.election_timeout_ms)
+        self._begin_read(look, finish, self.raft.now + 4000 * self.settings.election_timeout_ms, consistency)
 
     # ------------------------------------------------------------------ apply
 

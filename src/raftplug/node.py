@@ -21,7 +21,7 @@ from raftplug import core as chosen_core
 from raftplug import plain
 from raftplug.agenda import NEVER, Agenda
 from raftplug.cluster import Cluster, read_record
-from raftplug.constants import CANDIDATE, DISPLACED, LEADER, NO_GROUP, NODE_HEARTBEAT, PRE_CANDIDATE
+from raftplug.constants import CANDIDATE, DISPLACED, LEADER, LINEARIZABLE, NO_GROUP, NODE_HEARTBEAT, PRE_CANDIDATE
 from raftplug.driver import Driver, Executor, run_here
 from raftplug.errors import (
     DiskFull,
@@ -52,6 +52,7 @@ from raftplug.frames import (
 from raftplug.future import Future
 from raftplug.keys import Given, cluster_keys, other_key, require_key
 from raftplug.plugins import Plugins, default
+from raftplug.requester import check_consistency
 from raftplug.settings import Settings
 from raftplug.storage import SQLiteStorage, Storage, Write
 from raftplug.threads import LoopThread, Worker
@@ -790,12 +791,16 @@ class Node:
             )
         return self._enter(self._driver(group).propose, encoded, timeout)
 
-    def read_async(self, query: Any, *, timeout: float = 5.0, group: str | None = None) -> Future:
+    def read_async(
+        self, query: Any, *, timeout: float = 5.0, group: str | None = None, consistency: str = LINEARIZABLE
+    ) -> Future:
         """Read linearizably: as `read`, but returns a future."""
         look = query if callable(query) else lambda machine: machine.query(query)
-        return self._enter(self._driver(group).read, look, timeout)
+        return self._enter(self._driver(group).read, look, timeout, check_consistency(consistency))
 
-    def read(self, query: Any, *, timeout: float = 5.0, group: str | None = None) -> Any:
+    def read(
+        self, query: Any, *, timeout: float = 5.0, group: str | None = None, consistency: str = LINEARIZABLE
+    ) -> Any:
         """Read linearizably: see everything that was acknowledged before the call, on any node (Ongaro 2014 §6.4).
 
         Args:
@@ -803,6 +808,9 @@ class Node:
                 machine's own `query`.
             timeout: seconds.
             group: of which group; the node's first one unless given.
+            consistency: weaker by name only. "lease": the leader answers by its lease, if it holds one, without asking
+                the others; it needs `Settings.lease_ms` on every node, and trusts clocks as that says. "stale": what
+                this node has applied, however old that is; it needs no leader.
 
         Returns: what the function, or `query`, returned.
 
@@ -814,7 +822,8 @@ class Node:
         if self._thread is not None and self._thread.is_current():
             raise InvalidArgument("read waits for the node's own thread: use read_async there")
         try:
-            return self.read_async(query, timeout=timeout, group=group).result(timeout + 1.0)
+            future = self.read_async(query, timeout=timeout, group=group, consistency=consistency)
+            return future.result(timeout + 1.0)
         except TimeoutError:
             raise Unavailable("this node is too busy to answer the read in time") from None
 
@@ -857,12 +866,12 @@ class Node:
             raise Unavailable("this node is not running" + (f": {self.failure}" if self.failure else ""))
         return self._loop
 
-    def _enter(self, function: Callable[..., None], argument: Any, timeout: float) -> Future:
+    def _enter(self, function: Callable[..., None], argument: Any, timeout: float, *more: Any) -> Future:
         loop = self._running()
         if loop.queued() >= self._settings.max_pending:
             raise Overloaded("too many calls wait for this node's event loop: try again later")
         future = Future()
-        loop.call(function, argument, future, time.monotonic_ns() // 1000 + int(timeout * 1e6))
+        loop.call(function, argument, future, time.monotonic_ns() // 1000 + int(timeout * 1e6), *more)
         return future
 
     def _open_storage(self) -> Storage:

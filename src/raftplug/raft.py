@@ -61,6 +61,8 @@ class Raft:
         draw: draw(n) gives a random int in [0, n]; the only randomness there is.
         max_append_bytes, window_bytes: see `Settings`.
         storage: uuid of the data directory that this is; None if there is none.
+        lease: how long a leader may answer reads after it sent a round that a quorum answered, microseconds, less than
+            the election timeout by what clocks may differ; 0 is never (Ongaro 2014 §6.4.1).
 
     Raises:
         InvariantViolated: the hard state is behind the log.
@@ -93,6 +95,9 @@ class Raft:
 
     _configurations: list[Any]
     _mark: cython.longlong
+    _lease: cython.longlong
+    _lease_until: cython.longlong
+    _transferred: cython.bint
     _unsettled: cython.bint
     _handed_over: cython.bint
     _transfer_deadline: cython.longlong
@@ -141,11 +146,15 @@ class Raft:
         max_append_bytes: cython.longlong = 65536,
         window_bytes: cython.longlong = 262144,
         storage: Any = None,
+        lease: cython.longlong = 0,
     ) -> None:
         if term < log.last_term:
             raise InvariantViolated(f"the hard state's term {term} is behind the log's {log.last_term}")
         self.id = id
         self.storage = storage
+        self._lease = lease
+        self._lease_until = 0
+        self._transferred = False
         self._mark = int.from_bytes(storage[:7], "big") if storage else 0
         self._configurations = [(log.base_index, configuration)]
         self.log = log
@@ -220,6 +229,8 @@ class Raft:
                 # All groups of a process at the same times: one frame to a node carries the heartbeats of all.
                 self._heartbeat_deadline = (self.now // self._heartbeat + 1) * self._heartbeat
                 self._handed_over = False
+                if self._lease and self.commit >= self._term_start:
+                    self._begin_round()
                 for progress in self.progress.values():
                     self._send_empty(progress, False)
         elif self.now >= self._election_deadline:
@@ -342,18 +353,25 @@ class Raft:
         if target not in others or self.transferee is not None:
             raise ChangeRefused(f"leadership cannot be handed over to {target!r} now")
         self.transferee = target
+        self._transferred = True  # No lease any more in this term: the target may campaign at any time.
+        self._lease_until = 0
         self._handed_over = False
         self._transfer_deadline = self.now + self._election_timeout
 
-    def read(self, request: object) -> None:
+    def read(self, request: object, lease: cython.bint = False) -> None:
         """Ask for a read index for `request` (any object); the answer comes in `Ready.reads` (Ongaro 2014 §6.4).
+
+        With `lease`, a leader that holds one answers without a round: nobody else can lead before it ends (§6.4.1).
 
         Raises:
             NotLeader: ask the leader.
         """
         if self.role != LEADER:
             raise NotLeader(leader=self.leader)
-        self._new_reads.append(request)
+        if lease and self.now < self._lease_until:
+            self._reads.append((request, self.commit))
+        else:
+            self._new_reads.append(request)
 
     def resign(self) -> None:
         """Give up leadership: this replica cannot do a leader's work now (its disk is full, say)."""
@@ -494,9 +512,11 @@ class Raft:
     def _hears_leader(self) -> cython.bint:
         """Whether a leader was heard within the minimum election timeout (Ongaro 2014 §4.2.3).
 
-        A leader always says yes: it steps down by check-quorum when it no longer hears a quorum.
+        A leader always says yes: it steps down by check-quorum when it no longer hears a quorum.  Where leaders hold
+        leases this is a promise: a newer term does not end it, nor does a restart, which may have forgotten one.
         """
-        return self.role == LEADER or (self.leader is not None and self.now < self.contact + self._election_timeout)
+        heard: cython.bint = self.now < self.contact + self._election_timeout
+        return self.role == LEADER or (heard and (self.leader is not None or self._lease > 0))
 
     @cython.cfunc
     def _become_follower(self, term: cython.longlong, leader: Any) -> None:
@@ -505,7 +525,7 @@ class Raft:
         if self.role == LEADER:
             self.draw_election_timer()
             self._failed_reads.extend(self._new_reads)
-            for _, _, requests in self._rounds:
+            for _, _, requests, _ in self._rounds:
                 self._failed_reads.extend(requests)
             self._new_reads = []
             self._rounds = []
@@ -594,6 +614,8 @@ class Raft:
         self._heartbeat_deadline = (self.now // self._heartbeat + 1) * self._heartbeat
         self._quorum_deadline = self.now + self._election_timeout
         self._round = 0
+        self._transferred = False
+        self._lease_until = 0
         self._unsettled = True
         # An entry of the own term, so that what earlier leaders left can commit (§3.6.2) and reads may begin (§6.4).
         self._term_start = self.log.append(self.term, NOOP, b"")
@@ -1099,10 +1121,13 @@ class Raft:
         Rounds are numbered within the term, so that a late answer to an earlier one confirms nothing.  A leader that
         has not committed an entry of its own term does not know the commit index yet: reads wait.
         """
-        if not self._new_reads or self.commit < self._term_start:
-            return
+        if self._new_reads and self.commit >= self._term_start:
+            self._begin_round()
+
+    @cython.cfunc
+    def _begin_round(self) -> None:
         self._round += 1
-        self._rounds.append((self._round, self.commit, self._new_reads))
+        self._rounds.append((self._round, self.commit, self._new_reads, self.now))
         self._new_reads = []
         self._confirm_rounds()  # A sole voter has nobody to ask.
 
@@ -1118,7 +1143,9 @@ class Raft:
                     answered.add(peer)
             if not self.configuration.has_quorum(answered):
                 return
-            _, index, requests = self._rounds.pop(0)
+            _, index, requests, began = self._rounds.pop(0)
+            if not self._transferred:
+                self._lease_until = began + self._lease
             for request in requests:
                 self._reads.append((request, index))
 

@@ -24,7 +24,9 @@ from raftplug import plain
 from raftplug.constants import (
     ALREADY,
     FAILED,
+    LEASE,
     LIMIT,
+    LINEARIZABLE,
     MALFORMED,
     OK,
     REFUSED_NOT_LEADER,
@@ -32,6 +34,7 @@ from raftplug.constants import (
     REFUSED_TOO_LARGE,
     REFUSED_UNAVAILABLE,
     SESSION_EXPIRED,
+    STALE,
 )
 from raftplug.errors import (
     InvalidArgument,
@@ -98,6 +101,7 @@ class _Call:
         "attempts",
         "blind",
         "body",
+        "consistency",
         "deadline",
         "due",
         "follows",
@@ -123,6 +127,7 @@ class _Call:
         self.kind = kind
         self.op = op
         self.body = body
+        self.consistency = LINEARIZABLE
         self.future = future
         self.deadline = deadline
         self.due = deadline  # When it must be looked at; never later than the deadline.
@@ -143,6 +148,13 @@ class _Call:
 
     def unsettled(self) -> bool:
         return self.tainted or bool(self.open)
+
+
+def check_consistency(consistency: object) -> str:
+    """The consistency of a read, or InvalidArgument."""
+    if consistency in (LINEARIZABLE, LEASE, STALE):
+        return str(consistency)
+    raise InvalidArgument(f"consistency must be {LINEARIZABLE!r}, {LEASE!r} or {STALE!r}, not {consistency!r}")
 
 
 class Requester:
@@ -228,16 +240,18 @@ class Requester:
             call.sequence = sequence or 0
             self._writes.append(call)
 
-    def read(self, query: bytes, future: Future, deadline_us: int) -> None:
-        """Read linearizably.
+    def read(self, query: bytes, future: Future, deadline_us: int, consistency: str = LINEARIZABLE) -> None:
+        """Ask the state machine.
 
         Args:
             query: the bytes of plain data.
+            consistency: LINEARIZABLE, LEASE or STALE.
             future: gets the answer, or QueryFailed, TooLarge, Overloaded, Unavailable.
             deadline_us: on the owner's clock.
         """
         call = self._begin(_READ, "read", query, future, deadline_us)
         if call is not None:
+            call.consistency = consistency
             self._reads.append(call)
 
     def ask(self, op: str, args: list[Any], future: Future, deadline_us: int, to: Id | None = None) -> None:
@@ -691,7 +705,7 @@ class Requester:
             # Never above its own sequence: a named one may come a second time after it was finished.
             args = [session.id, call.sequence, min(session.below, call.sequence), call.body]
         elif call.kind == _READ:
-            args = [call.body]
+            args = [call.body, call.consistency]
         else:
             args = call.body
         if self._send(target, msgpack.packb([counter, call.op, args])) is False:

@@ -50,6 +50,11 @@ class Settings:
     """Entries before a snapshot that stay in the log, so that a slightly slow follower needs no snapshot."""
     digest_entries: int = 4_096
     """State machines that have a digest are compared after every so many entries; 0 switches it off."""
+    lease_ms: int = 0
+    """How long a leader may answer reads by lease after a quorum answered it, on every node, at most 0.9 E; 0 is never.
+    Safe only if clocks run alike to a tenth, and no machine stands still as a whole (Ongaro 2014 §6.4.1)."""
+    lead_reluctance: int = 0
+    """So many election timeouts longer this node waits before it campaigns: 1 or 2 for one that prefers not to lead."""
     apply_budget_us: int = 1_000
     """How long one turn of the event loop may apply entries before it looks at its messages again."""
 
@@ -111,6 +116,8 @@ class Settings:
                 raise InvalidArgument(f"settings: {name} must be at least 1")
         if not 1 <= self.heartbeat_ms <= self.election_timeout_ms // 2:
             raise InvalidArgument("settings: heartbeat_ms must be from 1 to half of election_timeout_ms")
+        if 10 * self.lease_ms > 9 * self.election_timeout_ms:
+            raise InvalidArgument("settings: lease_ms must be at most nine tenths of election_timeout_ms")
         return self
 
 

@@ -204,20 +204,20 @@ class _Client(Client):
     alive: Collection[str] = ()
     """The nodes that may be asked by themselves."""
 
-    def read(self, query: Any, timeout: float | None = 10.0) -> Any:
+    def read(self, query: Any, timeout: float | None = 10.0, *, consistency: str = "linearizable") -> Any:
         """As a client reads; but one read in four is asked of one node, a follower as well as the leader."""
         nodes = list(self.alive) if random.random() < _READS_AT_ONE_NODE else []
         if nodes:
             with contextlib.suppress(Unavailable):  # It may just have been killed.
                 return plain.decode(self.read_at(random.choice(nodes), query, _PATIENCE_S).result())
-        return super().read(query, timeout)
+        return super().read(query, timeout, consistency=consistency)
 
     def read_at(self, node: Id, query: Any, timeout: float) -> Future:
         """Ask that node's state machine; the future gets the encoded answer."""
         return self._submit(self._read_at, timeout, node, plain.encode(query))
 
     def _read_at(self, node: Id, future: Future, deadline_us: int, query: bytes) -> None:
-        self._loop.requester.ask("read", [query], future, deadline_us, to=node)
+        self._loop.requester.ask("read", [query, "linearizable"], future, deadline_us, to=node)
 
 
 class _Stage:

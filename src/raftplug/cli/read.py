@@ -13,10 +13,25 @@ from raftplug.cli import options, output
 @options.prefix
 @options.key
 @options.timeout(10.0)
+@click.option(
+    "--consistency",
+    type=click.Choice(["linearizable", "lease", "stale"]),
+    default="linearizable",
+    show_default=True,
+    help="lease: the leader answers without asking the others (needs RAFTPLUG_LEASE_MS on every node, and trusts "
+    "clocks); stale: what some node has applied, however old.",
+)
 @options.as_json
 @click.argument("query")
 def command(
-    redis: str, group: str, prefix: str, key: options.KeyOption, timeout: float, as_json: bool, query: str
+    redis: str,
+    group: str,
+    prefix: str,
+    key: options.KeyOption,
+    timeout: float,
+    consistency: str,
+    as_json: bool,
+    query: str,
 ) -> None:
     """Ask a state machine and print the answer.
 
@@ -30,5 +45,5 @@ def command(
     """
     request = options.parse_json(query, "the query")
     with options.open_client(redis, group, prefix, key) as client:
-        value = client.read(request, timeout=timeout)
+        value = client.read(request, timeout=timeout, consistency=consistency)
     output.emit_json({"result": value} if as_json else value)
