@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import ast
 import io
+import re
 import tokenize
 from pathlib import Path
+
+from raftplug.settings import Settings
+from raftplug.testing.simulation import FAULTS
 
 SOURCE = Path(__file__).parent.parent / "src" / "raftplug"
 
@@ -13,7 +17,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "raftplug"
 FLOORS = (
     {"_cy", "_source", "constants", "errors", "version"},
     {"_refusals", "settings", "plain", "agenda", "future", "frames", "state_machine", "redis_connection", "embedded"},
-    {"configuration", "sessions", "cluster", "keys", "divergence", "threads", "_core_py"},
+    {"configuration", "sessions", "cluster", "keys", "divergence", "events", "threads", "_core_py"},
     {"raft", "requester", "quiescence", "hooks", "redis_streams", "apply"},
     {"core", "plugins"},
     {"storage"},
@@ -126,3 +130,20 @@ SIDEWAYS = {("redis_connection", "embedded"), ("storage", "frames")}
 def test_nothing_pickles() -> None:
     for path in SOURCE.rglob("*.py"):
         assert not {"pickle", "marshal", "shelve", "dill"} & {module.split(".")[0] for module in _imports(path)}
+
+
+def test_the_table_of_features_names_what_exists() -> None:
+    """Each test, scenario, fault and setting that docs/features.md names."""
+    tests = Path(__file__).parent
+    text = (tests.parent / "docs" / "features.md").read_text()
+    for file, _, name in re.findall(r"`(test_\w+\.py)(::(\w+))?`", text):
+        assert f"def {name}" in (tests / file).read_text(), (file, name)
+    for line in re.findall(r"`test_scenarios.py` \(([^)]*)\)", text):
+        assert all((tests / "scenarios" / f"{name}.txt").exists() for name in re.findall(r"`(\w+)`", line)), line
+    rows = [line.split("|") for line in text.splitlines() if line.startswith("| ") and "`" in line]
+    assert len(rows) > 15
+    for row in rows:
+        assert set(re.findall(r"`(\w+)`", row[4])) <= set(FAULTS), row
+        for name in re.findall(r"`Settings\.(\w+)`|`(max_\w+|keep_\w+)`", row[2]):
+            field = "".join(name)
+            assert field == "load" or field in Settings.__dataclass_fields__, field

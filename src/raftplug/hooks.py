@@ -72,7 +72,7 @@ def raftplug_configuration_changed(group: str, node: int | str, configuration: A
     Args:
         group: name of the group.
         node: id of the node.
-        configuration: the `raftplug.configuration.Configuration`: voters, learners.
+        configuration: four lists of ids: voters, outgoing voters (while they change), learners, voters to be.
     """
 
 
@@ -97,4 +97,41 @@ def raftplug_transition_state(group: str, node: int | str, transition_id: Any, s
         node: id of the node.
         transition_id: what the machine's `get_id` says, else the pair (term, index).
         state: `TransitionState.Queued`, `.Committed`, `.Applied` or `.Abandoned(reason)`.
+    """
+
+
+@hookspec
+def raftplug_slow_apply(group: str, node: int | str, index: int, took_ms: int) -> None:
+    """Observe that a state machine was slow, and has a thread of its own from now on.
+
+    Args:
+        group: name of the group.
+        node: id of the node.
+        index: index of the last entry that was applied.
+        took_ms: how long one thing took, milliseconds.
+    """
+
+
+@hookspec
+def raftplug_diverged(group: str, node: int | str, replica: int | str, index: int, digest: str, expected: str) -> None:
+    """Observe that a replica's state differs from the others' (see `Settings.digest_entries`).
+
+    Args:
+        group: name of the group.
+        node: id of the node that noticed: the leader, or the replica itself.
+        replica: id of the node whose replica has diverged.
+        index: index of the entry after which the digests were taken.
+        digest: the replica's, in hexadecimal digits.
+        expected: the others'.
+    """
+
+
+@hookspec
+def raftplug_peer(node: int | str, peer: int | str, reachable: bool) -> None:
+    """Observe that another node has not been heard for an election timeout, or is heard again.
+
+    Args:
+        node: id of the node that sees it.
+        peer: id of the other one.
+        reachable: whether it is heard now.
     """

@@ -35,6 +35,7 @@ from raftplug.errors import (
     Unavailable,
     WrongDirectory,
 )
+from raftplug.events import Event, Events, Subscription
 from raftplug.frames import (
     NO_CLUSTER,
     Frame,
@@ -136,6 +137,7 @@ class NodeLoop:
         self._announced_at = -_ANNOUNCE_MANY_US
         self._news = False  # Somebody leads whom the last announcement did not name.
         self._leaders: dict[str, Id | None] = {}
+        self._on_event = on_event or _ignore
         self._now = 0
         self._beat_at = 0  # When the nodes that share a group are next looked at, and told that we are here.
         self._peers: dict[Id, int] = {}  # Those nodes, and when each was last heard.
@@ -367,6 +369,7 @@ class NodeLoop:
         for id, heard in self._peers.items():
             if heard < oldest and id not in self._lost:
                 self._lost.add(id)
+                self._on_event("raftplug_peer", node=self.id, peer=id, reachable=False)
                 self._wake(id)
 
     def _hear(self, id: Id, is_new: bool) -> None:
@@ -375,6 +378,8 @@ class NodeLoop:
             return
         self._peers[id] = self._now
         if is_new or id in self._lost:
+            if id in self._lost:
+                self._on_event("raftplug_peer", node=self.id, peer=id, reachable=True)
             self._lost.discard(id)
             self._wake(id)
 
@@ -630,6 +635,7 @@ class Node:
         for name in groups:
             check_id(name, "group")
         self._plugins = plugins or default()
+        self._events = Events(id, self._plugins.events, self._plugins.observed)
         self._machines = {
             name: self._plugins.machine(given) if isinstance(given, str) else given for name, given in groups.items()
         }
@@ -690,7 +696,8 @@ class Node:
                 clock=lambda: time.monotonic_ns() // 1000,
                 generator=random.Random(storage.identity.nonce),
                 wall_ms=lambda: time.time_ns() // 1_000_000,
-                on_event=self._plugins.events,
+                on_event=self._events.publish,
+                is_watched=self._events.is_watched,
                 keys=self._keys,
                 apply_executor=lambda job, done: thread.execute(job, done),
                 own_thread=self._new_worker,
@@ -827,6 +834,18 @@ class Node:
         except TimeoutError:
             raise Unavailable("this node is too busy to answer the read in time") from None
 
+    def subscribe(self, *kinds: str, callback: Callable[[Event], None] | None = None) -> Subscription:
+        """Observe what happens in this node: see `raftplug.events`.
+
+        Args:
+            kinds: of events, such as "leader_changed"; all of them unless given.
+            callback: called with each event, in a thread of its own; without one, iterate over what is returned.
+
+        Raises:
+            InvalidArgument: there is no event of such a kind.
+        """
+        return self._events.subscribe(kinds, callback)
+
     def status(self, group: str | None = None) -> dict[str, Any]:
         """This node's row of `raftplug status`, of a group; of the first one unless given."""
         loop, driver, future = self._running(), self._driver(group), Future()
@@ -946,11 +965,14 @@ class Node:
         if error is not None:
             self.failure = error
             _logger.critical("node %s stops: %s: %s", self.id, type(error).__name__, error)
-        for step in (self._finish_applies, loop.close, store.stop, loop.cluster.close, storage.close):
+        for step in (self._finish_applies, loop.close, store.stop, loop.cluster.close, storage.close, self._end_events):
             try:
                 step()
             except Exception as raised:
                 _logger.error("while node %s stopped: %s: %s", self.id, type(raised).__name__, raised)
+
+    def _end_events(self) -> None:
+        self._events.close(_FINISH_S)
 
     def _finish_applies(self) -> None:
         """Wait for state machines at work, but not for ever."""
@@ -965,6 +987,10 @@ class Node:
         worker = Worker(f"raftplug-apply-{self.id}-{group}")
         self._workers.append(worker)
         return worker.submit
+
+
+def _ignore(name: str, **arguments: Any) -> None:
+    """Nobody listens."""
 
 
 def _named(groups: Iterable[str]) -> str:
