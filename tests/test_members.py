@@ -14,7 +14,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from processes import PEERS, Cluster, refused, succeeded, wait_until
+from processes import PEERS, Cluster, raftplug, refused, succeeded, wait_until
 from processes import cluster as cluster
 from processes import server as server
 from raftplug import Client
@@ -141,3 +141,19 @@ def test_what_cannot_be_is_one_line(three: Cluster) -> None:
     with Client(three.server.url, group="g") as client, pytest.raises(InvalidArgument, match="last voter"):
         client.change_members("remove", *PEERS)
     assert members(three, "list")["voters"] == list(PEERS)
+
+
+def test_one_directory_goes_on_after_a_quorum_is_lost_for_good(three: Cluster) -> None:
+    three.kill(*PEERS)
+    recover = ("members", "recover", "--id", "n1", "--data-dir", str(three.directory / "n1"))
+    explained = raftplug(*recover)
+    assert explained.returncode == 2 and "nothing was changed: give --unsafe" in explained.stderr
+    done = succeeded(raftplug(*recover, "--unsafe", "--json"))
+    assert "must never run again" in done.stderr
+    (told,) = json.loads(done.stdout.splitlines()[-1])["groups"]
+    assert sorted(told["voters_before"]) == sorted(PEERS)
+    three.start("n1")
+    assert three.read("a") == "before"
+    three.start("n4", join=True)
+    assert members(three, "add", "n4")["voters"] == ["n1", "n4"]
+    three.propose({"op": "put", "key": "b", "value": "after"})

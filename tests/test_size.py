@@ -22,7 +22,7 @@ FLOORS = (
     {"core", "plugins"},
     {"storage"},
     {"driver"},
-    {"replica", "node", "client"},
+    {"replica", "node", "client", "recovery"},
     {"testing", "benchmarks"},
     {"cli"},
     {"__main__"},

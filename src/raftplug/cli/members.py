@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
@@ -133,6 +134,47 @@ def transfer(
             output.emit_json({"leader": target})
         else:
             click.echo(f"{target} leads")
+
+
+_WHAT_IS_LOST: Final = """\
+This makes {id} the only voter of every group in {data_dir}, from what lies there:
+- What only the lost nodes had is lost, even if it was acknowledged.
+- What this node had, and nobody had acknowledged, comes true.
+- The other old nodes must never run again: start new ones on new directories, with --join, and add them.
+Take the directory of the node whose log is longest: `raftplug status`, or the logs of the nodes, may tell.
+"""
+
+
+@command.command("recover")
+@click.option("--id", type=options.NODE_ID, required=True, metavar="ID", help="The node whose directory it is.")
+@click.option(
+    "--data-dir",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="Its data directory; the node must not run.",
+)
+@click.option("--unsafe", is_flag=True, help="Do it, though acknowledged transitions may be lost.")
+@options.as_json
+def recover(id: str, data_dir: Path, unsafe: bool, as_json: bool) -> None:
+    """Go on from one data directory after most nodes were lost for good. Offline.
+
+    \b
+    Example:
+      raftplug members recover --id n1 --data-dir n1 --unsafe
+    """
+    click.echo(_WHAT_IS_LOST.format(id=id, data_dir=data_dir), err=True)
+    if not unsafe:
+        raise click.UsageError("nothing was changed: give --unsafe if that is what you want")
+    from raftplug.recovery import recover
+
+    groups = recover(data_dir, id)
+    if as_json:
+        output.emit_json({"node": id, "groups": groups})
+    else:
+        rows = [(each["group"], each["last"], each["term"], ", ".join(each["voters_before"])) for each in groups]
+        output.table(("group", "last", "term", "voters before"), rows)
+        click.echo(f"{id} is the only voter now: start it as before, without --bootstrap")
 
 
 def _wait_for_voter(client: Client, id: str, until: float) -> dict[str, list[Any]]:

@@ -1,0 +1,73 @@
+"""Going on after a quorum was lost for good, from what one data directory holds.  Offline, and not safe.
+
+The log of the directory gets one more entry, in a term of its own: a configuration whose only voter is this node.  It
+then elects itself, commits all that it holds, and takes new members.  What only the lost nodes held is gone; what this
+node held, and nobody had acknowledged, comes true.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any
+
+from raftplug import core, plain
+from raftplug.constants import CONFIGURATION, HIGHEST
+from raftplug.driver import decode_snapshot
+from raftplug.errors import Corrupt, InvalidArgument, MalformedMessage
+from raftplug.frames import Id
+from raftplug.storage import SQLiteStorage, Write
+
+
+def recover(data_dir: str | os.PathLike[str], id: Id) -> list[dict[str, Any]]:
+    """Make the node of a data directory the only voter of each of its groups.
+
+    Args:
+        data_dir: the directory; its node must not run.
+        id: of the node.
+
+    Returns: for each group {"group", "last", "term", "voters_before"}: its last index and term before, and who voted.
+
+    Raises:
+        WrongDirectory, DirectoryInUse, Corrupt, StorageFailed: nothing was changed.
+        InvalidArgument: there is no group in it.
+    """
+    with contextlib.closing(SQLiteStorage(data_dir, id)) as storage:
+        groups = storage.groups()
+        if not groups:
+            raise InvalidArgument(f"{data_dir} carries no group")
+        writes, told = [], []
+        for group in groups:
+            write, report = _sole_voter(storage, group, id)
+            writes.append(write)
+            told.append(report)
+        storage.commit(writes)
+        return told
+
+
+def _sole_voter(storage: SQLiteStorage, group: str, id: Id) -> tuple[Write, dict[str, Any]]:
+    stored = storage.load(group)
+    if stored is None:
+        raise Corrupt(f"group {group!r} is listed, and is not there")
+    members = plain.decode(storage.configuration(group))
+    log = core.Log()
+    if stored.snapshot is not None:
+        log = core.Log(stored.snapshot.index, stored.snapshot.term, stored.snapshot.check)
+        members = decode_snapshot(stored.snapshot)[0]
+    try:
+        for block in stored.blocks:
+            log.restore(block)
+    except MalformedMessage as error:
+        raise Corrupt(f"group {group!r}: the stored log: {error}") from None
+    at = log.find(CONFIGURATION, log.base_index + 1)
+    while at:
+        members = plain.decode(log.payload_at(at))
+        at = log.find(CONFIGURATION, at + 1)
+    term, last = max(stored.term, log.last_term), log.last_index
+    if term >= HIGHEST:
+        raise InvalidArgument(f"group {group!r} has no term left")
+    alone = core.Configuration([id], storages={id: storage.identity.storage})
+    index = log.append(term + 1, CONFIGURATION, alone.encode())
+    voters = list(core.Configuration.from_plain(members).voters)
+    report = {"group": group, "last": last, "term": term, "voters_before": voters}
+    return Write(group, term + 1, None, first=index, block=log.slice(index, index + 1)), report
