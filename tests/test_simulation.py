@@ -97,3 +97,11 @@ def test_sim_prints_one_object_and_names_the_command_that_replays() -> None:
     assert set(found) == {"seeds", "events", "events_per_s", "violations", "faults", "trace_sha256"}
     assert (found["seeds"], found["violations"]) == (2, [])
     assert set(found["faults"]) == set(FAULTS)
+
+
+@pytest.mark.parametrize(
+    ("seed", "nodes", "events"), [(502232, 5, 2_000), (104131, 5, 4_000), (144, 5, 4_000), (70, 5, 8_000)]
+)
+def test_what_a_seed_once_found_stays_mended(core: Any, seed: int, nodes: int, events: int) -> None:
+    report = Simulation(seed, core=core, nodes=nodes, events=events).run()
+    assert report.violation is None, f"{report.violation}; raftplug sim --seed {seed} --nodes {nodes} --events {events}"

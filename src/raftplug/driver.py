@@ -239,6 +239,7 @@ class Driver:
         self._writing_install: tuple[Any, ...] | None = None
         self._loading: tuple[Any, ...] | None = None  # Durable; the machine has not taken it over yet.
         self._digests = Digests(id, _COMPARE_TIMEOUTS * 1000 * settings.election_timeout_ms)
+        self._handed_over = 0  # How often we tried to, having diverged.
         self._diverged: dict[Id, Divergence] = {}  # Who is known to have diverged: on the leader, and our own self.
         self._committed_seen = 0
         self._elected_us = 0
@@ -978,9 +979,14 @@ class Driver:
         for read in self._reads:
             read.finish(self._refusal())
         self._reads.clear()
-        if self.raft.role == LEADER and self.raft.transferee is None:
-            with contextlib.suppress(ChangeRefused):
-                self.raft.transfer(None)
+        raft = self.raft
+        if raft.role == LEADER and raft.transferee is None:
+            oldest = int(raft.now) - 1000 * self.settings.election_timeout_ms
+            others = [id for id in raft.configuration.voters if id != self.id and id not in self._diverged]
+            heard = [id for id in others if raft.progress[id].contact > oldest]
+            if heard:  # One after the other: who was asked last may be unable to win (sim seed 502232).
+                self._handed_over += 1
+                raft.transfer(heard[self._handed_over % len(heard)])
 
     def _refusal(self) -> RaftplugError:
         return _stopped() if self._closed else Diverged(f"{self.diverged}; {_REMEDY}")
