@@ -79,8 +79,8 @@ MUTANTS = (
     Mutant(
         "quiet group not woken when a node is lost",
         "node.py",
-        "                self._lost.add(id)\n                self._wake(id)",
-        "                self._lost.add(id)",
+        "peer=id, reachable=False)\n                self._wake(id)",
+        "peer=id, reachable=False)",
     ),
     Mutant(
         "quiet group not woken when a node is back",
@@ -214,8 +214,8 @@ MUTANTS = (
     Mutant(
         "read before the no-op commits",
         "raft.py",
-        "if not self._new_reads or self.commit < self._term_start:",
-        "if not self._new_reads:",
+        "if self._new_reads and self.commit >= self._term_start:",
+        "if self._new_reads:",
     ),
     Mutant(
         "read answered before its index is applied",

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from struct import Struct
 from typing import Any
 
 import hiredis
@@ -25,6 +26,7 @@ from raftplug.errors import MalformedMessage, RaftplugError
 from raftplug.frames import decode_frame
 
 CORES = ["python", "cython"]
+_ENTRY = Struct("<QQBII")
 
 
 @pytest.mark.parametrize("core_name", CORES)
@@ -156,7 +158,11 @@ class Trace:
         claims: dict[str, list[bool]] = {"vote request": [], "vote": [], "ack": [], "own count": []}
         synced = written = False
         acked = committed = 0
-        for what, value in self.events:
+        left: dict[int, int] = {}  # index of an entry -> when it first left; the leader writes it after that.
+        for number, (what, value) in enumerate(self.events):
+            if what == "sent" and value.kind == APPEND:
+                for index in _indexes(value.data):
+                    left.setdefault(index, number)
             if what == "write":
                 written, synced = True, False
             elif what == "sync":
@@ -173,8 +179,22 @@ class Trace:
                 claims["ack"].append(synced)
             elif value.kind == APPEND and value.commit > committed:
                 committed = value.commit  # Of two voters both are needed: the leader has counted itself.
-                claims["own count"].append(synced)
+                claims["own count"].append(self._is_synced(left[committed], number))
         return claims
+
+    def _is_synced(self, since: int, until: int) -> bool:
+        """Whether a write that began after event `since` was synced before event `until`."""
+        kinds = [what for what, _ in self.events[since:until]]
+        return "write" in kinds and "sync" in kinds[kinds.index("write") :]
+
+
+def _indexes(block: bytes) -> Iterator[int]:
+    """The indexes of the entries in a block: each has a header of index, term, kind, length and check."""
+    at = 0
+    while at < len(block):
+        index, _, _, length, _ = _ENTRY.unpack_from(block, at)
+        yield index
+        at += _ENTRY.size + length
 
 
 def _unescaped(text: str) -> bytes:
