@@ -179,7 +179,8 @@ class Trace:
                 claims["ack"].append(synced)
             elif value.kind == APPEND and value.commit > committed:
                 committed = value.commit  # Of two voters both are needed: the leader has counted itself.
-                claims["own count"].append(self._is_synced(left[committed], number))
+                # The frame may leave while the entry is written, or the next one may be under way now.
+                claims["own count"].append(synced or self._is_synced(left[committed], number))
         return claims
 
     def _is_synced(self, since: int, until: int) -> bool:
