@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))
+
 import servers
+from processes import PEERS, Cluster, succeeded
+from processes import cluster as cluster
+from processes import server as server
 from raftplug import Node, StateMachine, hookimpl
 from raftplug.embedded import EmbeddedServer
 from raftplug.errors import InvalidArgument
 from raftplug.events import KINDS, LOST, Event, Events, Subscription
 from raftplug.plugins import Plugins
 
-valkey_server = servers.valkey_server
+valkey_server, wait_until = servers.valkey_server, servers.wait_until
 
 
 class Echo(StateMachine):
@@ -65,7 +73,7 @@ def test_an_unknown_kind_is_refused() -> None:
 
 
 def test_an_observer_that_raises_sees_the_next_event(caplog: pytest.LogCaptureFixture) -> None:
-    events = Events("n1", lambda name, **arguments: None, lambda name: False)
+    events = Events("n1", Plugins())
     seen: list[int] = []
 
     def observe(event: Event) -> None:
@@ -77,15 +85,96 @@ def test_an_observer_that_raises_sees_the_next_event(caplog: pytest.LogCaptureFi
         events.publish("raftplug_peer", node="n1", number=number)
     events.close(10.0)
     assert seen == [0, 1]
+    assert [record.getMessage() for record in caplog.records] == [
+        "an observer of events raised, and will not be logged again"
+    ]
 
 
-def test_a_hook_that_hangs_keeps_nobody_waiting() -> None:
-    hangs = threading.Event()
-    events = Events("n1", lambda name, **arguments: hangs.wait(), lambda name: True)
-    for number in range(100):
-        events.publish("raftplug_peer", node="n1", number=number)
+class Hooked:
+    """A plugin that observes peers."""
+
+    def __init__(self, observe: Callable[[Any], object]) -> None:
+        self.observe = observe
+
+    @hookimpl
+    def raftplug_peer(self, peer: Any) -> None:
+        self.observe(peer)
+
+
+def test_a_hook_that_hangs_or_raises_keeps_nobody_waiting_nor_another_plugin() -> None:
+    hangs, seen, threads = threading.Event(), [], set()
+
+    def observe(peer: Any) -> None:
+        seen.append(peer)
+        threads.add(threading.current_thread())
+
+    plugins = Plugins()
+    plugins.register(Hooked(lambda peer: hangs.wait()), name="hangs")
+    plugins.register(Hooked(lambda peer: 1 // 0), name="raises")
+    plugins.register(Hooked(observe), name="sound")
+    events = Events("n1", plugins)
+    for peer in range(100):
+        events.publish("raftplug_peer", node="n1", peer=peer, reachable=True)
+    wait_until(lambda: len(seen) == 100, "the sound one sees all")
+    assert seen == list(range(100))
+    assert len(threads) == 1 and threading.current_thread() not in threads
     events.close(0.01)
     hangs.set()
+
+
+def test_a_closed_subscription_is_gone_and_costs_no_transition_anything() -> None:
+    events = Events("n1", Plugins())
+    for _ in range(100):
+        with events.subscribe(("transition_state",), None):
+            assert events.is_watched()
+        assert not events.is_watched()
+    events.subscribe(("peer",), None)
+    assert len(events._subscriptions) == 1
+
+
+def test_whoever_subscribes_after_the_end_waits_for_nothing() -> None:
+    events = Events("n1", Plugins())
+    events.close(1.0)
+    assert list(events.subscribe((), None)) == []
+    called: list[Event] = []
+    events.subscribe((), called.append)
+    events.publish("raftplug_peer", node="n1", peer="n2", reachable=True)
+    assert called == []
+
+
+def test_what_cannot_be_called_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match="not str"):
+        Events("n1", Plugins()).subscribe((), "print")  # type: ignore[arg-type]
+
+
+def test_events_can_be_awaited_in_any_loop_while_another_thread_tells_them() -> None:
+    events = Events("n1", Plugins())
+    subscription = events.subscribe(("peer",), None)
+
+    def tell() -> None:
+        for number in range(200):
+            events.publish("raftplug_peer", node="n1", number=number)
+        events.close(1.0)
+
+    async def observe() -> list[int]:
+        return [event.details["number"] async for event in subscription]
+
+    teller = threading.Timer(0.05, tell)
+    teller.start()
+    assert asyncio.run(observe()) == list(range(200))
+    teller.join()
+
+
+def test_a_waiting_reader_is_woken_by_an_event_and_by_the_end() -> None:
+    subscription, seen = Subscription("n1"), []
+    reader = threading.Thread(target=lambda: seen.extend(subscription))
+    reader.start()
+    for number in range(50):
+        subscription.put(event(number))
+    subscription.close()
+    reader.join(30.0)
+    assert not reader.is_alive()
+    assert [each.details["number"] for each in seen] == list(range(50))
 
 
 def test_every_kind_of_event_is_a_hook() -> None:
@@ -131,3 +220,46 @@ def test_a_plugin_observes_what_a_subscription_does(valkey_server: EmbeddedServe
         assert node.propose(1).result(timeout=10) == 1
         assert led.wait(10.0)
     assert [each.details["leader"] for each in told][:1] == ["n1"]
+
+
+def test_processes_tell_in_a_line_who_leads_who_is_a_member_and_who_is_silent(cluster: Cluster) -> None:
+    cluster.start(*PEERS, bootstrap=True)
+    cluster.propose({"op": "put", "key": "a", "value": 1})
+    leader = cluster.leader()
+    cluster.nodes[leader].wait_for_line(rf"^{leader}: leads in term \d+$")
+    gone, other = [name for name in PEERS if name != leader]
+    cluster.nodes[other].wait_for_line(rf"^{other}: follows {leader} in term \d+$")
+    cluster.kill(gone)
+    cluster.nodes[leader].wait_for_line(rf"^{leader}: {gone} is silent$")
+    cluster.start(gone)
+    cluster.nodes[leader].wait_for_line(rf"^{leader}: {gone} is heard again$")
+    succeeded(cluster.run("members demote", gone))
+    cluster.nodes[leader].wait_for_line(rf"^{leader}: voters (?=.*{leader})(?=.*{other}).*; learners {gone}$")
+
+
+def test_whoever_watches_a_node_sees_leadership_move_and_a_peer_fall_silent(
+    valkey_server: EmbeddedServer, tmp_path: Path
+) -> None:
+    def node(name: str) -> Node:
+        options: Any = {"redis": valkey_server.url, "data_dir": str(tmp_path / name), "state_machine": Echo()}
+        return Node(name, peers=list(PEERS), bootstrap=True, **options)
+
+    nodes = {name: node(name) for name in PEERS}
+    told: dict[str, list[Event]] = {name: [] for name in PEERS}
+    for name, each in nodes.items():
+        each.subscribe("leader_changed", "peer", callback=told[name].append)
+    with contextlib.ExitStack() as stack:
+        for each in nodes.values():
+            stack.enter_context(each)
+        assert nodes["n1"].propose(1).result(timeout=10) == 1
+        leader = wait_until(lambda: nodes["n1"].leader, "a leader")
+        nodes[leader].stop()
+        silent = {"peer": leader, "reachable": False}
+        for name in set(PEERS) - {leader}:
+
+            def leaders(name: str = name) -> list[Any]:
+                return [each.details["leader"] for each in told[name] if each.kind == "leader_changed"]
+
+            wait_until(lambda: leaders()[-1] not in (None, leader), f"{name} sees another leader")
+            assert leader in leaders()
+            wait_until(lambda name=name: silent in [each.details for each in told[name]], f"{name} misses {leader}")

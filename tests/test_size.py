@@ -17,11 +17,11 @@ SOURCE = Path(__file__).parent.parent / "src" / "raftplug"
 FLOORS = (
     {"_cy", "_source", "constants", "errors", "version"},
     {"_refusals", "settings", "plain", "agenda", "future", "frames", "state_machine", "redis_connection", "embedded"},
-    {"configuration", "sessions", "cluster", "keys", "divergence", "events", "threads", "_core_py"},
+    {"configuration", "sessions", "cluster", "keys", "divergence", "threads", "_core_py"},
     {"raft", "requester", "quiescence", "hooks", "redis_streams", "apply"},
     {"core", "plugins"},
     {"storage"},
-    {"driver"},
+    {"driver", "events"},
     {"replica", "node", "client", "recovery"},
     {"testing", "benchmarks"},
     {"cli"},

@@ -15,6 +15,7 @@ from raftplug import errors as errors
 if TYPE_CHECKING:
     from raftplug.client import Client as Client
     from raftplug.cluster import Cluster as Cluster
+    from raftplug.events import Event as Event
     from raftplug.future import Future as Future
     from raftplug.hooks import hookimpl as hookimpl
     from raftplug.node import Node as Node
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Client": "client",
     "Cluster": "cluster",
+    "Event": "events",
     "Future": "future",
     "Node": "node",
     "Replica": "replica",

@@ -3,7 +3,7 @@
 What is told is what the hooks of `hooks` are told, under the same names without `raftplug_`::
 
     with node.subscribe("leader_changed") as events:
-        for event in events:
+        for event in events:                    # or: async for event in events
             print(event.group, event.details["leader"])
 """
 
@@ -13,12 +13,14 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from raftplug.errors import InvalidArgument
 from raftplug.frames import Id
+from raftplug.future import Future
+from raftplug.plugins import Plugins
 
 _logger = logging.getLogger("raftplug")
 _HOOK = "raftplug_"
@@ -54,9 +56,10 @@ class Event:
 
 
 class Subscription:
-    """What an observer has not seen yet: an iterator that waits, and ends when the node stops or after `close`.
+    """What an observer has not seen yet; it ends when the node stops or after `close`.
 
-    At most 10,000 events wait; then the oldest are dropped, and an event of kind LOST says how many.
+    Iterate over it, in a thread or with `async for`, or call `get`.  At most 10,000 events wait; then the oldest are
+    dropped, and an event of kind LOST says how many.
     """
 
     def __init__(self, node: Id, kinds: Collection[str] = (), most: int = _QUEUE) -> None:
@@ -68,38 +71,68 @@ class Subscription:
         self._most = most
         self._waiting: deque[Event] = deque()
         self._dropped = 0
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._news: Future | None = None  # Who takes events waits for it; done with the next one, or the end.
         self._closed = False
 
     def put(self, event: Event) -> None:
         """Add an event; it never waits."""
-        with self._changed:
+        with self._lock:
             if self._closed:
                 return
             if len(self._waiting) >= self._most:
                 self._waiting.popleft()
                 self._dropped += 1
             self._waiting.append(event)
-            self._changed.notify()
+            news, self._news = self._news, None
+        if news is not None:
+            news.set_result(None)
 
     def get(self, timeout: float | None = None) -> Event | None:
         """The next event; None if none came within `timeout` seconds, or none will come."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closed, timeout)
-            if self._dropped:
-                count, self._dropped = self._dropped, 0
-                return Event(LOST, None, self._node, {"count": count})
-            return self._waiting.popleft() if self._waiting else None
+        until = None if timeout is None else time.monotonic() + timeout
+        while isinstance(taken := self._take(), Future):
+            try:
+                taken.result(None if until is None else max(0.0, until - time.monotonic()))
+            except TimeoutError:
+                return None
+        return taken
+
+    def is_closed(self) -> bool:
+        """Whether no more events come."""
+        return self._closed
 
     def close(self) -> None:
         """No more events come; those that wait can still be taken."""
-        with self._changed:
+        with self._lock:
             self._closed = True
-            self._changed.notify_all()
+            news, self._news = self._news, None
+        if news is not None:
+            news.set_result(None)
+
+    def _take(self) -> Event | Future | None:
+        """The next event, or what to wait for; None at the end."""
+        with self._lock:
+            if self._dropped:
+                count, self._dropped = self._dropped, 0
+                return Event(LOST, None, self._node, {"count": count})
+            if self._waiting:
+                return self._waiting.popleft()
+            if self._closed:
+                return None
+            self._news = self._news or Future()
+            return self._news
 
     def __iter__(self) -> Iterator[Event]:
         while (event := self.get()) is not None:
             yield event
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        while (taken := self._take()) is not None:
+            if isinstance(taken, Event):
+                yield taken
+            else:
+                await taken
 
     def __enter__(self) -> Subscription:
         return self
@@ -113,26 +146,23 @@ class Events:
 
     Args:
         node: its id.
-        hooks: called in a thread of its own with a hook's name and arguments.
-        observed: whether any plugin has that hook.
+        plugins: whose hooks are called, those of each plugin in a thread of their own.
     """
 
-    def __init__(self, node: Id, hooks: Callable[..., None], observed: Callable[[str], bool]) -> None:
+    def __init__(self, node: Id, plugins: Plugins) -> None:
         self._node = node
-        self._hooks = hooks
-        self._observed = observed
+        self._plugins = plugins
         self._lock = threading.Lock()
         self._subscriptions: tuple[Subscription, ...] = ()
-        self._of_hooks: Subscription | None = None  # Begun with the first event that a plugin observes.
+        self._of_plugins: dict[str, Subscription] = {}  # Begun with the first event that the plugin observes.
         self._threads: list[threading.Thread] = []
+        self._closed = False
 
     def publish(self, name: str, **arguments: Any) -> None:
         """Tell of an event by its hook's name; any thread, never waits."""
         kind = name.removeprefix(_HOOK)
         concerned = [each for each in self._subscriptions if kind in each.kinds]
-        if self._observed(name):
-            self._of_hooks = self._of_hooks or self._start(Subscription(self._node), self._tell_hooks)
-            concerned.append(self._of_hooks)
+        concerned += [self._of_plugin(plugin) for plugin in self._plugins.observing(name)]
         if concerned:
             details = {key: value for key, value in arguments.items() if key not in ("group", "node")}
             event = Event(kind, arguments.get("group"), self._node, details)
@@ -141,50 +171,70 @@ class Events:
 
     def is_watched(self) -> bool:
         """Whether anybody wants to know of every transition."""
-        return self._observed(_HOOK + "transition_state") or any(
-            "transition_state" in each.kinds for each in self._subscriptions
+        return self._plugins.observed(_HOOK + "transition_state") or any(
+            "transition_state" in each.kinds and not each.is_closed() for each in self._subscriptions
         )
 
-    def subscribe(self, kinds: Collection[str], callback: Callable[[Event], None] | None) -> Subscription:
+    def subscribe(self, kinds: Collection[str], callback: Callable[[Event], object] | None) -> Subscription:
         """A new subscription; with a callback, a thread of its own calls that with each event.
 
         Raises:
-            InvalidArgument: there is no event of such a kind.
+            InvalidArgument: there is no event of such a kind, or the callback cannot be called.
         """
+        if callback is not None and not callable(callback):
+            raise InvalidArgument(f"a function of an event is wanted, not {type(callback).__name__}")
         subscription = Subscription(self._node, kinds)
         with self._lock:
-            self._subscriptions = (*self._subscriptions, subscription)
-        return subscription if callback is None else self._start(subscription, callback)
-
-    def _start(self, subscription: Subscription, callback: Callable[[Event], None]) -> Subscription:
-        name = f"raftplug-events-{self._node}"
-        thread = threading.Thread(target=_call_for_each, args=(subscription, callback), name=name, daemon=True)
-        self._threads.append(thread)
-        thread.start()
+            self._subscriptions = (*(each for each in self._subscriptions if not each.is_closed()), subscription)
+            self._begin(subscription, callback)
         return subscription
 
     def close(self, timeout_s: float) -> None:
         """No more events; wait so long for observers to see those that wait."""
         until = time.monotonic() + timeout_s
-        for each in (*self._subscriptions, self._of_hooks):
-            if each is not None:
+        with self._lock:
+            self._closed = True
+            for each in (*self._subscriptions, *self._of_plugins.values()):
                 each.close()
-        for thread in self._threads:
+            threads = list(self._threads)
+        for thread in threads:
             if thread is not threading.current_thread():
                 thread.join(max(0.0, until - time.monotonic()))
 
-    def _tell_hooks(self, event: Event) -> None:
+    def _of_plugin(self, plugin: str) -> Subscription:
+        found = self._of_plugins.get(plugin)
+        if found is None:
+            with self._lock:
+                found = self._of_plugins.get(plugin) or Subscription(self._node)
+                if plugin not in self._of_plugins:
+                    self._of_plugins[plugin] = found
+                    self._begin(found, lambda event: self._tell(plugin, event))
+        return found
+
+    def _begin(self, subscription: Subscription, callback: Callable[[Event], object] | None) -> None:
+        if self._closed:
+            subscription.close()
+        elif callback is not None:
+            name, arguments = f"raftplug-events-{self._node}", (subscription, callback)
+            thread = threading.Thread(target=_call_for_each, args=arguments, name=name, daemon=True)
+            self._threads = [*(each for each in self._threads if each.is_alive()), thread]
+            thread.start()
+
+    def _tell(self, plugin: str, event: Event) -> None:
         if event.kind == LOST:
-            text = "node %s: observers of plugins are slow: %d events were dropped"
-            _logger.error(text, self._node, event.details["count"])
+            text = "node %s: plugin %s observes too slowly: %d events were dropped"
+            _logger.error(text, self._node, plugin, event.details["count"])
             return
         more = {} if event.group is None else {"group": event.group}
-        self._hooks(_HOOK + event.kind, node=event.node, **more, **event.details)
+        self._plugins.events(_HOOK + event.kind, only=plugin, node=event.node, **more, **event.details)
 
 
-def _call_for_each(subscription: Subscription, callback: Callable[[Event], None]) -> None:
+def _call_for_each(subscription: Subscription, callback: Callable[[Event], object]) -> None:
+    has_raised = False
     for event in subscription:
         try:
             callback(event)
         except Exception:
-            _logger.exception("an observer of events raised")
+            if not has_raised:
+                has_raised = True
+                _logger.exception("an observer of events raised, and will not be logged again")

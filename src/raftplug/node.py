@@ -635,7 +635,7 @@ class Node:
         for name in groups:
             check_id(name, "group")
         self._plugins = plugins or default()
-        self._events = Events(id, self._plugins.events, self._plugins.observed)
+        self._events = Events(id, self._plugins)
         self._machines = {
             name: self._plugins.machine(given) if isinstance(given, str) else given for name, given in groups.items()
         }
@@ -834,15 +834,15 @@ class Node:
         except TimeoutError:
             raise Unavailable("this node is too busy to answer the read in time") from None
 
-    def subscribe(self, *kinds: str, callback: Callable[[Event], None] | None = None) -> Subscription:
-        """Observe what happens in this node: see `raftplug.events`.
+    def subscribe(self, *kinds: str, callback: Callable[[Event], object] | None = None) -> Subscription:
+        """Observe what happens in this node, from now on: see `raftplug.events`.  Also before `start`.
 
         Args:
             kinds: of events, such as "leader_changed"; all of them unless given.
             callback: called with each event, in a thread of its own; without one, iterate over what is returned.
 
         Raises:
-            InvalidArgument: there is no event of such a kind.
+            InvalidArgument: there is no event of such a kind, or the callback is no function.
         """
         return self._events.subscribe(kinds, callback)
 

@@ -306,9 +306,21 @@ class Plugins:
         """True if any plugin observes the event `name`: who would have to prepare its arguments can ask first."""
         return bool(self._observers.get(name))
 
-    def events(self, name: str, **arguments: Any) -> None:
-        """Call the observers of the hook `name`.  One that raises is logged once, and hurts nobody."""
+    def observing(self, name: str) -> tuple[str, ...]:
+        """The names of the plugins that observe the event `name`."""
+        return tuple(dict.fromkeys(observer.plugin.name for observer in self._observers.get(name, ())))
+
+    def events(self, name: str, *, only: str | None = None, **arguments: Any) -> None:
+        """Call the observers of the hook `name`, here and now.  One that raises is logged once, and hurts nobody.
+
+        Args:
+            name: of the hook.
+            only: the plugin whose observers are called; all of them unless given.
+            arguments: the hook's.
+        """
         for observer in self._observers.get(name, ()):
+            if only is not None and observer.plugin.name != only:
+                continue
             try:
                 observer.function(*[arguments[key] for key in observer.names])
             except Exception as error:

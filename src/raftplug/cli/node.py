@@ -10,16 +10,16 @@ import sys
 import threading
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from raftplug.cli import options, output
 from raftplug.errors import InvalidArgument, RaftplugError, Removed, StorageFailed
 from raftplug.frames import check_id
-from raftplug.hooks import hookimpl
 
 if TYPE_CHECKING:
+    from raftplug.events import Event
     from raftplug.node import Node
 
 _logger = logging.getLogger("raftplug")
@@ -142,7 +142,7 @@ def command(
         key=key,
         plugins=plugins,
     )
-    plugins.register(_Observer(len(machines)), name="raftplug node")
+    node.subscribe(*_Teller.KINDS, callback=_Teller(len(machines)))
     node.start()
     leader = node.leader
     following = "no leader yet" if leader is None else "leading" if leader == id else f"following {leader}"
@@ -202,19 +202,38 @@ class _OneLine(logging.Formatter):
         return output.clean(super().format(record))
 
 
-class _Observer:
-    """Tells every change of leader in a line; of which group, where there are several, and of a few only.
+class _Teller:
+    """Tells what happens in a line each; of which group, where there are several, and of a few only.
+
+    Slow and diverged state machines are told by the log.
 
     Args:
         groups: how many the node carries.
     """
 
+    KINDS = ("leader_changed", "configuration_changed", "snapshot", "peer")
+
     def __init__(self, groups: int) -> None:
         self._groups = groups
 
-    @hookimpl
-    def raftplug_leader_changed(self, group: str, node: Any, leader: Any, term: int) -> None:
-        if self._groups <= _MOST_TOLD:
-            text = "no leader" if leader is None else "leads" if leader == node else f"follows {leader}"
-            where = "" if self._groups == 1 else f"group {group}: "
-            output.note(f"{node}: {where}{text} in term {term}")
+    def __call__(self, event: Event) -> None:
+        details, where = event.details, ""
+        if event.group is not None and self._groups > 1:
+            where = f"group {event.group}: "
+            if self._groups > _MOST_TOLD:
+                return
+        if event.kind == "leader_changed":
+            leader = details["leader"]
+            what = "no leader" if leader is None else "leads" if leader == event.node else f"follows {leader}"
+            text = f"{what} in term {details['term']}"
+        elif event.kind == "configuration_changed":
+            names = ("voters", "outgoing voters", "learners", "voters to be")
+            lists = zip(names, details["configuration"], strict=True)
+            text = "; ".join(f"{name} {', '.join(map(str, ids))}" for name, ids in lists if ids) or "no members yet"
+        elif event.kind == "snapshot":
+            text = f"snapshot {details['kind']} at {details['index']}"
+        elif event.kind == "peer":
+            text = f"{details['peer']} is {'heard again' if details['reachable'] else 'silent'}"
+        else:
+            text = f"{details['count']} events were lost"
+        output.note(f"{event.node}: {where}{text}")
