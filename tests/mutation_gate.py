@@ -237,21 +237,21 @@ MUTANTS = (
     ),
     Mutant(
         "snapshot without its index",
-        "driver.py",
-        "        self.applier.applied = stored.index\n",
-        "",
+        "apply.py",
+        "        self.sessions = reader.sessions\n        self.applied = index\n",
+        "        self.sessions = reader.sessions\n",
     ),
     Mutant(
         "snapshot without configuration",
         "driver.py",
-        "encode_snapshot(configuration, self.sessions.snapshot(), snapshot.data)",
-        "encode_snapshot([[], [], [], []], self.sessions.snapshot(), snapshot.data)",
+        "contents(configuration, self.sessions.snapshot(), kind, machine)",
+        "contents([[], [], [], [], {}], self.sessions.snapshot(), kind, machine)",
     ),
     Mutant(
         "session table not in the snapshot",
         "driver.py",
-        "self.sessions.snapshot(), snapshot.data)",
-        "Sessions().snapshot(), snapshot.data)",
+        "contents(configuration, self.sessions.snapshot(), kind, machine)",
+        "contents(configuration, Sessions().snapshot(), kind, machine)",
     ),
     Mutant(
         "duplicate sequence executed again",
@@ -271,7 +271,7 @@ MUTANTS = (
         "snapshot installed during apply",
         "driver.py",
         "            self._loading = install  # Not now: the machine may be at work, and has to finish that first.\n",
-        "            self._load(*install)\n            self._loaded(install)\n",
+        "            self._load(install)\n            self._loaded(install)\n",
     ),
     Mutant(
         "duplicate remembered by a maximum",
@@ -339,8 +339,8 @@ MUTANTS = (
     Mutant(
         "log not compacted in order",
         "driver.py",
-        "        self.raft.snapshot_stored(own.index, self.settings.keep_entries)",
-        "        self.raft.snapshot_stored(own.index, -1)",
+        "            self.raft.snapshot_stored(own.index, self._entries_to_keep(own.index))",
+        "            self.raft.snapshot_stored(own.index, -1)",
     ),
     Mutant(
         "two changes of the members in flight",
@@ -448,6 +448,43 @@ MUTANTS = (
         "        self._use_last_configuration()\n",
     ),
     Mutant("learner campaigns", "raft.py", "if not self._may_campaign() or self.term", "if self.term"),
+    Mutant(
+        "snapshot shown to the rules before its digest is verified",
+        "driver.py",
+        "snapshots.verify(fetched, map(read, range(fetched.count)))",
+        "iter(())",
+    ),
+    Mutant(
+        "number of a piece ignored",
+        "snapshots.py",
+        "            self._arrived.setdefault(number, data)",
+        "            self._arrived.setdefault(next(each for each in self._asked if each not in self._arrived), data)",
+    ),
+    Mutant(
+        "damaged piece taken",
+        "snapshots.py",
+        " or crc32(data, number) != check",
+        "",
+    ),
+    Mutant(
+        "pieces count as stored before they are",
+        "snapshots.py",
+        "        if writing is not None and writing is self.fetch:\n            self._notice_end(writing)\n",
+        "        if self.fetch is not None:\n            self.fetch.have = self.fetch.snapshot.count\n"
+        "            self._notice_end(self.fetch)\n",
+    ),
+    Mutant(
+        "current snapshot dropped while it is fetched",
+        "snapshots.py",
+        "        if self._is_fetched(before, now):\n",
+        "        if False:\n",
+    ),
+    Mutant(
+        "snapshot that grows while it is written",
+        "testing/simulation.py",
+        "        return (captured[at : at + 50] for at in range(0, len(captured), 50))",
+        "        return (plain.encode(self.create_snapshot(index, term).data)[at : at + 50] for at in range(0, len(captured), 50))",
+    ),
     Mutant(
         "truncation not written",
         "storage.py",

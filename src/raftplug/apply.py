@@ -7,7 +7,7 @@ work may be done in the event loop or in another thread, as long as it is done b
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -26,7 +26,8 @@ from raftplug.constants import (
 from raftplug.errors import InvalidTransition, MachineFailed, MalformedMessage, TransitionFailed
 from raftplug.sessions import UNDER_WAY, Sessions, decode_open, decode_transition
 from raftplug.settings import Settings
-from raftplug.state_machine import TransitionState, abilities
+from raftplug.snapshots import PLAIN, STREAM, Reader
+from raftplug.state_machine import Snapshot, TransitionState, abilities
 
 _logger = logging.getLogger("raftplug")
 _ERROR_CHARACTERS: Final = 1_000
@@ -253,6 +254,37 @@ class Applier:
             if now >= until:
                 break
         return found
+
+    # -------------------------------------------------------------- snapshots
+
+    def capture(self, index: int, term: int) -> tuple[int, Iterator[bytes]]:
+        """The state as it is now, for a snapshot: of what kind it is, and its bytes, to be made later.
+
+        Raises:
+            Exception: whatever the machine raises.
+        """
+        if self.abilities.streams:
+            return STREAM, iter(self.machine.stream_snapshot(index, term))
+        snapshot = self.machine.create_snapshot(index, term)
+        if (snapshot.last_included_index, snapshot.last_included_term) != (index, term):
+            raise ValueError("create_snapshot must keep the index and the term that it was given")
+        return PLAIN, plain.encode_in_parts(snapshot.data)
+
+    def load(self, reader: Reader) -> None:
+        """Replace machine and sessions by those of a snapshot.
+
+        Raises:
+            MalformedMessage: it is of another kind than the machine takes.
+        """
+        index, term = reader.snapshot.index, reader.snapshot.term
+        if reader.kind == STREAM:
+            if not self.abilities.streams:
+                raise MalformedMessage("a snapshot of a state machine that streams, for one that does not")
+            self.machine.load_snapshot(index, term, reader.stream())
+        else:
+            self.machine.set_snapshot(Snapshot(index, term, reader.data()))
+        self.sessions = reader.sessions
+        self.applied = index
 
     # ---------------------------------------------------------------- digests
 

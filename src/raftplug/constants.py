@@ -38,6 +38,9 @@ QUIET: Final = 34
 QUIET_RESPONSE: Final = 35
 # … replicas compare the digests of their states …
 DIGESTS: Final = 37
+# … whoever fetches a snapshot asks for its pieces …
+PIECE_REQUEST: Final = 38
+PIECE: Final = 39
 # … a member tells a process that the group knows it by another data directory (see `frames.life`) …
 DISPLACED: Final = 40
 # … and a node that has nothing else to say is there; it belongs to no group.

@@ -10,13 +10,13 @@ import contextlib
 import logging
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgpack
 
 from raftplug import core as chosen_core
-from raftplug import plain
+from raftplug import plain, snapshots
 from raftplug.apply import Applier, Look, Outcome, text_of
 from raftplug.constants import (
     APPEND,
@@ -30,6 +30,8 @@ from raftplug.constants import (
     LINEARIZABLE,
     MALFORMED,
     OK,
+    PIECE,
+    PIECE_REQUEST,
     PRE_VOTE_RESPONSE,
     QUIET,
     QUIET_RESPONSE,
@@ -69,11 +71,12 @@ from raftplug.quiescence import Quiescence
 from raftplug.requester import Requester, check_consistency
 from raftplug.sessions import Sessions, encode_open, encode_transition
 from raftplug.settings import Settings
-from raftplug.state_machine import Snapshot, TransitionAbandonedReason, TransitionState
-from raftplug.storage import Stored, StoredSnapshot, Write
+from raftplug.snapshots import ReadPiece, Snapshots
+from raftplug.state_machine import TransitionAbandonedReason, TransitionState
+from raftplug.storage import Piece, Stored, StoredSnapshot, Write
 
 _logger = logging.getLogger("raftplug")
-_SNAPSHOT_FORMAT = 1
+_HELD_BYTES = 64 << 20  # How much of the log is kept for those who fetch a snapshot.
 _NEVER = 1 << 62
 _COUNTED = (PRE_VOTE_RESPONSE, VOTE_RESPONSE, APPEND_RESPONSE)
 _NOTICES_A_HEARTBEAT = 20
@@ -149,7 +152,7 @@ class Driver:
         configuration: plain data of the bootstrap configuration; a stored snapshot's wins.
         machine: the state machine.
         stored: what the storage holds of this group.
-        read_snapshot: gives the newest durable snapshot, to send it to a follower.
+        read_piece: gives a durable piece of a snapshot.
         settings: the limits.
         send: queues an item for another process.
         clock: monotonic time in µs, for any thread; only `turn` and `apply` read it, besides what their callers give.
@@ -181,7 +184,7 @@ class Driver:
         configuration: list[Any],
         machine: Any,
         stored: Stored,
-        read_snapshot: Callable[[], StoredSnapshot | None],
+        read_piece: ReadPiece,
         settings: Settings,
         send: Send,
         clock: Callable[[], int],
@@ -211,7 +214,6 @@ class Driver:
         self.initial_write: Write | None = None
         """To be made durable before the first turn: a snapshot that the machine brought along."""
         self.abilities = self.applier.abilities
-        self._read_snapshot = read_snapshot
         self._send = send
         self._clock = clock
         self._nonce = nonce
@@ -233,11 +235,13 @@ class Driver:
         self._result: Any = None
         self._notes: list[tuple[int, int, int, bytes, TransitionState]] = []  # What the machine is to be told.
         self._again = False  # A turn must follow at once.
-        self._own_snapshot: StoredSnapshot | None = None
         self._writing_own: StoredSnapshot | None = None
-        self._installing: tuple[Any, ...] | None = None
-        self._writing_install: tuple[Any, ...] | None = None
-        self._loading: tuple[Any, ...] | None = None  # Durable; the machine has not taken it over yet.
+        self._offer: Any = None  # The last SNAPSHOT message that offered something we lack.
+        self._verifying: Iterator[None] | None = None  # What was fetched is read again, and compared.
+        self._verified: snapshots.Reader | None = None  # A snapshot that was fetched, for the rules to see.
+        self._installing: snapshots.Reader | None = None
+        self._writing_install: snapshots.Reader | None = None
+        self._loading: snapshots.Reader | None = None  # Durable; the machine has not taken it over yet.
         self._digests = Digests(id, _COMPARE_TIMEOUTS * 1000 * settings.election_timeout_ms)
         self._handed_over = 0  # How often we tried to, having diverged.
         self._diverged: dict[Id, Divergence] = {}  # Who is known to have diverged: on the leader, and our own self.
@@ -255,11 +259,14 @@ class Driver:
         self.members_changed = False
         """Set whenever others are members than before; its owner may reset it."""
 
+        self.snapshots = Snapshots(stored=stored, settings=settings, send=self._send_piece, read=read_piece)
         log = self.core.Log()
         if stored.snapshot is not None:
             log = self.core.Log(stored.snapshot.index, stored.snapshot.term, stored.snapshot.check)
             try:
-                configuration = self._load(decode_snapshot(stored.snapshot), stored.snapshot)
+                reader = snapshots.Reader(stored.snapshot, self.snapshots.reader(stored.snapshot))
+                self._load(reader)
+                configuration = reader.configuration
             except MalformedMessage as error:
                 raise Corrupt(f"group {group!r}: the stored snapshot at {stored.snapshot.index}: {error}") from None
         elif self.abilities.snapshots:
@@ -267,9 +274,11 @@ class Driver:
             own = machine.get_snapshot() if not stored.blocks else None
             if own is not None:
                 index, term = own.last_included_index, own.last_included_term
-                data = encode_snapshot(configuration, self.sessions.snapshot(), own.data)
-                adopted = StoredSnapshot(index, term, 0, data)
-                self.initial_write = Write(group, term, None, snapshot=adopted, snapshot_resets_log=True)
+                stream = snapshots.contents(
+                    configuration, self.sessions.snapshot(), snapshots.PLAIN, plain.encode_in_parts(own.data)
+                )
+                self.snapshots.make(index, term, 0, stream)
+                self.initial_write = self._initial_write(term)
                 log = self.core.Log(index, term, 0)
                 machine.set_snapshot(own)
                 self.applier.applied = index
@@ -321,6 +330,10 @@ class Driver:
             self.quiescence.receive(source, kind, body)
         elif kind == DIGESTS:
             self._on_digests(source, body)
+        elif kind == PIECE_REQUEST:
+            self.snapshots.on_request(source, body, self.raft.now)
+        elif kind == PIECE:
+            self.snapshots.on_piece(source, body, self.raft.now)
         else:
             self._on_message(source, nonce, kind, body, storage)
 
@@ -401,13 +414,14 @@ class Driver:
         self.raft.tick(now)
         self.requester.tick(now)
         self._expire(now)
+        self._tick_snapshots(now)
         ready = self.raft.ready(may_write)
         if self._observes():
             for index, *entry in ready.truncated:
                 self._truncated.setdefault(index, []).append(tuple(entry))
         for message in ready.messages:
-            if message.kind == SNAPSHOT and not self._fill_snapshot(message):
-                continue
+            if message.kind == SNAPSHOT:
+                self._fill_offer(message)
             if message.kind == APPEND:
                 if message.hint:  # A notice of the commit index.
                     self._notices[message.peer] = message
@@ -456,15 +470,18 @@ class Driver:
         install, self._writing_install = self._writing_install, None
         if self.raft.writing:
             self.raft.persisted()
+        self.snapshots.written()
         if install is not None:
+            self.snapshots.adopt(install.snapshot, self.raft.now)
             self._loading = install  # Not now: the machine may be at work, and has to finish that first.
         if own is not None:
-            self.raft.snapshot_stored(own.index, self.settings.keep_entries)
+            self.snapshots.adopt(own, self.raft.now)
+            self.raft.snapshot_stored(own.index, self._entries_to_keep(own.index))
             self._event("raftplug_snapshot", index=own.index, kind="made")
 
     def deadline(self) -> int:
         """When the next turn is due if nothing happens: microseconds."""
-        if self._again or (self._then is None and self._has_work()):
+        if self._again or self._is_unverified() or (self._then is None and self._has_work()):
             return 0
         return min(
             int(self.raft.deadline()),
@@ -472,6 +489,7 @@ class Driver:
             self._next_expiry,
             self._notices_at,
             self._digests.deadline(),
+            self.snapshots.deadline(),
         )
 
     def close(self) -> None:
@@ -501,6 +519,12 @@ class Driver:
         problems += [str(each) for each in self._diverged.values()]
         if self.diverged is not None:
             problems.append(_REMEDY)
+        fetch = self.snapshots.fetch
+        if fetch is not None:
+            have, count = fetch.have, fetch.snapshot.count
+            problems.append(f"fetches the snapshot at {fetch.snapshot.index}: {have} of {count} pieces are here")
+        elif self._loading is not None:
+            problems.append(f"loads the snapshot at {self._loading.snapshot.index}")
         contact = None
         if raft.role != LEADER and raft.leader is not None:
             contact = (self._clock() - self.quiescence.contact()) // 1000
@@ -540,14 +564,15 @@ class Driver:
         if kind != SNAPSHOT:
             self.raft.step(message)
             return
-        stored = StoredSnapshot(message.index, message.log_term, message.hint, message.data)
-        contents = decode_snapshot(stored)  # Before the rules hear of it: damaged data changes nothing.
+        offer = snapshots.decode_offer(message)
         if not self.abilities.snapshots:
             raise MalformedMessage("a snapshot, for a state machine that takes none")
-        self.raft.step(message)
-        if self.raft.installing is message:
-            self.raft.set_configuration(self.core.Configuration.from_plain(contents[0]))
-            self._installing = (contents, stored)
+        if message.term < self.raft.term or not self._lacks(offer):
+            self.raft.step(message)  # It installs nothing.
+            return
+        self._offer = message
+        self.snapshots.consider(offer, source, self.raft.now)
+        self._install()
 
     def _is_known(self, member: Id, storage: bytes) -> bool:
         """Whether `storage` is the one by which the group knows `member`, or else the one that was heard first."""
@@ -565,13 +590,15 @@ class Driver:
         with contextlib.suppress(ChangeRefused, NotLeader):  # It waits until no other change is under way.
             self.raft.change(target)
 
-    def _fill_snapshot(self, message: Any) -> bool:
-        stored = self._read_snapshot()
+    def _fill_offer(self, message: Any) -> None:
+        stored = self.snapshots.current
         if stored is None or stored.index < message.index:
             raise InvariantViolated(f"the snapshot at {message.index} is not in storage")
         message.index, message.log_term = stored.index, stored.term
-        message.hint, message.data = stored.check, stored.data
-        return True
+        message.hint, message.data = stored.check, snapshots.encode_offer(stored)
+
+    def _send_piece(self, target: Id, kind: int, body: bytes) -> None:
+        self._send(target, kind, body)
 
     # -------------------------------------------------------------- requests
 
@@ -821,7 +848,7 @@ class Driver:
         applier = self.applier
         if self._loading is not None:
             install = self._loading
-            self._run(lambda: self._load(*install), lambda _: self._loaded(install))
+            self._run(lambda: self._load(install), lambda _: self._loaded(install))
         elif self._notes:
             notes, self._notes = self._notes, []
             self._run(lambda: applier.tell_all(notes), lambda _: None)
@@ -996,51 +1023,143 @@ class Driver:
     def _is_snapshot_due(self) -> bool:
         """Whether enough entries were applied since the last snapshot of our own state."""
         every = self.settings.snapshot_entries
-        since = self.applied - max(self.raft.snapshot_index, self._own_snapshot.index if self._own_snapshot else 0)
-        may = self.abilities.snapshots and not self._writing_own and not self._snapshot_failed
-        return may and 0 < every <= since and self.diverged is None
+        if not 0 < every <= self.applied - self.raft.snapshot_index or self._snapshot_failed:
+            return False
+        return self.abilities.snapshots and self.diverged is None and self._may_make()
+
+    def _may_make(self) -> bool:
+        return self._writing_own is None and not self._is_installing() and self.snapshots.may_make(self.raft.now)
 
     def _begin_snapshot(self) -> None:
-        """Have the machine make a snapshot of the state as it is now."""
+        """Have the machine capture its state as it is now; it is put into pieces, and written, in the turns to come."""
         index, term, check = self.applied, self.raft.log.term_at(self.applied), self.raft.log.check_at(self.applied)
         configuration = self.raft.configuration_at(index).plain()
 
-        def make() -> StoredSnapshot | None:
+        def capture() -> Iterator[bytes] | Exception:
             began = self._clock()
             try:
-                snapshot = self.machine.create_snapshot(index, term)
-                if (snapshot.last_included_index, snapshot.last_included_term) != (index, term):
-                    raise ValueError("create_snapshot must keep the index and the term that it was given")
-                data = encode_snapshot(configuration, self.sessions.snapshot(), snapshot.data)
+                kind, machine = self.applier.capture(index, term)
+                stream = snapshots.contents(configuration, self.sessions.snapshot(), kind, machine)
             except (MemoryError, OSError):
                 raise
             except Exception as error:
-                # The log stays as it is: nothing is lost but space.
-                self._snapshot_failed = True
-                _logger.error(
-                    "group %s: the state machine made no snapshot: %s: %s", self.group, type(error).__name__, error
-                )
-                return None
+                return error
             self.applier.slowest_us = max(self.applier.slowest_us, self._clock() - began)
-            return StoredSnapshot(index, term, check, data)
+            return stream
 
-        def made(snapshot: StoredSnapshot | None) -> None:
-            if snapshot is not None and index > self.raft.snapshot_index:
-                self._own_snapshot, self._again = snapshot, True
+        def captured(stream: Iterator[bytes] | Exception) -> None:
+            if isinstance(stream, Exception):
+                self._fail_snapshot(stream)
+            elif index > self.raft.snapshot_index and self._may_make():
+                self.snapshots.make(index, term, check, stream)
+                self._again = True
 
-        self._run(make, made)
+        self._run(capture, captured)
 
-    def _load(self, contents: tuple[list[Any], Any, Any], stored: StoredSnapshot) -> list[Any]:
-        """Replace machine and sessions by a snapshot's; return the configuration in it."""
-        configuration, sessions, data = contents
-        self.applier.sessions = Sessions.restore(sessions)
-        self.machine.set_snapshot(Snapshot(stored.index, stored.term, data))
-        self.applier.applied = stored.index
-        return configuration
+    def _fail_snapshot(self, error: Exception) -> None:
+        """The log stays as it is: nothing is lost but space."""
+        self._snapshot_failed = True
+        self.snapshots.abandon_making()
+        text = "the state machine made no snapshot"
+        _logger.error("group %s: %s: %s: %s", self.group, text, type(error).__name__, error)
 
-    def _loaded(self, install: tuple[Any, ...]) -> None:
+    def _entries_to_keep(self, index: int) -> int:
+        """How many entries before a snapshot at `index` stay: those that who fetches an older one will need."""
+        keep, held = self.settings.keep_entries, self.snapshots.held_index(self.raft.now)
+        log = self.raft.log
+        if held is None or index - held <= keep or held < log.base_index:
+            return keep
+        return index - held if log.bytes_between(held + 1, index + 1) <= _HELD_BYTES else keep
+
+    def _initial_write(self, term: int) -> Write:
+        """Everything of the snapshot that is being made, in one write."""
+        pieces: list[Piece] = []
+        made = None
+        while made is None:
+            part = self.snapshots.part(lambda: False)
+            pieces += part.pieces
+            made = part.made
+        self.snapshots.adopt(made, 0)
+        return Write(self.group, term, None, snapshot=made, snapshot_resets_log=True, pieces=pieces)
+
+    # -- from the leader: offered, fetched, verified, shown to the rules, written, loaded -----------------------------
+
+    def _lacks(self, snapshot: StoredSnapshot) -> bool:
+        """Whether the rules would install it."""
+        return bool(snapshot.index > self.raft.commit and self.raft.log.term_at(snapshot.index) != snapshot.term)
+
+    def _is_installing(self) -> bool:
+        return self._installing is not None or self._writing_install is not None or self._loading is not None
+
+    def _is_unverified(self) -> bool:
+        return self.snapshots.fetched is not None and self._verified is None and not self._is_installing()
+
+    def _tick_snapshots(self, now: int) -> None:
+        fetch, fetched = self.snapshots.fetch, self.snapshots.fetched
+        if fetch is not None and not self._lacks(fetch.snapshot):
+            self.snapshots.abandon_fetch()  # The entries came.
+        elif fetched is not None and not self._is_installing():
+            if not self._lacks(fetched):
+                self._verifying = self._verified = None
+                self.snapshots.abandon_fetch()
+            elif self._verified is None:
+                self._verify(fetched)
+        self.snapshots.tick(now)
+
+    def _verify(self, fetched: StoredSnapshot) -> None:
+        """Read what was fetched from the disk, as far as a turn has time, and compare: then the rules may see it."""
+        until = self._clock() + self.settings.apply_budget_us
+        read = self.snapshots.reader(fetched)
+        try:
+            if self._verifying is None:
+                self._verifying = snapshots.verify(fetched, map(read, range(fetched.count)))
+            for _ in self._verifying:
+                if self._clock() >= until:
+                    return
+            reader = snapshots.Reader(fetched, read)
+            self.core.Configuration.from_plain(reader.configuration)
+        except (MalformedMessage, Corrupt) as error:
+            _logger.error("group %s: %s", self.group, error)
+            self.snapshots.abandon_fetch()
+            self._event("raftplug_snapshot", index=fetched.index, kind="refused")
+        else:
+            self._verified = reader
+            self._install()
+        self._verifying = None
+
+    def _install(self) -> None:
+        """Show the rules the snapshot that is here, as what the leader that offers one gave."""
+        reader, offer, raft = self._verified, self._offer, self.raft
+        if reader is None or offer is None or offer.term != raft.term or self._is_installing():
+            return  # The leader's next offer comes soon.
+        self._verified = None
+        snapshot = reader.snapshot
+        if not self._lacks(snapshot):
+            self.snapshots.abandon_fetch()
+            return
+        message = self.core.Message(
+            SNAPSHOT,
+            offer.term,
+            index=snapshot.index,
+            log_term=snapshot.term,
+            commit=offer.commit,
+            context=offer.context,
+            hint=snapshot.check,
+        )
+        message.peer = offer.peer
+        raft.step(message)
+        if raft.installing is not message:
+            raise InvariantViolated("the rules do not install the snapshot that they lack")
+        raft.set_configuration(self.core.Configuration.from_plain(reader.configuration))
+        self._installing = reader
+
+    def _load(self, reader: snapshots.Reader) -> None:
+        """Replace machine and sessions by a snapshot's."""
+        self.applier.load(reader)
+
+    def _loaded(self, install: snapshots.Reader) -> None:
         """An installed snapshot was taken over."""
-        index = install[1].index
+        index = install.snapshot.index
         if self._loading is install:  # Else another one came meanwhile.
             self._loading = None
         self._applied = self.applier.applied
@@ -1053,17 +1172,18 @@ class Driver:
     # ----------------------------------------------------------------- write
 
     def _write(self, ready: Any) -> Write | None:
-        own, self._own_snapshot = self._own_snapshot, None
         install = None
         if ready.snapshot is not None:
             install, self._installing = self._installing, None
             if install is None:
-                raise InvariantViolated("the rules install a snapshot that the driver did not decode")
-            own = None  # Overtaken.
-        if not ready.write and own is None:
+                raise InvariantViolated("the rules install a snapshot that the driver did not verify")
+            self.snapshots.abandon_making()  # Overtaken.
+        part = self._part_of_snapshots()
+        if not ready.write and not part:
             return None
+        own = part.made
         self._writing_own, self._writing_install = own, install
-        snapshot = install[1] if install is not None else own
+        snapshot = install.snapshot if install is not None else own
         return Write(
             group=self.group,
             term=self.raft.term,
@@ -1073,7 +1193,20 @@ class Driver:
             snapshot=snapshot,
             snapshot_resets_log=install is not None,
             compact=own.index if own is not None else 0,
+            pieces=part.pieces,
+            incoming=part.incoming,
+            discard=part.discard,
         )
+
+    def _part_of_snapshots(self) -> snapshots.Part:
+        until = self._clock() + self.settings.apply_budget_us
+        try:
+            return self.snapshots.part(lambda: self._clock() >= until)
+        except (MemoryError, OSError):
+            raise
+        except Exception as error:
+            self._fail_snapshot(error)
+            return snapshots.Part()
 
     # --------------------------------------------------------------- answers
 
@@ -1166,24 +1299,6 @@ class Driver:
 
     def _event(self, name: str, **arguments: Any) -> None:
         self._on_event(name, group=self.group, node=self.id, **arguments)
-
-
-def encode_snapshot(configuration: list[Any], sessions: Any, data: Any) -> bytes:
-    """A snapshot as it is stored and sent: configuration, session table and the machine's data, all plain."""
-    return plain.encode([_SNAPSHOT_FORMAT, configuration, sessions, data], plain.SNAPSHOT_DEPTH)
-
-
-def decode_snapshot(stored: StoredSnapshot) -> tuple[list[Any], Any, Any]:
-    """The configuration, session table and machine data of a stored snapshot.
-
-    Raises:
-        MalformedMessage: it is not one.
-    """
-    contents = plain.decode(stored.data, plain.SNAPSHOT_DEPTH)
-    if not isinstance(contents, list) or len(contents) != 4 or contents[0] != _SNAPSHOT_FORMAT:
-        raise MalformedMessage("not a snapshot of this version")
-    Sessions.restore(contents[2])
-    return contents[1], contents[2], contents[3]
 
 
 def _overwritten() -> NotLeader:

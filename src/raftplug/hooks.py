@@ -84,7 +84,8 @@ def raftplug_snapshot(group: str, node: int | str, index: int, kind: str) -> Non
         group: name of the group.
         node: id of the node.
         index: index of the last entry in it.
-        kind: "made" of the node's own state, or "installed" from the leader.
+        kind: "made" of the node's own state, "installed" from the leader, or "refused": what was fetched from the
+            leader had another digest, and is fetched anew.
     """
 
 

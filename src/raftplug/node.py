@@ -7,6 +7,7 @@ and calls `turn`.  `Node` is what people use: it opens these for real and runs t
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import random
@@ -168,7 +169,7 @@ class NodeLoop:
                 configuration=plain.decode(storage.configuration(group)),
                 machine=machine,
                 stored=stored,
-                read_snapshot=_snapshot_reader(storage, group),
+                read_piece=functools.partial(storage.piece, group),
                 settings=settings,
                 send=self._queue_for(number),
                 clock=clock,
@@ -997,7 +998,3 @@ def _named(groups: Iterable[str]) -> str:
     """The names of groups for a message, not without end."""
     names = sorted(groups)
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "") or "none"
-
-
-def _snapshot_reader(storage: Storage, group: str) -> Callable[[], Any]:
-    return lambda: storage.snapshot(group)

@@ -7,8 +7,8 @@ rather than stripped of what it adds.  The bytes are msgpack.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Final
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, Protocol
 
 import msgpack
 
@@ -19,6 +19,7 @@ DEPTH: Final = 100
 SNAPSHOT_DEPTH: Final = 300
 """In a snapshot, deeper: a machine wraps what it was given, so that what was accepted can always be snapshotted."""
 
+_PART_BYTES: Final = 64 << 10
 _SCALARS: Final = frozenset({type(None), bool, int, float, str, bytes})
 _KEYS: Final = frozenset({str, int})
 _WHAT = "use None, bool, int, float, str, bytes, list, or dict with str or int keys"
@@ -53,6 +54,96 @@ def decode(data: bytes, depth: int = DEPTH) -> Any:
     if not _is_plain(value, depth):
         raise MalformedMessage(f"these {len(data)} bytes are not plain data: {_fault(value, depth)}")
     return value
+
+
+def encode_in_parts(value: object, depth: int = SNAPSHOT_DEPTH) -> Iterator[bytes]:
+    """The bytes of plain data a part at a time, so that they need not all be there at once.
+
+    Raises:
+        InvalidTransition: while it goes on: it is not plain data, or was changed meanwhile.
+    """
+    packer = msgpack.Packer(strict_types=True, autoreset=False)
+    try:
+        for _ in _pack(packer, value, depth):
+            if packer.getbuffer().nbytes >= _PART_BYTES:
+                yield packer.bytes()
+                packer.reset()
+    except (TypeError, ValueError, OverflowError, RuntimeError, RecursionError) as error:
+        raise InvalidTransition(_fault(value, depth) or f"not plain data: {error}") from None
+    yield packer.bytes()
+
+
+def _pack(packer: msgpack.Packer, value: Any, depth: int) -> Iterator[None]:
+    """Pack `value`, with a stop after each item in it."""
+    kind = type(value)
+    if kind not in (list, dict):
+        if kind not in _SCALARS:
+            raise TypeError(kind.__name__)
+        packer.pack(value)
+        yield
+        return
+    if depth <= 0:
+        raise ValueError("nested too deep")
+    if kind is dict:
+        if not _KEYS.issuperset(map(type, value)):
+            raise TypeError("a key")
+        packer.pack_map_header(len(value))
+    else:
+        packer.pack_array_header(len(value))
+    for key in value:
+        item = key
+        if kind is dict:
+            packer.pack(key)
+            item = value[key]
+        if type(item) in _SCALARS:
+            packer.pack(item)
+            yield
+        else:
+            yield from _pack(packer, item, depth - 1)
+
+
+class Source(Protocol):
+    """Where `Decoder` gets bytes from: as a file, it gives at most `count` of them, and none at its end."""
+
+    def read(self, count: int, /) -> bytes: ...
+
+
+class Decoder:
+    """Decodes values that stand one after another, without having all of their bytes at once.
+
+    Args:
+        source: their bytes.
+        limit: no value claims to hold more items or bytes than this.
+    """
+
+    def __init__(self, source: Source, limit: int) -> None:
+        self._unpacker = msgpack.Unpacker(
+            source,
+            raw=False,
+            strict_map_key=False,
+            timestamp=1,
+            ext_hook=_refuse,
+            read_size=_PART_BYTES,
+            max_buffer_size=max(limit, _PART_BYTES),
+        )
+
+    def next(self, depth: int = SNAPSHOT_DEPTH) -> Any:
+        """The next value.
+
+        Raises:
+            MalformedMessage: there is none.
+        """
+        try:
+            value = self._unpacker.unpack()
+        except (ValueError, TypeError, OverflowError, msgpack.UnpackException, RecursionError) as error:
+            raise MalformedMessage(f"not plain data: {error or type(error).__name__}") from None
+        if not _is_plain(value, depth):
+            raise MalformedMessage(f"not plain data: {_fault(value, depth)}")
+        return value
+
+    def position(self) -> int:
+        """How many bytes the values took so far."""
+        return int(self._unpacker.tell())
 
 
 def _refuse(code: int, data: bytes) -> None:

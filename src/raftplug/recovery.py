@@ -11,9 +11,8 @@ import contextlib
 import os
 from typing import Any
 
-from raftplug import core, plain
+from raftplug import core, plain, snapshots
 from raftplug.constants import CONFIGURATION, HIGHEST
-from raftplug.driver import decode_snapshot
 from raftplug.errors import Corrupt, InvalidArgument, MalformedMessage
 from raftplug.frames import Id
 from raftplug.storage import SQLiteStorage, Write
@@ -53,7 +52,8 @@ def _sole_voter(storage: SQLiteStorage, group: str, id: Id) -> tuple[Write, dict
     log = core.Log()
     if stored.snapshot is not None:
         log = core.Log(stored.snapshot.index, stored.snapshot.term, stored.snapshot.check)
-        members = decode_snapshot(stored.snapshot)[0]
+        slot = stored.snapshot.slot
+        members = snapshots.Reader(stored.snapshot, lambda number: storage.piece(group, slot, number)).configuration
     try:
         for block in stored.blocks:
             log.restore(block)

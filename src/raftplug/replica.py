@@ -6,6 +6,7 @@ process with its own thread, store and transport see `raftplug.Node`.
 
 from __future__ import annotations
 
+import functools
 import logging
 import queue
 import random
@@ -93,7 +94,7 @@ class Replica:
             configuration=plain.decode(storage.configuration(_GROUP)),
             machine=state_machine,
             stored=stored,
-            read_snapshot=lambda: storage.snapshot(_GROUP),
+            read_piece=functools.partial(storage.piece, _GROUP),
             settings=settings,
             send=self._queue,
             clock=_now,

@@ -57,6 +57,10 @@ class Settings:
     """So many election timeouts longer this node waits before it campaigns: 1 or 2 for one that prefers not to lead."""
     apply_budget_us: int = 1_000
     """How long one turn of the event loop may apply entries before it looks at its messages again."""
+    snapshot_piece_bytes: int = 64 << 10
+    """Snapshots are stored and sent in pieces of this size; at most 1 MB."""
+    snapshot_window_bytes: int = 1 << 20
+    """How much of a snapshot a follower has asked for and not received yet; also what it holds in memory meanwhile."""
 
     @classmethod
     def load(
@@ -111,9 +115,13 @@ class Settings:
             "max_pending",
             "max_uncommitted_bytes",
             "max_unapplied_bytes",
+            "snapshot_piece_bytes",
+            "snapshot_window_bytes",
         ):
             if not getattr(self, name):
                 raise InvalidArgument(f"settings: {name} must be at least 1")
+        if self.snapshot_piece_bytes > 1 << 20:
+            raise InvalidArgument("settings: snapshot_piece_bytes must be at most 1 MB (1048576)")
         if not 1 <= self.heartbeat_ms <= self.election_timeout_ms // 2:
             raise InvalidArgument("settings: heartbeat_ms must be from 1 to half of election_timeout_ms")
         if 10 * self.lease_ms > 9 * self.election_timeout_ms:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -169,6 +170,29 @@ class StateMachine(ABC):
         """
         raise NotOverridden(f"{type(self).__name__} takes no snapshots: write create_snapshot and set_snapshot")
 
+    def stream_snapshot(self, last_included_index: int, last_included_term: int) -> Iterator[bytes]:
+        """Return the state as it is now, as bytes in parts of any size: for machines whose state is large.
+
+        The call itself captures the state, and must be quick: transitions are applied while the parts are asked for, a
+        few at a time, and must not change what they say.  A generator function captures nothing when it is called:
+        capture first, and return a generator.  It is asked in place of `create_snapshot`; `load_snapshot` goes with it.
+
+        Raises:
+            NotOverridden: the machine does not stream.
+        """
+        raise NotOverridden(f"{type(self).__name__} does not stream: write stream_snapshot and load_snapshot")
+
+    def load_snapshot(self, last_included_index: int, last_included_term: int, pieces: Iterator[bytes]) -> None:
+        """Replace the whole state by the one whose bytes `stream_snapshot` gave, here or elsewhere, cut anew.
+
+        Take them one after another: they need not all be in memory.  A machine that streams and has `set_snapshot` too
+        is given by it what was stored before it did.
+
+        Raises:
+            NotOverridden: the machine does not stream.
+        """
+        raise NotOverridden(f"{type(self).__name__} does not stream: write stream_snapshot and load_snapshot")
+
     def get_id(self, transition: Any) -> Any:
         """Return the id of `transition`; None means the one that `propose` gave it, the pair (term, index)."""
         return None
@@ -187,7 +211,7 @@ class Abilities:
     """What the author of a state machine has written: call a method only where its field is True."""
 
     snapshots: bool
-    """create_snapshot and set_snapshot, both."""
+    """create_snapshot and set_snapshot, both; or stream_snapshot and load_snapshot."""
     initial_snapshot: bool
     """get_snapshot."""
     observes_states: bool
@@ -202,6 +226,8 @@ class Abilities:
     """apply_batch."""
     has_digest: bool = False
     """digest."""
+    streams: bool = False
+    """stream_snapshot and load_snapshot, both."""
 
 
 def abilities(machine: object) -> Abilities:
@@ -214,8 +240,9 @@ def abilities(machine: object) -> Abilities:
         raise InvalidArgument(f"{machine.__name__} is a class: give a state machine, {machine.__name__}()")
     if not _has(machine, "apply_transition"):
         raise InvalidArgument(f"{type(machine).__name__} is no state machine: it has no method apply_transition")
+    streams = _has(machine, "stream_snapshot") and _has(machine, "load_snapshot")
     return Abilities(
-        snapshots=_has(machine, "create_snapshot") and _has(machine, "set_snapshot"),
+        snapshots=streams or (_has(machine, "create_snapshot") and _has(machine, "set_snapshot")),
         initial_snapshot=_has(machine, "get_snapshot"),
         observes_states=_has(machine, "register_transition_state"),
         has_pending=_has(machine, "get_pending_transitions"),
@@ -223,6 +250,7 @@ def abilities(machine: object) -> Abilities:
         has_query=_has(machine, "query"),
         batches=_has(machine, "apply_batch"),
         has_digest=_has(machine, "digest"),
+        streams=streams,
     )
 
 

@@ -7,12 +7,17 @@ disk.  `RecordStorage` is everything that is ours, written once above it::
     node            ""      0                 seal, node id, cluster uuid, storage uuid, boot counter, nonce
     configuration   group   0                 seal, the configuration that the group was founded with
     state           group   0                 seal, term, vote, last index and its check, snapshot's index and its check
-    snapshot        group   0                 seal, index, term, check, data
+    snapshot        group   0                 seal, what there is to know of the snapshot but its bytes, and their slot
+    snapshot        group   1                 seal, the same of the one that is being fetched, and from whom
+    piece           group   slot and number   seal, a piece of a snapshot's bytes
     log             group   first index       a block: the bytes that the wire carries, unchanged
 
 A *seal* is a CRC-32 of the row and its place.  The log needs none: its entries are chained, and the state, rewritten
 by every commit, says where the chain ends.  So a flipped bit, a row that is missing, older than the rest or in the
 place of another, and a log without its end are all found by `load`.
+
+A snapshot is too large for one row or one transaction: its pieces are written into a *slot* of their own, and the row
+that makes them the snapshot follows when all are there.  Slots that no row names are leftovers, which `load` reports.
 """
 
 from __future__ import annotations
@@ -28,7 +33,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from struct import Struct
 from typing import Any, Final, NamedTuple
 from zlib import crc32
@@ -53,14 +58,17 @@ FILE_NAME: Final = "raftplug.sqlite3"
 LOCK_NAME: Final = "lock"
 
 _APPLICATION_ID: Final = 0x52414654  # "RAFT"
-_SCHEMA_VERSION: Final = 1
-_TABLES: Final = ("node", "configuration", "state", "snapshot", "log")
+_SCHEMA_VERSION: Final = 2
+_TABLES: Final = ("node", "configuration", "state", "snapshot", "piece", "log")
 _LAST_NUMBER: Final = LIMIT - 1
 _ROW_BYTES: Final = 1 << 20
 _CHECKPOINT_BYTES: Final = 4 << 20
 _HEADER: Final = Struct("<QQBII")
 _CHECKED_BYTES: Final = 21
-_SNAPSHOT: Final = Struct("<QQI")
+_SNAPSHOT: Final = Struct("<QQIQI32sI")
+_CURRENT: Final = 0
+_INCOMING: Final = 1
+_SLOT: Final = 1 << 32  # Numbers of pieces from one slot to the next.
 _SEAL: Final = Struct("<I")
 _REPLACE: Final = "replace this node by a new one, with an empty directory and a new id"
 
@@ -70,12 +78,52 @@ _REPLACE: Final = "replace this node by a new one, with an empty directory and a
 
 @dataclass(frozen=True, slots=True)
 class StoredSnapshot:
-    """A snapshot: everything up to entry `index`, of `term` and chain value `check`; `data` is opaque here."""
+    """A snapshot: everything up to entry `index`, of `term` and chain value `check`.
+
+    Args:
+        size, count: bytes, and how many pieces they lie in.
+        digest: of place and bytes, 32 bytes (`snapshots.digest`): two snapshots of one digest are the same.
+        slot: where this storage has them, in [0, 2^31).
+    """
 
     index: int
     term: int
     check: int
+    size: int
+    count: int
+    digest: bytes
+    slot: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A snapshot that is being fetched.
+
+    Args:
+        snapshot: what it will be.
+        source: who has it.
+        have: so many of its pieces, from the first on, are here.
+    """
+
+    snapshot: StoredSnapshot
+    source: str | int
+    have: int = 0
+
+
+class Piece(NamedTuple):
+    """A piece of a snapshot: where it lies, and its bytes."""
+
+    slot: int
+    number: int
     data: bytes
+
+
+class Discarded(NamedTuple):
+    """Pieces that are not needed any more: the numbers [low, high) of a slot."""
+
+    slot: int
+    low: int
+    high: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +136,12 @@ class Write:
         vote: whom the replica voted for in that term.
         first: the log from this index on is replaced by `block`; 0 leaves the log as it is.
         block: contiguous entries, the first of them `first`.
-        snapshot: a new snapshot; one that is older than the stored one is ignored.
+        snapshot: the snapshot from now on, whose pieces are all there; one older than the stored one is ignored.
         snapshot_resets_log: it came from the leader: the whole log goes first, then comes `block`.
         compact: what lies in the log up to this index may be deleted, as far as the stored snapshot covers it.
+        pieces: of a snapshot that is being made or fetched.
+        incoming: the snapshot that is being fetched from now on; None leaves that as it is.
+        discard: pieces that go first.
     """
 
     group: str
@@ -101,6 +152,9 @@ class Write:
     snapshot: StoredSnapshot | None = None
     snapshot_resets_log: bool = False
     compact: int = 0
+    pieces: Sequence[Piece] = ()
+    incoming: Incoming | None = None
+    discard: Sequence[Discarded] = ()
 
 
 @dataclass(slots=True)
@@ -112,6 +166,8 @@ class Stored:
         snapshot: the newest snapshot, if there is one.
         blocks: the log in index order; it may begin below the snapshot's index, and has no gap after it.
         first: index of the first entry in `blocks`; where the next one will go when there are none.
+        incoming: the snapshot that was being fetched.
+        leftovers: pieces that belong to neither.
     """
 
     term: int
@@ -119,6 +175,8 @@ class Stored:
     snapshot: StoredSnapshot | None
     blocks: list[bytes]
     first: int
+    incoming: Incoming | None = None
+    leftovers: tuple[Discarded, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +244,15 @@ class Storage(ABC):
 
         Raises:
             Corrupt, StorageFailed: as from `load`.
+        """
+
+    @abstractmethod
+    def piece(self, group: str, slot: int, number: int) -> bytes:
+        """A durable piece of a snapshot.  Any thread, also while another one commits.
+
+        Raises:
+            Corrupt: it is damaged, or not there.
+            StorageFailed: it cannot be read.
         """
 
     @abstractmethod
@@ -618,15 +685,15 @@ class RecordStorage(Storage):
 
     # -------------------------------------------------------------------- rows
 
-    def _sealed(self, table: str, name: str, body: bytes) -> Put:
-        return Put(table, name, 0, _SEAL.pack(crc32(body, crc32(f"{table}/{name}".encode()))) + body)
+    def _sealed(self, table: str, name: str, body: bytes, number: int = 0) -> Put:
+        return Put(table, name, number, _SEAL.pack(crc32(body, crc32(_place(table, name, number)))) + body)
 
-    def _unsealed(self, table: str, name: str) -> bytes | None:
-        value = self._rows.get(table, name, 0)
+    def _unsealed(self, table: str, name: str, number: int = 0) -> bytes | None:
+        value = self._rows.get(table, name, number)
         if value is None:
             return None
         body = value[_SEAL.size :]
-        if value[: _SEAL.size] != _SEAL.pack(crc32(body, crc32(f"{table}/{name}".encode()))):
+        if value[: _SEAL.size] != _SEAL.pack(crc32(body, crc32(_place(table, name, number)))):
             raise self._corrupt(name, f"the {table} row fails its checksum")
         return body
 
@@ -673,13 +740,41 @@ class RecordStorage(Storage):
         raise self._corrupt(group, "the configuration row is gone")
 
     def snapshot(self, group: str) -> StoredSnapshot | None:
-        body = self._unsealed("snapshot", group)
+        body = self._unsealed("snapshot", group, _CURRENT)
         if body is None:
             return None
-        if len(body) < _SNAPSHOT.size:
-            raise self._corrupt(group, "the snapshot row is cut off")
-        index, term, check = _SNAPSHOT.unpack_from(body)
-        return StoredSnapshot(index, term, check, body[_SNAPSHOT.size :])
+        if len(body) != _SNAPSHOT.size:
+            raise self._corrupt(group, "the snapshot row is not one of ours")
+        return StoredSnapshot(*_SNAPSHOT.unpack(body))
+
+    def _incoming(self, group: str) -> Incoming | None:
+        body = self._unsealed("snapshot", group, _INCOMING)
+        if body is None:
+            return None
+        (source,) = self._unpacked("snapshot", group, body[_SNAPSHOT.size :], 1)
+        snapshot = StoredSnapshot(*_SNAPSHOT.unpack_from(body))
+        return Incoming(snapshot, source, self._pieces_in(group, snapshot.slot))
+
+    def piece(self, group: str, slot: int, number: int) -> bytes:
+        body = self._unsealed("piece", group, slot * _SLOT + number)
+        if body is None:
+            raise self._corrupt(group, f"piece {number} of the snapshot in slot {slot} is gone")
+        return body
+
+    def _pieces_in(self, group: str, slot: int) -> int:
+        """How many pieces a slot holds: they come, and go, at its end."""
+        last = self._rows.floor("piece", group, slot * _SLOT + _SLOT - 1)
+        return last[0] - slot * _SLOT + 1 if last is not None and last[0] >= slot * _SLOT else 0
+
+    def _leftovers(self, group: str, named: set[int]) -> tuple[Discarded, ...]:
+        found = []
+        last = self._rows.floor("piece", group, _LAST_NUMBER)
+        while last is not None:
+            slot, number = divmod(last[0], _SLOT)
+            if slot not in named:
+                found.append(Discarded(slot, 0, number + 1))
+            last = self._rows.floor("piece", group, slot * _SLOT - 1)
+        return tuple(found)
 
     def _state(self, group: str) -> _State | None:
         state = self._states.get(group)
@@ -700,10 +795,15 @@ class RecordStorage(Storage):
             self.configuration(group)
             snapshot = self.snapshot(group)
             rows = self._rows.scan("log", group)
+            incoming = self._incoming(group)
+            kept = [each for each in (snapshot, incoming.snapshot if incoming else None) if each is not None]
+            leftovers = self._leftovers(group, {each.slot for each in kept})
         if snapshot is None:
             snapshot_is_right = state.base == 0
         else:
             snapshot_is_right = (snapshot.index, snapshot.check) == (state.base, state.base_check)
+            if snapshot_is_right and self._pieces_in(group, snapshot.slot) != snapshot.count:
+                raise self._corrupt(group, f"the snapshot at index {state.base} lacks its last piece")
         if not snapshot_is_right:
             raise self._corrupt(group, f"the snapshot is not the one at index {state.base} that was committed last")
         try:
@@ -711,7 +811,7 @@ class RecordStorage(Storage):
         except _Damaged as damage:
             raise self._corrupt(group, f"the log is damaged: {damage}") from None
         first = rows[0][0] if rows else state.base + 1
-        return Stored(state.term, state.vote, snapshot, [block for _, block in rows], first)
+        return Stored(state.term, state.vote, snapshot, [block for _, block in rows], first, incoming, leftovers)
 
     @staticmethod
     def _verify(state: _State, base_term: int, rows: list[tuple[int, bytes]]) -> None:
@@ -787,6 +887,13 @@ class RecordStorage(Storage):
                 raise _wrong(write, f"an installed snapshot at {snapshot.index} after one at {base}")
             snapshot = None  # It was overtaken while it was made.
         starts: list[int] = []
+        for slot, low, high in write.discard:
+            changes.append(Delete("piece", group, slot * _SLOT + low, slot * _SLOT + high - 1))
+        for slot, number, data in write.pieces:
+            changes.append(self._sealed("piece", group, data, slot * _SLOT + number))
+        if write.incoming is not None:
+            body = _SNAPSHOT.pack(*_fields(write.incoming.snapshot)) + msgpack.packb([write.incoming.source])
+            changes.append(self._sealed("snapshot", group, body, _INCOMING))
         if snapshot is not None and resets:
             changes.append(Delete("log", group, 0, _LAST_NUMBER))
             base, base_check = last, check = snapshot.index, snapshot.check
@@ -804,8 +911,12 @@ class RecordStorage(Storage):
             if not 0 < snapshot.index <= last or snapshot.term > write.term:
                 text = f"a snapshot at {snapshot.index}, term {snapshot.term}"
                 raise _wrong(write, f"{text}, with a log that ends at {last}, term {write.term}")
-            head = _SNAPSHOT.pack(snapshot.index, snapshot.term, snapshot.check)
-            changes.append(self._sealed("snapshot", group, head + snapshot.data))
+            comes = (snapshot.slot, snapshot.count - 1) in {(slot, number) for slot, number, _ in write.pieces}
+            if not comes and self._pieces_in(group, snapshot.slot) != snapshot.count:
+                raise _wrong(write, f"a snapshot at {snapshot.index}, whose pieces are not all there")
+            changes.append(self._sealed("snapshot", group, _SNAPSHOT.pack(*_fields(snapshot)), _CURRENT))
+            if resets:
+                changes.append(Delete("snapshot", group, _INCOMING, _INCOMING))
             base, base_check = snapshot.index, snapshot.check
         covered = min(write.compact, base)
         if covered:
@@ -872,6 +983,20 @@ class RecordStorage(Storage):
         with self._lock:
             self._failed = self._failed or f"{self._rows.where} is closed"
             self._rows.close()
+
+
+def _place(table: str, name: str, number: int) -> bytes:
+    return f"{table}/{name}/{number}".encode()
+
+
+def _fields(snapshot: StoredSnapshot) -> tuple[Any, ...]:
+    return tuple(getattr(snapshot, field.name) for field in fields(snapshot))
+
+
+def pieces_named_by(row: bytes) -> range:
+    """The numbers of the pieces that a snapshot row names: for who looks at a disk from outside."""
+    snapshot = StoredSnapshot(*_SNAPSHOT.unpack_from(row, _SEAL.size))
+    return range(snapshot.slot * _SLOT, snapshot.slot * _SLOT + snapshot.count)
 
 
 def _wrong(write: Write, what: str) -> InvariantViolated:

@@ -19,13 +19,13 @@ import heapq
 import random
 import struct
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from zlib import crc32
 
 from raftplug import core as chosen_core
-from raftplug import plain
+from raftplug import plain, snapshots
 from raftplug.client import ClientLoop
 from raftplug.cluster import Cluster
 from raftplug.constants import (
@@ -34,11 +34,13 @@ from raftplug.constants import (
     LEADER,
     LEASE,
     LINEARIZABLE,
+    PIECE,
+    PIECE_REQUEST,
     SNAPSHOT,
     VOTE,
     VOTE_RESPONSE,
 )
-from raftplug.driver import decode_snapshot, run_here
+from raftplug.driver import run_here
 from raftplug.errors import Corrupt, DiskFull, OutcomeUnknown, RaftplugError, Removed, StorageFailed, WrongDirectory
 from raftplug.frames import Id, cluster_uuid
 from raftplug.future import Future
@@ -46,7 +48,7 @@ from raftplug.node import NodeLoop
 from raftplug.redis_streams import START, Cursor
 from raftplug.settings import Settings
 from raftplug.state_machine import Snapshot, StateMachine
-from raftplug.storage import Delete, MemoryRows, Put, RecordStorage, Write
+from raftplug.storage import Delete, MemoryRows, Put, RecordStorage, Write, pieces_named_by
 from raftplug.testing import linearizability
 
 GROUP = "simulated"
@@ -69,7 +71,11 @@ FAULTS: dict[str, str] = {
     "replay": "an old frame is delivered again",
     "resend": "a node says something again, up to two seconds later, as if it were new",
     "late_vote": "the answer to a vote request takes up to two seconds",
-    "lose_snapshot": "a snapshot that a leader sends is lost",
+    "lose_snapshot": "a snapshot that a leader offers is not heard of",
+    "snapshot_piece_lost": "a piece of a snapshot, or the request for it, is lost",
+    "snapshot_piece_damaged": "a piece of a snapshot arrives as something else",
+    "snapshot_piece_rot": "a bit of what a process has fetched of a snapshot flips on its disk",
+    "crash_in_fetch": "a process is killed while it fetches a snapshot",
     "cut_one_way": "a link loses everything in one direction for a while",
     "cut_both_ways": "a link loses everything in both directions for a while",
     "clog": "a link holds everything for a while, then delivers it at once",
@@ -123,6 +129,18 @@ _THEMES: tuple[tuple[tuple[str, ...], dict[str, int]], ...] = (
     (
         ("lose_snapshot", "resend", "old_inbox", "redis_rewind", "crash", "cut_both_ways"),
         {"snapshot_entries": 20, "keep_entries": 0},
+    ),
+    (
+        (
+            "snapshot_piece_lost",
+            "snapshot_piece_damaged",
+            "snapshot_piece_rot",
+            "crash_in_fetch",
+            "isolate",
+            "cut_both_ways",
+            "restart_all",
+        ),
+        {"snapshot_entries": 20, "keep_entries": 0, "snapshot_piece_bytes": 60, "snapshot_window_bytes": 150},
     ),
     (
         (
@@ -314,6 +332,25 @@ class BatchRegister(Register):
         return results
 
 
+class _Streaming:
+    """A register that gives its snapshots as bytes, in parts."""
+
+    def stream_snapshot(self, index: int, term: int) -> Iterator[bytes]:
+        captured = plain.encode(self.create_snapshot(index, term).data)  # type: ignore[attr-defined]
+        return (captured[at : at + 50] for at in range(0, len(captured), 50))
+
+    def load_snapshot(self, index: int, term: int, pieces: Iterator[bytes]) -> None:
+        self.set_snapshot(Snapshot(index, term, plain.decode(b"".join(pieces))))  # type: ignore[attr-defined]
+
+
+class StreamRegister(_Streaming, Register):
+    """The register that streams."""
+
+
+class StreamBatchRegister(_Streaming, BatchRegister):
+    """Likewise, with batches."""
+
+
 class _Stream:
     """An inbox on the Redis: entries with the ids that the server's clock gives them."""
 
@@ -412,6 +449,10 @@ class _Process:
         self.durable_term = 0
         self.durable_last = (0, 0)  # term, index
         self.votes: dict[int, Any] = {}
+        self.struck = b""  # The snapshot that it fetched when it was killed for that.
+        self.rotten = False  # A snapshot that it fetches was damaged on its disk.
+        self.kept: list[bytes] = []  # The snapshots of this life, the current one last, by digest …
+        self.given: dict[bytes, int] = {}  # … and when, by our own clock, a piece of each was given last.
         self.lost: list[tuple[dict[int, int], int, dict[int, Any]]] = []  # durable, its base and votes, of lost disks.
         self.displaced = False  # On an empty disk, and still a member by the one that was lost.
 
@@ -489,9 +530,12 @@ class Simulation:
                 "quiet_after_ms": chance.choice((0, 200, 200)),
                 "lease_ms": 450 if leases else 0,
                 "digest_entries": chance.choice((0, 8, 64)),
+                "snapshot_piece_bytes": chance.choice((60, 500, 65536)),
+                "snapshot_window_bytes": chance.choice((1, 300, 65536)),
                 **limits,
             }
         )
+        self._machines = chance.choice(((Register, BatchRegister), (StreamRegister, StreamBatchRegister)))
         self._fault_ms = (
             800 if operations else chance.choice((60, 200, 800))
         )  # A storm, weather, or calm in which long stories can happen.
@@ -612,7 +656,7 @@ class Simulation:
         process.disk_us = self.random.choice((100, 300, 2_000))
         process.apply_us = 0
         process.applies = []
-        machine = self.random.choice((Register, BatchRegister))(self._applied)
+        machine = self.random.choice(self._machines)(self._applied)
         life = process.life
         try:
             storage = RecordStorage(process.rows, process.id, entropy=self.random.randbytes)
@@ -627,6 +671,7 @@ class Simulation:
                 generator=random.Random(self.random.getrandbits(32)),
                 core=self.core,
                 apply_executor=lambda job, done: self._apply(process, life, job, done),
+                on_event=lambda name, **arguments: self._observe(process, name, arguments),
             )
         except DiskFull:
             self.after(500 * _MS, self._boot_if_down, process)
@@ -659,6 +704,8 @@ class Simulation:
             each._send = each.quiescence._send = self._speech(process, each._send)
         process.quiet_under = {}
         driver = process.driver()
+        process.kept = [driver.snapshots.current.digest] if driver.snapshots.current is not None else []
+        process.given = {}
         process.commit, process.applied = driver.raft.commit, driver.applied
         if driver.raft.term < process.durable_term:
             raise Violation(f"durability: {process.id} forgot term {process.durable_term}")
@@ -743,7 +790,7 @@ class Simulation:
             job()
             for _, write in process.node._writing if process.node is not None else ():
                 if write.group == GROUP:
-                    self._record(process, write)
+                    self._record(process, write, storage)
 
         def complete() -> None:
             if process.life != life or process.node is None or process.job is not durable:
@@ -873,7 +920,16 @@ class Simulation:
                 self._wake(process, 0)
 
         def say(target: Id, kind: int, body: bytes) -> None:
+            if kind == PIECE:
+                self._check_given(process, body)
             chance, election = self.random, kind in (VOTE, VOTE_RESPONSE, SNAPSHOT)
+            if kind in (PIECE, PIECE_REQUEST) and not self._quiet:
+                if "snapshot_piece_lost" in self.faults and chance.random() < 0.2:
+                    self._fault("snapshot_piece_lost", process.id, target)
+                    return
+                if kind == PIECE and "snapshot_piece_damaged" in self.faults and chance.random() < 0.1:
+                    self._fault("snapshot_piece_damaged", process.id, target)
+                    body = _flipped(body, chance)
             if not self._quiet and "resend" in self.faults and chance.random() < (0.2 if election else 0.05):
                 self._fault("resend", process.id, target)
                 self.after(chance.choice((1, 100, 700, 2_000)) * _MS, later, target, kind, body)
@@ -1090,14 +1146,28 @@ class Simulation:
     def _do_bit_flip(self) -> None:
         def flip(rows: SimulatedRows) -> bool:
             place, number = self.random.choice(rows.rows())
-            value = bytearray(rows.value(place, number))
-            if not value:
+            value = rows.value(place, number)
+            if not value or (place[0] == "piece" and (place, number) not in _current_pieces(rows)):
                 return False
-            value[self.random.randrange(len(value))] ^= 1 << self.random.randrange(8)
-            rows.damage(place, number, bytes(value))
+            rows.damage(place, number, _flipped(value, self.random))
             return True
 
         self._damage("bit_flip", flip)
+
+    def _do_snapshot_piece_rot(self) -> None:
+        """Nobody relies on it yet: it is found before anybody does."""
+        fitting = [
+            (each, row)
+            for each in self.processes.values()
+            if each.good_rows is None and (each.node is None or each.driver().snapshots.fetch is not None)
+            for row in each.rows.rows()
+            if row[0] == ("piece", GROUP) and row not in _current_pieces(each.rows)
+        ]
+        if fitting:
+            process, row = self.random.choice(fitting)
+            self._fault("snapshot_piece_rot", process.id)
+            process.rotten = True
+            process.rows.damage(*row, _flipped(process.rows.value(*row), self.random))
 
     def _do_row_loss(self) -> None:
         def lose(rows: SimulatedRows) -> bool:
@@ -1293,6 +1363,7 @@ class Simulation:
         if at_rest and process.votes.get(term) != raft.vote:
             raise Violation(f"durability: the vote of {process.id} in term {term} is not on its disk")
         process.configuration = raft.configuration
+        self._fetches(process, driver.snapshots.fetch)
         changed = (term, commit) != (process.term, process.commit)
         process.term, process.commit, process.applied = term, commit, driver.applied
         if changed or raft.role == LEADER:
@@ -1372,6 +1443,29 @@ class Simulation:
             if not low <= value <= high:
                 raise Violation(f"exactly once: {group} counts {value}, acknowledged {low} of {high}")
 
+    def _fetches(self, process: _Process, fetch: snapshots.Fetch | None) -> None:
+        if fetch is None or not 0 < fetch.have < fetch.snapshot.count or process.struck == fetch.snapshot.digest:
+            return
+        process.struck = fetch.snapshot.digest
+        if "crash_in_fetch" in self.faults and not self._quiet and self.random.random() < self._strike_chance:
+            self.after(self.random.randint(0, 3) * _MS, self._strike, "crash_in_fetch", process, process.life)
+
+    def _observe(self, process: _Process, name: str, arguments: dict[str, Any]) -> None:
+        """What arrives damaged or twice, or in another order, is sorted out before it is stored."""
+        if name == "raftplug_snapshot" and arguments["kind"] == "refused" and arguments["group"] == GROUP:
+            if not process.rotten:
+                raise Violation(f"snapshots: {process.id} put the pieces of one together as something else")
+            process.rotten = False
+
+    def _check_given(self, process: _Process, body: bytes) -> None:
+        """Whoever fetches a snapshot gets all of it, though a newer one was made meanwhile."""
+        digest, _, data = snapshots.decode_piece(body)
+        now, recently = self._clock(process), 2_000 * self.settings.election_timeout_ms
+        if data is not None:
+            process.given[digest] = now
+        elif digest in process.kept[-2:] and now - process.given.get(digest, -_NEVER) < recently:
+            raise Violation(f"snapshots: {process.id} dropped one that is being fetched")
+
     def _check_members(self, process: _Process, raft: Any) -> None:
         """The configuration is the log's; one change at a time, by leaders that know what is committed."""
         index, log = raft.configuration_index, raft.log
@@ -1433,9 +1527,11 @@ class Simulation:
     def _strike(self, name: str, process: _Process, life: int) -> None:
         if self._quiet or life != process.life or process.node is None:
             return
-        if name in ("crash_new_leader", "crash_in_change"):
+        if name in ("crash_new_leader", "crash_in_change", "crash_in_fetch"):
             self._fault(name, process.id)
             self._kill(process, self._down_for())
+            if name == "crash_in_fetch" and "snapshot_piece_rot" in self.faults:
+                self._do_snapshot_piece_rot()
         else:
             others = [id for id in self._ids if id != process.id]
             lost = self.random.sample(others, self.random.randint(1, len(others))) if others else []
@@ -1479,19 +1575,26 @@ class Simulation:
             # The machine must not raise this: to the driver it would be the transition's result.
             self.after(0, _raise, Violation(f"state machine safety: transition {count} differs between machines"))
 
-    def _record(self, process: _Process, write: Write) -> None:
+    def _record(self, process: _Process, write: Write, storage: RecordStorage) -> None:
         """Keep account of what is on a disk now."""
         process.durable_term = max(process.durable_term, write.term)
         voted = process.votes.setdefault(write.term, write.vote) if write.vote is not None else None
         if voted != write.vote:
             raise Violation(f"one vote a term: {process.id} voted for {voted} and {write.vote} in term {write.term}")
+        if write.snapshot is not None:
+            slot = write.snapshot.slot
+            try:
+                reader = snapshots.Reader(write.snapshot, lambda number: storage.piece(GROUP, slot, number))
+                deque(snapshots.verify(write.snapshot, reader.pieces()), 0)
+            except RaftplugError as error:
+                raise Violation(f"snapshots: that of {process.id} at {write.snapshot.index}: {error}") from None
+            members = self.core.Configuration.from_plain(reader.configuration)
+            process.kept.append(write.snapshot.digest)
         if write.snapshot is not None and write.snapshot_resets_log:
             process.durable.clear()
             process.durable_last = (write.snapshot.term, write.snapshot.index)
-            members = self.core.Configuration.from_plain(decode_snapshot(write.snapshot)[0])
             process.configurations = {write.snapshot.index: members}
         elif write.snapshot is not None:
-            members = self.core.Configuration.from_plain(decode_snapshot(write.snapshot)[0])
             known = max(index for index in process.configurations if index <= write.snapshot.index)
             if members != process.configurations[known]:
                 raise Violation(f"members: a snapshot of {process.id} holds another configuration than its index had")
@@ -1729,6 +1832,22 @@ def _is_quorum(configuration: Any, ids: set[str]) -> bool:
     """Whether `ids` hold a majority of the voters, and of the outgoing ones; by our own count, not by the rules'."""
     halves = [half for half in (configuration.voters, configuration.outgoing) if half]
     return bool(halves) and all(2 * len(ids.intersection(half)) > len(half) for half in halves)
+
+
+def _flipped(value: bytes, chance: random.Random) -> bytes:
+    """`value` with one bit turned over."""
+    flipped = bytearray(value)
+    flipped[chance.randrange(len(flipped))] ^= 1 << chance.randrange(8)
+    return bytes(flipped)
+
+
+def _current_pieces(rows: SimulatedRows) -> set[tuple[tuple[str, str], int]]:
+    """The rows of the snapshots that a disk has; other pieces are of no use to anybody yet."""
+    found: set[tuple[tuple[str, str], int]] = set()
+    for place, number in rows.rows():
+        if place[0] == "snapshot" and number == 0:
+            found.update((("piece", place[1]), each) for each in pieces_named_by(rows.value(place, 0)))
+    return found
 
 
 def _raise(error: Violation) -> None:
