@@ -196,3 +196,27 @@ def test_the_same_data_is_the_same_in_any_order(a: Any, b: Any) -> None:
 
 def test_the_plugin_names_its_machine() -> None:
     assert raftplug_state_machines() == {"kv": KV}
+
+
+@given(st.lists(transitions, max_size=20), st.lists(transitions, max_size=10), st.integers(1, 30))
+def test_what_was_streamed_is_the_state_when_it_was_asked_for_however_it_is_cut(
+    before: list[dict[str, Any]], after: list[dict[str, Any]], size: int
+) -> None:
+    machine, twin, restored = KV(), KV(), KV()
+    for transition in before:
+        outcome(machine.apply_transition, copy.deepcopy(transition))
+        outcome(twin.apply_transition, copy.deepcopy(transition))
+    stream = machine.stream_snapshot(7, 2)
+    for transition in after:
+        outcome(machine.apply_transition, transition)
+    data = b"".join(stream)
+    restored.apply_transition({"op": "put", "key": "old", "value": 1})
+    restored.load_snapshot(7, 2, (data[at : at + size] for at in range(0, len(data), size)))
+    assert canonical(restored.create_snapshot(7, 2).data) == canonical(twin.create_snapshot(7, 2).data)
+    assert restored.digest() == twin.digest()
+
+
+@pytest.mark.parametrize("data", [b"\x01\x02", b"\xa1a", b"\xc0\xc0"])
+def test_a_stream_of_something_else_is_refused(data: bytes) -> None:
+    with pytest.raises(ValueError, match="kv machine"):
+        KV().load_snapshot(1, 1, iter([data]))

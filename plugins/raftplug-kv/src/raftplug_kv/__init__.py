@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Final
+
+import msgpack
 
 from raftplug import Snapshot, StateMachine, hookimpl
 
 __all__ = ["KV", "raftplug_state_machines"]
+
+_PART_BYTES: Final = 64 << 10
 
 _ABSENT = object()
 _MOST_CHANGED = 4_096
@@ -95,6 +100,31 @@ class KV(StateMachine):
         self._values = dict(data)
         self._sum, self._changed = None, {}
 
+    def stream_snapshot(self, last_included_index: int, last_included_term: int) -> Iterator[bytes]:
+        return _packed(dict(self._values))
+
+    def load_snapshot(self, last_included_index: int, last_included_term: int, pieces: Iterator[bytes]) -> None:
+        """Take over the state that `stream_snapshot` gave.
+
+        Raises:
+            ValueError: it is none of this machine's; what was there before is gone all the same, to make room.
+        """
+        self._values = {}
+        self._sum, self._changed = None, {}
+        unpacker = msgpack.Unpacker(strict_map_key=False, max_buffer_size=0)
+        key = None
+        for piece in pieces:
+            unpacker.feed(piece)
+            for item in unpacker:
+                if key is None:
+                    key = item
+                    if type(key) is not str:
+                        raise ValueError("this is no snapshot of a kv machine: keys are strings")
+                else:
+                    self._values[key], key = item, None
+        if key is not None:
+            raise ValueError(f"this snapshot of a kv machine ends after the key {_short(key)}")
+
     def _append(self, key: str, addition: Any) -> str:
         if type(addition) is not str:
             raise ValueError(f"append: value must be a string, not {_kind(addition)}")
@@ -123,6 +153,18 @@ def _hash(key: str, value: Any) -> int:
     if value is _ABSENT:
         return 0
     return int.from_bytes(blake2b(ascii([key, value]).encode(), digest_size=16).digest(), "little")
+
+
+def _packed(values: dict[str, Any]) -> Iterator[bytes]:
+    """Key, value, key, value … as msgpack, in parts."""
+    packer = msgpack.Packer(autoreset=False)
+    for key, value in values.items():
+        packer.pack(key)
+        packer.pack(value)
+        if packer.getbuffer().nbytes >= _PART_BYTES:
+            yield packer.bytes()
+            packer.reset()
+    yield packer.bytes()
 
 
 def same(a: Any, b: Any) -> bool:
