@@ -90,7 +90,8 @@ class Running:
 class Cluster:
     """Three nodes of the group "g" with the kv machine, each with its directory, on one server."""
 
-    def __init__(self, server: EmbeddedServer, directory: Path) -> None:
+    def __init__(self, server: EmbeddedServer, directory: Path, prefix: str = "raftplug") -> None:
+        self.prefix = prefix
         self.server = server
         self.directory = directory
         self.nodes: dict[str, Running] = {}
@@ -98,7 +99,7 @@ class Cluster:
 
     @property
     def options(self) -> tuple[str, ...]:
-        return ("--redis", self.server.url, "--group", "g")
+        return ("--redis", self.server.url, "--group", "g", "--prefix", self.prefix)
 
     def start(self, *names: str, bootstrap: bool = False, join: bool = False, core: str = "auto") -> None:
         """Start nodes, and wait until each is ready."""

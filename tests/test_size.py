@@ -23,7 +23,7 @@ FLOORS = (
     {"storage"},
     {"snapshots"},
     {"apply"},
-    {"driver", "events"},
+    {"driver", "events", "backup"},
     {"replica", "node", "client", "recovery"},
     {"testing", "benchmarks"},
     {"cli"},

@@ -20,20 +20,24 @@ from typing import Any, Final
 import msgpack
 
 from raftplug import plain
+from raftplug.backup import Writer
 from raftplug.cluster import Cluster, is_client, read_record
-from raftplug.constants import LIMIT, LINEARIZABLE, REPLY, REQUEST
+from raftplug.constants import LIMIT, LINEARIZABLE, PIECE, PIECE_REQUEST, REPLY, REQUEST
 from raftplug.errors import InvalidArgument, MalformedMessage, RaftplugError, Unavailable
 from raftplug.frames import NO_CLUSTER, Id, Key, Sender, address, check_id, decode_frame, group_number, is_ours
 from raftplug.future import Future
 from raftplug.keys import Given, cluster_keys, other_key, require_key
 from raftplug.requester import Requester, check_consistency
 from raftplug.settings import Settings
+from raftplug.snapshots import Fetch, decode_piece, encode_request, from_fields
+from raftplug.storage import StoredSnapshot
 
 _logger = logging.getLogger("raftplug")
 
 _FRAME_BYTES: Final = 256 << 10
 _SEEK_US: Final = 20_000  # How often the directory is looked at while somebody waits for the group to be found.
 _LOOK_US: Final = 1_000_000  # And otherwise.
+_POLL_S: Final = 0.05
 _DEAD_MS: Final = 30_000  # A cluster that announced itself last so long before another one did is a thing of the past.
 _COLUMNS: Final = ("id", "role", "term", "last", "commit", "applied", "lag", "contact_ms", "core", "version")
 
@@ -84,6 +88,7 @@ class ClientLoop:
         self._calls: deque[tuple[Any, ...]] = deque()
         self._outgoing: dict[Id, list[tuple[int, int, bytes]]] = {}
         self._gatherings: list[_Gathering] = []
+        self._downloads: list[_Download] = []
         self.requester = Requester(
             settings=settings, generator=generator, send=self._queue, name=session, explain=self._explain
         )
@@ -112,11 +117,21 @@ class ClientLoop:
             return
         self.requester.read(query, future, deadline_us, consistency)
 
-    def ask(self, operation: str, future: Future, deadline_us: int, arguments: list[Any]) -> None:
-        """Ask the leader anything that may be asked twice; see `Requester.ask`."""
+    def ask(self, operation: str, future: Future, deadline_us: int, arguments: list[Any], to: Id | None = None) -> None:
+        """Ask the leader, or `to`, anything that may be asked twice; see `Requester.ask`."""
         if self._refuses(future):
             return
-        self.requester.ask(operation, arguments, future, deadline_us)
+        self.requester.ask(operation, arguments, future, deadline_us, to)
+
+    def download(
+        self, source: Id, future: Future, deadline_us: int, snapshot: StoredSnapshot, write: Callable[[bytes], None]
+    ) -> None:
+        """Fetch a snapshot from a node, piece by piece: `write` takes its bytes; the future gets None, or an error."""
+        if self._refuses(future):
+            return
+        settings = self._settings
+        fetch = Fetch(snapshot, source, 0, settings.snapshot_window_bytes, 1000 * settings.election_timeout_ms)
+        self._downloads.append(_Download(fetch, future, deadline_us, write))
 
     def status(self, future: Future, deadline_us: int) -> None:
         """Ask every node of the group how it is; the future gets what `Client.status` returns, or Unavailable."""
@@ -140,24 +155,33 @@ class ClientLoop:
             gathering.step(now, self._nodes, self.requester, self._explain)
         if self._gatherings:
             self._gatherings = [gathering for gathering in self._gatherings if not gathering.future.done()]
+        for download in self._downloads:
+            self._outgoing.setdefault(download.source, []).extend(
+                (self._number, PIECE_REQUEST, request) for request in download.step(now)
+            )
+        self._downloads = [download for download in self._downloads if not download.future.done()]
         deadline = self.requester.tick(now)
         self._flush()
         if self._calls:
             return now
         for gathering in self._gatherings:
             deadline = min(deadline, gathering.due())
+        for download in self._downloads:
+            deadline = min(deadline, download.due())
         return min(deadline, now + _SEEK_US if not self._nodes and self._wanted() else self._look_at)
 
     def close(self, reason: str = "the client was closed") -> None:
         """End everything that is pending, truthfully, and refuse what comes later.  The transport stays open."""
         self.requester.close(reason)
         self._abandon_gatherings(Unavailable(reason))
+        self._abandon_downloads(Unavailable(reason))
 
     def abort(self, error: Exception) -> None:
         """A turn raised: end what is pending, so that nobody waits for ever, and go on."""
         reason = f"the transport failed ({type(error).__name__}: {error})"
         self.requester.abort(reason)
         self._abandon_gatherings(Unavailable(reason))
+        self._abandon_downloads(Unavailable(reason))
 
     def drain(self) -> None:
         """Hand over what was called after the last turn; after `close` it is refused."""
@@ -168,11 +192,12 @@ class ClientLoop:
                 return
             function(*arguments)
             self._abandon_gatherings(Unavailable("the client was closed"))
+            self._abandon_downloads(Unavailable("the client was closed"))
 
     # -- inside: finding the group ---------------------------------------------------------------------------------
 
     def _wanted(self) -> bool:
-        return bool(self.requester.pending() or self._gatherings)
+        return bool(self.requester.pending() or self._gatherings or self._downloads)
 
     def _look(self, now: int) -> None:
         """Learn from the directory who serves the group: hints, from anybody, so they are looked at with care."""
@@ -239,6 +264,11 @@ class ClientLoop:
         for gathering in gatherings:
             gathering.abandon(error)
 
+    def _abandon_downloads(self, error: RaftplugError) -> None:
+        downloads, self._downloads = self._downloads, []
+        for download in downloads:
+            download.future.set_exception(error)
+
     def _refuses(self, future: Future) -> bool:
         if self._conflict is None:
             return False
@@ -272,6 +302,9 @@ class ClientLoop:
             return
         self._lives[frame.source] = frame.nonce
         for item in frame.items:
+            if item.kind == PIECE and item.group == self._number:
+                for download in self._downloads:
+                    download.take(frame.source, item.body, self._now)
             if item.kind != REPLY or item.group != self._number:
                 continue
             try:
@@ -298,6 +331,49 @@ class ClientLoop:
                     start, size = end, 0
                 size += len(item[2])
             self.cluster.send_message(target, self._sender.encode(target, items[start:]))
+
+
+class _Download:
+    """A snapshot on its way from one node."""
+
+    def __init__(self, fetch: Fetch, future: Future, deadline: int, write: Callable[[bytes], None]) -> None:
+        self.source = fetch.source
+        self.future = future
+        self._fetch = fetch
+        self._deadline = deadline
+        self._write = write
+
+    def step(self, now: int) -> list[bytes]:
+        """The requests that are due."""
+        fetch = self._fetch
+        if self.future.done():
+            return []
+        if now >= self._deadline or fetch.gone:
+            what = "has the snapshot no more" if fetch.gone else "did not give all of the snapshot in time"
+            self.future.set_exception(Unavailable(f"{self.source} {what}: try again"))
+            return []
+        return [encode_request(fetch.snapshot, number) for number in fetch.wanted(now)]
+
+    def due(self) -> int:
+        return min(self._deadline, self._fetch.deadline())
+
+    def take(self, source: Id, body: bytes, now: int) -> None:
+        fetch = self._fetch
+        try:
+            found, number, data = decode_piece(body)
+        except MalformedMessage:
+            return  # It is asked for again.
+        if (source, found) != (fetch.source, fetch.snapshot.digest) or self.future.done():
+            return
+        fetch.take(number, data, now)
+        try:
+            for piece in fetch.storable():
+                self._write(piece.data)
+        except Exception as error:
+            self.future.set_exception(error)
+        else:
+            if fetch.is_complete():
+                self.future.set_result(None)
 
 
 class _Gathering:
@@ -490,6 +566,7 @@ class Client:
             session=session,
             keys=keys,
         )
+        self._group = group
         self._pid = os.getpid()
         self._runner = _Runner(self._loop)
         self._thread = threading.Thread(target=self._runner.run, name=f"raftplug-client-{group}", daemon=True)
@@ -592,6 +669,90 @@ class Client:
         target: Id = self._submit(self._loop.ask, timeout, "transfer", [to]).result()
         return target
 
+    def snapshot(self, id: Id | None = None, timeout: float | None = 60.0) -> dict[str, Any]:
+        """Have a node make a snapshot of its state now, and wait until it is on that node's disk.
+
+        Args:
+            id: the node; None is the leader.
+            timeout: seconds.
+
+        Returns: {"id", "index", "term", "bytes", "digest"}; if nothing was applied since the last one, of that.
+
+        Raises:
+            InvalidArgument: the state machine makes no snapshots.
+            Unavailable: it was not made in time, but may be yet.
+        """
+        self._may_wait()
+        until = _until(timeout)
+        node = self._node(id, until)
+        snapshot = self._snapshot_at(node, None, until)
+        digest = snapshot.digest.hex()
+        return {"id": node, "index": snapshot.index, "term": snapshot.term, "bytes": snapshot.size, "digest": digest}
+
+    def backup(
+        self,
+        file: str | os.PathLike[str],
+        *,
+        id: Id | None = None,
+        overwrite: bool = False,
+        timeout: float | None = 600.0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> dict[str, Any]:
+        """Write the whole group into a file: all that was acknowledged before the call, and perhaps more.
+
+        Args:
+            file: where; it appears when it is complete, durable, and its digest was verified.
+            id: the node to take it from; None is the leader.
+            overwrite: whether it may replace a file.
+            timeout: seconds.
+            progress: is told how many bytes of how many are there; in another thread.
+
+        Returns: {"file", "group", "index", "term", "bytes", "digest"}.  `raftplug restore` takes it.
+
+        Raises:
+            InvalidArgument: there is such a file; the state machine makes no snapshots.
+            Unavailable: it was not done in time.
+            StorageFailed, DiskFull: the file cannot be written.
+        """
+        self._may_wait()
+        until = _until(timeout)
+        if not overwrite and os.path.lexists(file):
+            raise InvalidArgument(f"{os.fspath(file)} is there already: give another name, or overwrite it")
+        index = self._submit(self._loop.ask, _left(until), "index", [False]).result()
+        node = self._node(id, until)
+        snapshot = self._snapshot_at(node, index, until)
+        writer = Writer(file, self._group, snapshot)
+
+        def write(data: bytes) -> None:
+            writer.write(data)
+            if progress is not None:
+                progress(writer.written, snapshot.size)
+
+        try:
+            self._submit(self._loop.download, _left(until), node, snapshot, write).result()
+            return {**writer.finish().describe(), "file": os.fspath(file)}
+        except BaseException:
+            writer.abandon()
+            raise
+
+    def _node(self, id: Id | None, until: float) -> Id:
+        """`id`, or else the leader."""
+        while id is None:
+            id = self.status(min(4.0, _left(until)))["leader"]
+            if id is None and time.monotonic() >= until:
+                raise Unavailable("nobody leads the group")
+        return id
+
+    def _snapshot_at(self, node: Id, index: int | None, until: float) -> StoredSnapshot:
+        """A snapshot of `node` at `index` or later, once it is durable there."""
+        while True:
+            index, fields = self._submit(self._loop.ask, _left(until), "snapshot", [index], node).result()
+            if fields is not None:
+                return from_fields(fields)
+            if time.monotonic() >= until:
+                raise Unavailable(f"{node} did not make a snapshot in time")
+            time.sleep(_POLL_S)
+
     def close(self) -> None:
         """End what is pending (OutcomeUnknown if it may have been executed, else Unavailable), and disconnect."""
         if os.getpid() != self._pid:
@@ -620,6 +781,14 @@ class Client:
     def _may_wait(self) -> None:
         if threading.current_thread() is self._thread:  # Before anything is sent: an error here means nothing was.
             raise InvalidArgument("a callback must not wait for its own client: use propose_async or read_async there")
+
+
+def _until(timeout: float | None) -> float:
+    return time.monotonic() + _microseconds(timeout) / 1e6
+
+
+def _left(until: float) -> float:
+    return max(0.0, until - time.monotonic())
 
 
 def _microseconds(timeout: float | None) -> int:

@@ -236,6 +236,7 @@ class Driver:
         self._notes: list[tuple[int, int, int, bytes, TransitionState]] = []  # What the machine is to be told.
         self._again = False  # A turn must follow at once.
         self._writing_own: StoredSnapshot | None = None
+        self._asked_index = 0  # Somebody wants a snapshot there or later.
         self._offer: Any = None  # The last SNAPSHOT message that offered something we lack.
         self._verifying: Iterator[None] | None = None  # What was fetched is read again, and compared.
         self._verified: snapshots.Reader | None = None  # A snapshot that was fetched, for the rules to see.
@@ -643,6 +644,8 @@ class Driver:
                     self._change_members(asker, action, members)
                 case "transfer", [target]:
                     self._reply(asker, OK, self._transfer(target))
+                case "snapshot", [(int() | None) as index]:
+                    self._reply(asker, OK, self._ask_for_snapshot(index))
                 case "status", []:
                     self._reply(asker, OK, self.status())
                 case _:
@@ -1021,11 +1024,31 @@ class Driver:
     # ------------------------------------------------------------- snapshots
 
     def _is_snapshot_due(self) -> bool:
-        """Whether enough entries were applied since the last snapshot of our own state."""
-        every = self.settings.snapshot_entries
-        if not 0 < every <= self.applied - self.raft.snapshot_index or self._snapshot_failed:
+        """Whether enough entries were applied since the last snapshot of our own state, or one was asked for."""
+        every, last = self.settings.snapshot_entries, self.raft.snapshot_index
+        if not (0 < every <= self.applied - last or last < self._asked_index <= self.applied):
             return False
-        return self.abilities.snapshots and self.diverged is None and self._may_make()
+        may = self.abilities.snapshots and not self._snapshot_failed and self.diverged is None
+        return may and self._may_make()
+
+    def _ask_for_snapshot(self, index: int | None) -> list[Any]:
+        """Begin a snapshot at `index` or later (None: of all there is), unless there is one.
+
+        Returns: the index, and the snapshot's fields once it is durable, else None: ask again with the index then.
+        """
+        if not self.abilities.snapshots:
+            raise InvalidArgument("the state machine makes no snapshots")
+        if self._snapshot_failed:
+            raise InvalidArgument("the state machine failed to make a snapshot: its node's log says why")
+        least = self.applied if index is None else index
+        if least <= 0:
+            raise ChangeRefused("this replica has applied nothing yet")
+        current = self.snapshots.current
+        if current is not None and current.index >= least:
+            return [least, [*snapshots.fields_of(current)]]
+        if least <= self.raft.commit:
+            self._asked_index = max(self._asked_index, least)
+        return [least, None]
 
     def _may_make(self) -> bool:
         return self._writing_own is None and not self._is_installing() and self.snapshots.may_make(self.raft.now)

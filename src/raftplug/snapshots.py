@@ -93,6 +93,23 @@ def checked(snapshot: StoredSnapshot) -> StoredSnapshot:
     return snapshot
 
 
+def fields_of(snapshot: StoredSnapshot) -> tuple[int, int, int, int, int, bytes]:
+    """All that is said of a snapshot in a reply; the arguments of another StoredSnapshot."""
+    return snapshot.index, snapshot.term, snapshot.check, snapshot.size, snapshot.count, snapshot.digest
+
+
+def from_fields(fields: Any) -> StoredSnapshot:
+    """What `fields_of` was given; its slot is nobody's.
+
+    Raises:
+        MalformedMessage: there can be no such snapshot.
+    """
+    kinds = [type(field) for field in fields] if isinstance(fields, list) else []
+    if kinds != [int, int, int, int, int, bytes]:
+        raise MalformedMessage("a reply that describes no snapshot")
+    return checked(StoredSnapshot(*fields))
+
+
 def encode_request(snapshot: StoredSnapshot, number: int) -> bytes:
     """The body of a PIECE_REQUEST."""
     return _REQUEST.pack(snapshot.digest, number)

@@ -525,7 +525,7 @@ class SQLiteRows(Transactional):
     @contextmanager
     def _translated(self, done: str) -> Iterator[None]:
         try:
-            with _os_errors(self.where, done):
+            with os_errors(self.where, done):
                 yield
         except sqlite3.Error as error:
             extended = getattr(error, "sqlite_errorcode", 0)
@@ -543,7 +543,8 @@ class SQLiteRows(Transactional):
 
 
 @contextmanager
-def _os_errors(where: str, done: str) -> Iterator[None]:
+def os_errors(where: str, done: str) -> Iterator[None]:
+    """Raise DiskFull or StorageFailed for an OSError; `done` is what could not be done to the file `where`."""
     try:
         yield
     except OSError as error:
@@ -1050,7 +1051,7 @@ class SQLiteStorage(RecordStorage):
     ) -> None:
         directory = os.path.abspath(data_dir)
         path = os.path.join(directory, FILE_NAME)
-        with _os_errors(directory, "opened"):
+        with os_errors(directory, "opened"):
             if not bootstrap and not _exists(path) and not _exists(path + "-wal"):
                 raise _is_new(directory)
             if not _exists(directory):
@@ -1060,7 +1061,7 @@ class SQLiteStorage(RecordStorage):
         rows: SQLiteRows | None = None
         try:
             try:
-                with _os_errors(directory, "opened"):
+                with os_errors(directory, "opened"):
                     if self._directory_lock.unclean:
                         _renew(directory, path)
                     if not _exists(path):

@@ -10,7 +10,8 @@ import base64
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 import click
@@ -60,6 +61,27 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     for row in ([name.upper() for name in header], *cells):
         aligned = zip(row, widths, right, strict=True)
         click.echo("  ".join(text.rjust(width) if r else text.ljust(width) for text, width, r in aligned).rstrip())
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show on stderr, if that is a terminal, how far `what` has come: gives a function of bytes done and in all."""
+    shown = ""
+
+    def show(done: int, of: int) -> None:
+        nonlocal shown
+        share = done / of if of else 1.0
+        text = f"{clean(what)}  [{'#' * round(30 * share):<30}]  {100 * share:3.0f} %  {done / 1e6:,.0f} MB"
+        if text != shown:
+            shown = text
+            click.echo("\r" + text, nl=False, err=True)
+
+    is_terminal = sys.stderr.isatty()
+    try:
+        yield show if is_terminal else lambda done, of: None
+    finally:
+        if shown:
+            click.echo(err=True)
 
 
 def clean(text: str) -> str:
