@@ -75,6 +75,7 @@ FAULTS: dict[str, str] = {
     "snapshot_piece_lost": "a piece of a snapshot, or the request for it, is lost",
     "snapshot_piece_damaged": "a piece of a snapshot arrives as something else",
     "snapshot_piece_rot": "a bit of what a process has fetched of a snapshot flips on its disk",
+    "operator_snapshot": "an operator has some node make a snapshot now",
     "crash_in_fetch": "a process is killed while it fetches a snapshot",
     "cut_one_way": "a link loses everything in one direction for a while",
     "cut_both_ways": "a link loses everything in both directions for a while",
@@ -136,6 +137,7 @@ _THEMES: tuple[tuple[tuple[str, ...], dict[str, int]], ...] = (
             "snapshot_piece_damaged",
             "snapshot_piece_rot",
             "crash_in_fetch",
+            "operator_snapshot",
             "isolate",
             "cut_both_ways",
             "restart_all",
@@ -1279,14 +1281,19 @@ class Simulation:
         self._boot_if_down(self.processes[id])
         self._ask("members", [action, [id]])
 
+    def _do_operator_snapshot(self) -> None:
+        target = self.random.choice(self._ids)
+        self._fault("operator_snapshot", target)
+        self._ask("snapshot", [None], target)
+
     def _do_transfer_leadership(self) -> None:
         target = self.random.choice([None, *self._ids])
         self._fault("transfer_leadership", target)
         self._ask("transfer", [target])
 
-    def _ask(self, operation: str, arguments: list[Any]) -> None:
+    def _ask(self, operation: str, arguments: list[Any], to: Id | None = None) -> None:
         client = self.random.choice(self._clients)
-        client.loop.requester.ask(operation, arguments, Future(), self.now + 3_000 * _MS)
+        client.loop.requester.ask(operation, arguments, Future(), self.now + 3_000 * _MS, to)
         client.turn()
 
     def _do_quiet_wanted(self) -> None:
