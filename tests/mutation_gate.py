@@ -245,7 +245,7 @@ MUTANTS = (
         "snapshot without configuration",
         "driver.py",
         "contents(configuration, self.sessions.snapshot(), kind, machine)",
-        "contents([[], [], [], [], {}], self.sessions.snapshot(), kind, machine)",
+        "contents([['n1'], [], [], [], []], self.sessions.snapshot(), kind, machine)",
     ),
     Mutant(
         "session table not in the snapshot",
@@ -271,7 +271,7 @@ MUTANTS = (
         "snapshot installed during apply",
         "driver.py",
         "            self._loading = install  # Not now: the machine may be at work, and has to finish that first.\n",
-        "            self._load(install)\n            self._loaded(install)\n",
+        "            self.applier.load(install)\n            self._loaded(install)\n",
     ),
     Mutant(
         "duplicate remembered by a maximum",
@@ -484,6 +484,12 @@ MUTANTS = (
         "testing/simulation.py",
         "        return (captured[at : at + 50] for at in range(0, len(captured), 50))",
         "        return (plain.encode(self.create_snapshot(index, term).data)[at : at + 50] for at in range(0, len(captured), 50))",
+    ),
+    Mutant(
+        "what a machine has on its disk applied again",
+        "apply.py",
+        "        if outcome.index <= self.on_disk:\n",
+        "        if False:\n",
     ),
     Mutant(
         "truncation not written",

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from raftplug import plain, snapshots
 from raftplug.constants import PIECE, PIECE_REQUEST, SNAPSHOT
-from raftplug.errors import InvalidTransition, MalformedMessage
+from raftplug.errors import InvalidTransition, MalformedMessage, OutcomeUnknown, WrongDirectory
+from raftplug.future import Future
 from raftplug.settings import Settings
 from raftplug.snapshots import PLAIN, STREAM, Fetch, Making, Reader
 from raftplug.storage import StoredSnapshot
@@ -448,3 +449,137 @@ def test_an_offer_to_a_machine_that_takes_no_snapshots_changes_nothing(core: Any
         with pytest.raises(MalformedMessage):
             driver.receive(leader, 1, SNAPSHOT, message.encode())
     assert snapshots_of(world, lagging).fetch is None
+
+
+# ------------------------------------------------------------------------------------- machines with disks of their own
+
+
+class OnDisk(Streaming):
+    """The counter with a disk of its own, which outlives it, and on which it commits every few entries."""
+
+    disks: dict[int, dict[str, Any]] = {}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.disk: dict[str, Any] = {"index": 0, "state": [0, []]}
+        self.given = 0
+
+    def open(self, disk: dict[str, Any]) -> None:
+        self.disk = disk
+        self.value, self.executed = disk["state"][0], disk["state"][1][:]
+
+    def apply_transition(self, transition: Any) -> int:
+        self.given += 1
+        return super().apply_transition(transition)
+
+    def load_snapshot(self, last_included_index: int, last_included_term: int, pieces: Iterator[bytes]) -> None:
+        self.given += 1_000
+        super().load_snapshot(last_included_index, last_included_term, pieces)
+
+    def applied_index(self) -> int:
+        return int(self.disk["index"])
+
+    def set_applied_index(self, index: int) -> None:
+        if index % 7 == 0:
+            self.disk.update(index=index, state=[self.value, self.executed[:]])
+
+
+class DiskWorld(World):
+    """Nodes whose machines find their disks again."""
+
+    def __init__(self, core: Any, limits: Settings) -> None:
+        self.disks: dict[str, dict[str, Any]] = {id: {"index": 0, "state": [0, []]} for id in IDS}
+        self.opened: list[str] = []
+        machines = iter([*IDS])
+
+        def machine() -> OnDisk:
+            made = OnDisk()
+            made.open(self.disks[next(machines, None) or self.opened.pop()])
+            return made
+
+        super().__init__(core, settings=limits, machine=machine)  # type: ignore[arg-type]
+
+    def boot(self, id: str) -> None:
+        if id in self.nodes:
+            self.opened.append(id)
+        super().boot(id)
+
+
+def on_disk(world: World, id: str) -> OnDisk:
+    machine = world.machines[id]
+    assert isinstance(machine, OnDisk)
+    return machine
+
+
+@pytest.mark.parametrize("every", [0, 10])
+def test_a_machine_on_disk_is_given_only_what_it_does_not_have(core: Any, every: int) -> None:
+    limits = Settings(snapshot_entries=every, keep_entries=0, snapshot_piece_bytes=PIECE_BYTES)
+    world = DiskWorld(core, limits)
+    leader = world.elect()
+    total = 0
+
+    def is_ahead(id: str) -> bool:
+        snapshot = snapshots_of(world, id).current
+        return on_disk(world, id).applied_index() > (snapshot.index if snapshot is not None else 0)
+
+    while total < 50 or not all(map(is_ahead, IDS)):
+        world.result(world.propose(leader, {"add": 1, "tag": total}))
+        world.run(200)
+        total += 1
+    for id in IDS:
+        assert (snapshots_of(world, id).current is not None) == bool(every)
+        has = on_disk(world, id).disk["state"][0]
+        assert 40 < has <= total
+        world.boot(id)
+        assert on_disk(world, id).value == has, "no snapshot was loaded over it"
+    world.elect()
+    world.until(lambda: all(on_disk(world, id).value == total for id in IDS))
+    for id in IDS:
+        assert on_disk(world, id).executed == list(range(total))
+        assert on_disk(world, id).given < 10
+
+
+def test_a_transition_that_a_machine_on_disk_has_is_not_executed_again_for_who_repeats_it(core: Any) -> None:
+    world = DiskWorld(core, Settings(snapshot_entries=0))
+    world.elect()
+    client = world.client(session="mine")
+    for sequence in range(1, 31):
+        future = Future()
+        client.propose(plain.encode({"add": 1, "tag": sequence}), future, world.now + 10_000_000, sequence)
+        assert world.result(future) == sequence
+    client.close()
+    for id in IDS:
+        world.boot(id)
+    world.elect()
+    client = world.client(session="mine")
+    for sequence in (30, 1, 7):
+        again = Future()
+        client.propose(plain.encode({"add": 1, "tag": sequence}), again, world.now + 3_000_000, sequence)
+        world.until(again.done)
+        error = again.exception(0)
+        assert error is None or isinstance(error, OutcomeUnknown)
+    world.run(500)
+    assert all(on_disk(world, id).executed == list(range(1, 31)) for id in IDS)
+
+
+def test_a_machine_on_disk_that_is_far_behind_is_given_a_snapshot_and_told_its_index(core: Any) -> None:
+    world = DiskWorld(core, SMALL)
+    leader = world.elect()
+    lagging = next(id for id in IDS if id != leader)
+    world.cut.add(lagging)
+    for number in range(60):
+        world.result(world.propose(leader, {"add": 1, "tag": number}))
+    world.cut.clear()
+    caught_up(world, lagging)
+    assert on_disk(world, lagging).given > 1_000
+    world.propose(leader, {"add": 1, "tag": "more"})
+    world.run(1_000)
+    assert all(on_disk(world, id).value == 61 for id in IDS)
+
+
+def test_a_machine_that_is_ahead_of_the_log_is_refused(core: Any) -> None:
+    world = DiskWorld(core, SMALL)
+    world.elect()
+    world.disks["n1"]["index"] = 1_000
+    with pytest.raises(WrongDirectory, match="has applied entry 1000 already, and the log here ends at"):
+        world.boot("n1")

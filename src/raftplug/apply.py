@@ -22,8 +22,9 @@ from raftplug.constants import (
     SESSION_OPEN,
     SESSION_TRANSITION,
     TRANSITION,
+    UNKNOWN,
 )
-from raftplug.errors import InvalidTransition, MachineFailed, MalformedMessage, TransitionFailed
+from raftplug.errors import InvalidTransition, MachineFailed, MalformedMessage, TransitionFailed, WrongDirectory
 from raftplug.sessions import UNDER_WAY, Sessions, decode_open, decode_transition
 from raftplug.settings import Settings
 from raftplug.snapshots import PLAIN, STREAM, Reader
@@ -96,6 +97,8 @@ class Applier:
         self.digests: list[tuple[int, bytes]] = []
         self.told: list[tuple[Any, TransitionState]] = []
         self.problem: str | None = None
+        self.on_disk = 0
+        """Index of the last entry that a machine with a disk of its own had at the start: it is given none up to it."""
         self._group = group
         self._clock = clock
         self._noop_transition = noop_transition
@@ -131,6 +134,8 @@ class Applier:
                 self._take(outcome)
             self._execute_run()
             self.applied = first + end - 1
+            if self.abilities.on_disk and self.applied > self.on_disk:
+                self.machine.set_applied_index(self.applied)
             if tell:
                 for outcome in outcomes[done:]:
                     self.tell(outcome.index, outcome.kind, outcome.term, outcome.payload, TransitionState.Applied)
@@ -150,7 +155,9 @@ class Applier:
     def _take(self, outcome: Outcome) -> None:
         """Decide on an entry: what the machine must execute joins the run, all else is done here."""
         kind, payload = outcome.kind, outcome.payload
-        if kind == TRANSITION:  # The shortest way, for what there is most of.
+        if outcome.index <= self.on_disk:
+            self._take_again(outcome)
+        elif kind == TRANSITION:  # The shortest way, for what there is most of.
             if not self.abilities.batches:
                 try:
                     outcome.value = self.machine.apply_transition(plain.decode(payload))
@@ -174,6 +181,18 @@ class Applier:
             outcome.value = self.sessions.open(outcome.index, time_us, name)
         elif kind == NOOP and self._noop_transition is not None:
             self._join(outcome, plain.encode(self._noop_transition), None)
+
+    def _take_again(self, outcome: Outcome) -> None:
+        """An entry that the machine has on its disk: of what came of it only that it was executed is known."""
+        if outcome.kind == SESSION_TRANSITION:
+            time_us, session, sequence, below, _ = decode_transition(outcome.payload)
+            known = self.sessions.admit(session, sequence, below, time_us)
+            if known is None:
+                self.sessions.record(session, sequence, UNKNOWN, b"")
+            outcome.code, outcome.value = _as_reply(*(known or (UNKNOWN, b"")))
+        elif outcome.kind == SESSION_OPEN:
+            time_us, name = decode_open(outcome.payload)
+            outcome.value = self.sessions.open(outcome.index, time_us, name)
 
     def _join(self, outcome: Outcome, encoded: bytes, once: tuple[int, int] | None) -> None:
         try:
@@ -257,6 +276,30 @@ class Applier:
 
     # -------------------------------------------------------------- snapshots
 
+    def start(self, last: int) -> None:
+        """Ask a machine with a disk of its own how far it is.  `last` is the end of the log.
+
+        Raises:
+            WrongDirectory: it is ahead of the log: one of the two is of another node, or older.
+            MachineFailed: it says no index.
+        """
+        if not self.abilities.on_disk:
+            return
+        found = self.machine.applied_index()
+        name = type(self.machine).__name__
+        if type(found) is not int or found < 0:
+            raise MachineFailed(f"group {self._group}: applied_index of {name} returned {found!r}, which is no index")
+        if found > last:
+            raise WrongDirectory(
+                f"group {self._group}: {name} has applied entry {found} already, and the log here ends at {last}: "
+                "one of the two is older than the other, or another node's"
+            )
+        self.on_disk = found
+
+    def is_ahead(self) -> bool:
+        """Whether the machine has, on its disk, entries that were not taken again yet: its state is not that here."""
+        return self.applied < self.on_disk
+
     def capture(self, index: int, term: int) -> tuple[int, Iterator[bytes]]:
         """The state as it is now, for a snapshot: of what kind it is, and its bytes, to be made later.
 
@@ -277,12 +320,16 @@ class Applier:
             MalformedMessage: it is of another kind than the machine takes.
         """
         index, term = reader.snapshot.index, reader.snapshot.term
-        if reader.kind == STREAM:
+        if index <= self.on_disk:
+            pass  # The machine has all of it.
+        elif reader.kind == STREAM:
             if not self.abilities.streams:
                 raise MalformedMessage("a snapshot of a state machine that streams, for one that does not")
             self.machine.load_snapshot(index, term, reader.stream())
         else:
             self.machine.set_snapshot(Snapshot(index, term, reader.data()))
+        if self.abilities.on_disk and index > self.on_disk:
+            self.machine.set_applied_index(index)
         self.sessions = reader.sessions
         self.applied = index
 
@@ -290,6 +337,8 @@ class Applier:
 
     def _take_digest(self) -> None:
         """A digest of machine and sessions; a machine that fails to give one is not asked again."""
+        if self.is_ahead():
+            return
         try:
             digest = self.machine.digest()
             if type(digest) is not bytes or len(digest) > _MACHINE_DIGEST_BYTES:
@@ -301,7 +350,8 @@ class Applier:
             self.problem = f"the state machine has no digest: {type(raised).__name__}: {text_of(raised)}"
             _logger.error("group %s: %s", self._group, self.problem)
             return
-        state = msgpack.packb([digest, self.sessions.snapshot()])
+        # Of what a machine has on its disk, not every replica knows the results: see `_take_again`.
+        state = msgpack.packb([digest, self.sessions.snapshot(with_results=not self.abilities.on_disk)])
         self.digests.append((self.applied, blake2b(state, digest_size=_DIGEST_BYTES).digest()))
 
     # -------------------------------------------------------------- observers

@@ -264,12 +264,6 @@ class Driver:
         log = self.core.Log()
         if stored.snapshot is not None:
             log = self.core.Log(stored.snapshot.index, stored.snapshot.term, stored.snapshot.check)
-            try:
-                reader = snapshots.Reader(stored.snapshot, self.snapshots.reader(stored.snapshot))
-                self._load(reader)
-                configuration = reader.configuration
-            except MalformedMessage as error:
-                raise Corrupt(f"group {group!r}: the stored snapshot at {stored.snapshot.index}: {error}") from None
         elif self.abilities.snapshots:
             # The seed's: a snapshot that the machine keeps by itself counts only when storage is empty.
             own = machine.get_snapshot() if not stored.blocks else None
@@ -283,12 +277,20 @@ class Driver:
                 log = self.core.Log(index, term, 0)
                 machine.set_snapshot(own)
                 self.applier.applied = index
-        self._applied = self.applier.applied
         try:
             for block in stored.blocks:
                 log.restore(block)
         except MalformedMessage as error:
             raise Corrupt(f"group {group!r}: the stored log: {error}") from None
+        self.applier.start(log.last_index)
+        if stored.snapshot is not None:
+            try:
+                reader = snapshots.Reader(stored.snapshot, self.snapshots.reader(stored.snapshot))
+                self.applier.load(reader)
+            except MalformedMessage as error:
+                raise Corrupt(f"group {group!r}: the stored snapshot at {stored.snapshot.index}: {error}") from None
+            configuration = reader.configuration
+        self._applied = self.applier.applied
         spread = election_spread_us or (lambda leaderless: settings.election_timeout_ms * 1000)
         reluctance = settings.lead_reluctance * settings.election_timeout_ms * 1000
         self.raft: Any = None
@@ -851,7 +853,7 @@ class Driver:
         applier = self.applier
         if self._loading is not None:
             install = self._loading
-            self._run(lambda: self._load(install), lambda _: self._loaded(install))
+            self._run(lambda: applier.load(install), lambda _: self._loaded(install))
         elif self._notes:
             notes, self._notes = self._notes, []
             self._run(lambda: applier.tell_all(notes), lambda _: None)
@@ -1029,7 +1031,7 @@ class Driver:
         if not (0 < every <= self.applied - last or last < self._asked_index <= self.applied):
             return False
         may = self.abilities.snapshots and not self._snapshot_failed and self.diverged is None
-        return may and self._may_make()
+        return may and self._may_make() and not self.applier.is_ahead()
 
     def _ask_for_snapshot(self, index: int | None) -> list[Any]:
         """Begin a snapshot at `index` or later (None: of all there is), unless there is one.
@@ -1141,7 +1143,7 @@ class Driver:
                     return
             reader = snapshots.Reader(fetched, read)
             self.core.Configuration.from_plain(reader.configuration)
-        except (MalformedMessage, Corrupt) as error:
+        except (MalformedMessage, Corrupt, InvalidArgument) as error:
             _logger.error("group %s: %s", self.group, error)
             self.snapshots.abandon_fetch()
             self._event("raftplug_snapshot", index=fetched.index, kind="refused")
@@ -1175,10 +1177,6 @@ class Driver:
             raise InvariantViolated("the rules do not install the snapshot that they lack")
         raft.set_configuration(self.core.Configuration.from_plain(reader.configuration))
         self._installing = reader
-
-    def _load(self, reader: snapshots.Reader) -> None:
-        """Replace machine and sessions by a snapshot's."""
-        self.applier.load(reader)
 
     def _loaded(self, install: snapshots.Reader) -> None:
         """An installed snapshot was taken over."""

@@ -227,7 +227,7 @@ class Sessions:
         return None
 
     def record(self, session: int, sequence: int, code: int, value: bytes) -> None:
-        """Keep the result of a transition that `admit` has let through: OK or FAILED, and its encoded value.
+        """Keep the result of a transition that `admit` let through: OK or FAILED, and its encoded value; or UNKNOWN.
 
         Nothing is kept if its session has ended since, or if the client needs it no more.
 
@@ -237,15 +237,18 @@ class Sessions:
         found = self._anonymous.get(session) or self._named.get(session)
         if found is None or sequence < found.watermark:
             return
-        if found.results.get(sequence) is not UNDER_WAY or code not in (OK, FAILED):
+        if found.results.get(sequence) is not UNDER_WAY or code not in (OK, FAILED, UNKNOWN):
             raise InvariantViolated(f"session {session}: a result for sequence {sequence} that was not admitted")
         if found.bytes + len(value) > MAX_RESULT_BYTES:
             code, value = UNKNOWN, b""
         found.results[sequence] = (code, value)
         found.bytes += len(value)
 
-    def snapshot(self) -> list[Any]:
-        """The whole table as plain data: equal tables give equal data, however they came about."""
+    def snapshot(self, *, with_results: bool = True) -> list[Any]:
+        """The whole table as plain data: equal tables give equal data, however they came about.
+
+        Without results it says which sequences were executed, and not how they ended.
+        """
         return [
             self.now_us,
             *(
@@ -255,7 +258,10 @@ class Sessions:
                         found.name,
                         found.used_us,
                         found.watermark,
-                        [[sequence, *found.results[sequence]] for sequence in sorted(found.results)],
+                        [
+                            [sequence, *found.results[sequence]] if with_results else sequence
+                            for sequence in sorted(found.results)
+                        ],
                     ]
                     for session, found in table.items()
                 ]

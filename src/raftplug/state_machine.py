@@ -193,6 +193,24 @@ class StateMachine(ABC):
         """
         raise NotOverridden(f"{type(self).__name__} does not stream: write stream_snapshot and load_snapshot")
 
+    def applied_index(self) -> int:
+        """Return the index that `set_applied_index` was last given, as far as that is durable; 0 in the beginning.
+
+        For machines that keep their state on a disk of their own, such as a database: they are given only what follows,
+        and a stored snapshot at or below this index is not loaded again.  Asked once, at the start.  Snapshots are
+        made all the same, for replicas that need one.
+        """
+        raise NotOverridden(f"{type(self).__name__} keeps no index: write applied_index and set_applied_index")
+
+    def set_applied_index(self, index: int) -> None:
+        """Be told that all transitions up to `index` have been applied, or that a snapshot there has been loaded.
+
+        Keep the number where the state is, in one transaction with it: whatever was changed since the last call becomes
+        durable together with `index`, now or later, or not at all.  It is called often, so a machine may wait for more
+        before it commits; raftplug keeps what it may have to repeat.
+        """
+        raise NotOverridden(f"{type(self).__name__} keeps no index: write applied_index and set_applied_index")
+
     def get_id(self, transition: Any) -> Any:
         """Return the id of `transition`; None means the one that `propose` gave it, the pair (term, index)."""
         return None
@@ -228,6 +246,8 @@ class Abilities:
     """digest."""
     streams: bool = False
     """stream_snapshot and load_snapshot, both."""
+    on_disk: bool = False
+    """applied_index and set_applied_index, both."""
 
 
 def abilities(machine: object) -> Abilities:
@@ -251,6 +271,7 @@ def abilities(machine: object) -> Abilities:
         batches=_has(machine, "apply_batch"),
         has_digest=_has(machine, "digest"),
         streams=streams,
+        on_disk=_has(machine, "applied_index") and _has(machine, "set_applied_index"),
     )
 
 

@@ -353,6 +353,27 @@ class StreamBatchRegister(_Streaming, BatchRegister):
     """Likewise, with batches."""
 
 
+class DiskRegister(_Streaming, Register):
+    """The register with a disk of its own, on which it commits now and then."""
+
+    def open(self, disk: dict[str, Any]) -> None:
+        """Go on from what is on the disk: nothing in the beginning."""
+        self.disk = disk
+        if disk:
+            self.set_snapshot(Snapshot(0, 0, plain.decode(disk["state"])))
+
+    def applied_index(self) -> int:
+        return int(self.disk.get("index", 0))
+
+    def set_applied_index(self, index: int) -> None:
+        if index % 3 == 0:  # It waits for more before it commits.
+            self.disk.update(index=index, state=plain.encode(self.create_snapshot(index, 0).data))
+
+
+class DiskBatchRegister(DiskRegister, BatchRegister):
+    """Likewise, with batches."""
+
+
 class _Stream:
     """An inbox on the Redis: entries with the ids that the server's clock gives them."""
 
@@ -451,6 +472,7 @@ class _Process:
         self.durable_term = 0
         self.durable_last = (0, 0)  # term, index
         self.votes: dict[int, Any] = {}
+        self.machine_disk: dict[str, Any] = {}  # Of a machine that has one of its own.
         self.struck = b""  # The snapshot that it fetched when it was killed for that.
         self.rotten = False  # A snapshot that it fetches was damaged on its disk.
         self.kept: list[bytes] = []  # The snapshots of this life, the current one last, by digest …
@@ -537,7 +559,9 @@ class Simulation:
                 **limits,
             }
         )
-        self._machines = chance.choice(((Register, BatchRegister), (StreamRegister, StreamBatchRegister)))
+        self._machines = chance.choice(
+            ((Register, BatchRegister), (StreamRegister, StreamBatchRegister), (DiskRegister, DiskBatchRegister))
+        )
         self._fault_ms = (
             800 if operations else chance.choice((60, 200, 800))
         )  # A storm, weather, or calm in which long stories can happen.
@@ -593,8 +617,9 @@ class Simulation:
                 self.after(self.random.randint(0, 50 * _MS), self._next_companion)
             while not self._ended and (report.events < self._limit or len(report.history) < self._operations):
                 self._step()
-            self._liveness()
-            self._check_counters()
+            if not self._is_bereft():
+                self._liveness()
+                self._check_counters()
             self._check_probes()
             self._check_history()
         except Violation as violation:
@@ -639,6 +664,7 @@ class Simulation:
         """An empty disk takes the place of this one; the configuration is what a new node is started with."""
         process.lost.append((process.durable, process.durable_base, process.votes))
         process.rows.put_back({})
+        process.machine_disk = {}
         process.good_rows = None
         process.rows.full = process.rows.failing = False
         process.durable, process.durable_base, process.votes = {}, 0, {}
@@ -659,6 +685,8 @@ class Simulation:
         process.apply_us = 0
         process.applies = []
         machine = self.random.choice(self._machines)(self._applied)
+        if isinstance(machine, DiskRegister):
+            machine.open(process.machine_disk)
         life = process.life
         try:
             storage = RecordStorage(process.rows, process.id, entropy=self.random.randbytes)
@@ -1765,6 +1793,12 @@ class Simulation:
                 self._divergence(chosen, client)
                 return
         raise Violation(f"liveness: {', '.join(sorted(majority))} did not elect, commit and converge in time")
+
+    def _is_bereft(self) -> bool:
+        """Whether nobody can go on: a demotion was on its way when a disk was lost, which all the others now need."""
+        known = [each for each in self.processes.values() if not each.displaced]
+        members = max(known, key=lambda each: (each.durable_last, each.id)).members()
+        return bool(members.voters) and not _is_quorum(members, {each.id for each in known})
 
     def _majority(self) -> list[str]:
         fitting = [id for id, each in self.processes.items() if not each.displaced]
