@@ -59,7 +59,9 @@ def test_the_trace_does_not_depend_on_the_hash_seed() -> None:
 def test_every_fault_happens_and_is_counted() -> None:
     counted: set[str] = set()
     for seed in range(200):
-        counted |= set(Simulation(seed, events=3_000, faults=tuple(FAULTS)).run().faults)
+        # All at once, and as the seed chooses: some need a story that others hinder.
+        chosen = tuple(FAULTS) if seed % 2 else None
+        counted |= set(Simulation(seed, events=4_000, faults=chosen).run().faults)
         if counted == set(FAULTS):
             break
     assert len(FAULTS) >= 30
