@@ -10,7 +10,6 @@ import pytest
 
 from raftplug import plain
 from raftplug.apply import Applier
-from raftplug.cluster import MemoryCluster
 from raftplug.constants import (
     ALREADY,
     FAILED,
@@ -24,10 +23,10 @@ from raftplug.constants import (
 )
 from raftplug.errors import Diverged, MachineFailed, Overloaded, TransitionFailed
 from raftplug.future import Future
-from raftplug.node import NodeLoop
 from raftplug.sessions import SESSION_TIMEOUT_US, encode_open, encode_transition
 from raftplug.settings import Settings
 from raftplug.state_machine import StateMachine
+from raftplug.testing.simulation import Batching
 from test_fake_clock import GROUP, IDS, Counter, World
 
 Entry = tuple[int, int, bytes]
@@ -49,7 +48,7 @@ class Adder(StateMachine):
         return self.total
 
 
-class Batcher(Adder):
+class Batcher(Batching, Adder):
     """The same in batches."""
 
     def __init__(self) -> None:
@@ -58,13 +57,7 @@ class Batcher(Adder):
 
     def apply_batch(self, transitions: list[Any]) -> list[Any]:
         self.batches.append(len(transitions))
-        results: list[Any] = []
-        for transition in transitions:
-            try:
-                results.append(self.apply_transition(transition))
-            except ValueError as raised:
-                results.append(raised)
-        return results
+        return super().apply_batch(transitions)
 
 
 def applier(machine: Any, **limits: Any) -> Applier:
@@ -368,9 +361,7 @@ class SlowWorld(World):
         Slow.world = self
         super().__init__(core, machine=machine, **options)
 
-    def boot(self, id: str) -> None:
-        super().boot(id)
-
+    def boot(self, id: str, **more: Any) -> None:
         def start(group: str) -> Any:
             assert group == GROUP
 
@@ -386,22 +377,7 @@ class SlowWorld(World):
 
             return submit
 
-        def execute(job: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
-            job()
-            done(None)
-
-        self.nodes[id] = NodeLoop(
-            storage=self.storages[id],
-            cluster=MemoryCluster(self.hub, id, self.uuid),
-            machines={GROUP: self.machines[id]},
-            settings=self.settings,
-            executor=execute,
-            clock=lambda: self.now,
-            generator=self.random,
-            core=self.core,
-            on_event=lambda name, **arguments: self.events.append((name, arguments)),
-            own_thread=start,
-        )
+        super().boot(id, own_thread=start, **more)
 
     def release(self, id: str | None = None) -> None:
         """Let what the machines do at this moment be done."""

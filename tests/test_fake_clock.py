@@ -69,7 +69,7 @@ class World:
             self.storages[id].create(GROUP, plain.encode(core.Configuration(IDS).plain()))
             self.boot(id)
 
-    def boot(self, id: str) -> None:
+    def boot(self, id: str, **more: Any) -> None:
         self.machines[id] = self.machine()
 
         def execute(job: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
@@ -92,6 +92,7 @@ class World:
             generator=self.random,
             core=self.core,
             on_event=lambda name, **arguments: self.events.append((name, arguments)),
+            **more,
         )
 
     def client(self, **options: Any) -> ClientLoop:

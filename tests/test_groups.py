@@ -233,6 +233,13 @@ def test_who_is_removed_from_one_group_goes_on_with_the_others(core: Any) -> Non
 # --------------------------------------------------------------------------------------------------------------- quiet
 
 
+def leader_and_led(world: World) -> tuple[str, list[str]]:
+    """Who leads the first group, and all groups that it leads."""
+    leader = world.leader("g0")
+    assert leader is not None
+    return leader, [group for group in world.names if world.leader(group) == leader]
+
+
 @pytest.fixture
 def quiet(core: Any) -> World:
     """Five groups that have gone quiet."""
@@ -293,9 +300,7 @@ def test_a_read_at_a_quiet_leader_asks_a_quorum(quiet: World) -> None:
 
 
 def test_a_quiet_group_whose_leaders_node_is_lost_elects_within_three_election_timeouts(quiet: World) -> None:
-    lost = quiet.leader("g0")
-    assert lost is not None
-    led = [group for group in quiet.names if quiet.leader(group) == lost]
+    lost, led = leader_and_led(quiet)
     quiet.cut.add(lost)
     quiet.run(3 * quiet.settings.election_timeout_ms)
     assert all(quiet.leader(group) not in (None, lost) for group in led)
@@ -309,9 +314,7 @@ def test_a_quiet_group_whose_leaders_node_is_lost_elects_within_three_election_t
 
 
 def test_a_restart_of_the_leaders_node_wakes_what_it_led_at_once(quiet: World) -> None:
-    restarted = quiet.leader("g0")
-    assert restarted is not None
-    led = [group for group in quiet.names if quiet.leader(group) == restarted]
+    restarted, led = leader_and_led(quiet)
     others = [id for id in PEERS if id != restarted]
     quiet.boot(restarted)
     quiet.run(5)
@@ -338,9 +341,7 @@ def test_a_follower_that_lags_keeps_its_group_awake_and_one_whose_node_is_lost_d
 
 
 def test_a_minority_leader_of_quiet_groups_steps_down(quiet: World) -> None:
-    leader = quiet.leader("g0")
-    assert leader is not None
-    led = [group for group in quiet.names if quiet.leader(group) == leader]
+    leader, led = leader_and_led(quiet)
     quiet.cut.update(PEERS)
     quiet.run(3 * quiet.settings.election_timeout_ms)
     assert not any(quiet.driver(leader, group).raft.role == LEADER for group in led)

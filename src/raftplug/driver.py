@@ -74,6 +74,7 @@ from raftplug.settings import Settings
 from raftplug.snapshots import ReadPiece, Snapshots
 from raftplug.state_machine import TransitionAbandonedReason, TransitionState
 from raftplug.storage import Piece, Stored, StoredSnapshot, Write
+from raftplug.threads import Executor, run_here
 
 _logger = logging.getLogger("raftplug")
 _HELD_BYTES = 64 << 20  # How much of the log is kept for those who fetch a snapshot.
@@ -86,9 +87,6 @@ _THREAD_BUDGET_US = 10_000  # There, after so long what was done is handed back.
 _COMPARE_TIMEOUTS = 10  # Election timeouts that the leader waits for digests before it goes by its own.
 
 Finish = Callable[[RaftplugError | None, Any], None]
-Executor = Callable[[Callable[[], None], Callable[[BaseException | None], None]], None]
-"""Runs a job, here and now or somewhere else, and calls the second argument, at once or in a later turn, with the error
-it raised or None."""
 
 
 class Read:
@@ -114,16 +112,6 @@ class Read:
         finish, self._finish = self._finish, None
         if finish is not None:
             finish(error, value)
-
-
-def run_here(job: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
-    """The executor that runs a job here and now."""
-    error: BaseException | None = None
-    try:
-        job()
-    except BaseException as raised:
-        error = raised
-    done(error)
 
 
 class Asker:
@@ -218,7 +206,7 @@ class Driver:
         self._clock = clock
         self._nonce = nonce
         self._applied = 0
-        self._on_event = on_event or _ignore
+        self._on_event = on_event or ignore
         self._more_status = more_status or dict
         self._pending: dict[int, tuple[int, int, Future | Asker]] = {}  # index -> term, deadline, whom to answer
         self._truncated: dict[int, list[tuple[Any, ...]]] = {}  # index -> kind, term, payload of what was there
@@ -261,10 +249,8 @@ class Driver:
         """Set whenever others are members than before; its owner may reset it."""
 
         self.snapshots = Snapshots(stored=stored, settings=settings, send=self._send_piece, read=read_piece)
-        log = self.core.Log()
-        if stored.snapshot is not None:
-            log = self.core.Log(stored.snapshot.index, stored.snapshot.term, stored.snapshot.check)
-        elif self.abilities.snapshots:
+        adopted: Any = None
+        if stored.snapshot is None and self.abilities.snapshots:
             # The seed's: a snapshot that the machine keeps by itself counts only when storage is empty.
             own = machine.get_snapshot() if not stored.blocks else None
             if own is not None:
@@ -274,12 +260,11 @@ class Driver:
                 )
                 self.snapshots.make(index, term, 0, stream)
                 self.initial_write = self._initial_write(term)
-                log = self.core.Log(index, term, 0)
+                adopted = self.core.Log(index, term, 0)
                 machine.set_snapshot(own)
                 self.applier.applied = index
         try:
-            for block in stored.blocks:
-                log.restore(block)
+            log = stored.log(self.core) if adopted is None else adopted
         except MalformedMessage as error:
             raise Corrupt(f"group {group!r}: the stored log: {error}") from None
         self.applier.start(log.last_index)
@@ -585,8 +570,10 @@ class Driver:
     def _pin_storages(self) -> None:
         """As the leader, write down by which data directories the group knows its members, once they were heard."""
         now = self.raft.configuration
+        if self._storage is None or self.raft.role != LEADER or self._heard_storages.keys() <= now.storages.keys():
+            return
         heard = {id: uuid for id, uuid in self._heard_storages.items() if id in now.members()}
-        if self._storage is None or heard.keys() <= now.storages.keys() or self.raft.role != LEADER:
+        if heard.keys() <= now.storages.keys():
             return
         storages = {self.id: self._storage, **heard, **now.storages}
         target = self.core.Configuration(now.voters, (), now.learners, now.joining, storages)
@@ -612,7 +599,7 @@ class Driver:
         return nonce != 0
 
     def _on_request(self, source: Id, nonce: int, body: bytes) -> None:
-        life, body = addressed(body)
+        addressee, body = addressed(body)
         try:
             counter, operation, args = msgpack.unpackb(body, strict_map_key=False)
             if type(counter) is not int or not isinstance(operation, str) or not isinstance(args, list):
@@ -620,7 +607,7 @@ class Driver:
         except (ValueError, TypeError, msgpack.exceptions.UnpackException):
             raise MalformedMessage("a request that cannot be read") from None
         asker = Asker(source, nonce, counter)
-        if life not in (0, self._nonce):
+        if addressee not in (0, self._nonce):
             # To an earlier life of ours: if that refused it, it stays undone; if it took it, nobody here knows.
             self._reply(asker, UNKNOWN, "the node has restarted")
             return
@@ -991,8 +978,7 @@ class Driver:
 
     def _name(self, divergence: Divergence) -> None:
         """Say loudly who has diverged, once."""
-        known = self._diverged.get(divergence.replica)
-        if known is not None:
+        if divergence.replica in self._diverged:
             return
         self._diverged[divergence.replica] = divergence
         _logger.error("group %s: %s", self.group, divergence)
@@ -1330,5 +1316,5 @@ def _stopped() -> Unavailable:
     return Unavailable("this node has stopped")
 
 
-def _ignore(name: str, **arguments: Any) -> None:
+def ignore(name: str, **arguments: Any) -> None:
     """Nobody listens."""

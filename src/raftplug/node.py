@@ -16,6 +16,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from raftplug import core as chosen_core
@@ -23,7 +24,7 @@ from raftplug import plain
 from raftplug.agenda import NEVER, Agenda
 from raftplug.cluster import Cluster, read_record
 from raftplug.constants import CANDIDATE, DISPLACED, LEADER, LINEARIZABLE, NO_GROUP, NODE_HEARTBEAT, PRE_CANDIDATE
-from raftplug.driver import Driver, Executor, run_here
+from raftplug.driver import Driver, ignore
 from raftplug.errors import (
     DiskFull,
     InvalidArgument,
@@ -57,7 +58,7 @@ from raftplug.plugins import Plugins, default
 from raftplug.requester import check_consistency
 from raftplug.settings import Settings
 from raftplug.storage import SQLiteStorage, Storage, Write
-from raftplug.threads import LoopThread, Worker
+from raftplug.threads import Executor, LoopThread, Worker, run_here
 from raftplug.version import VERSION
 
 _logger = logging.getLogger("raftplug")
@@ -125,7 +126,6 @@ class NodeLoop:
         self._clock = clock
         self._wall_ms = wall_ms
         self._keys = keys
-        self._start_thread = own_thread
         key = keys[0] if keys else None
         self._sender = Sender(identity.node, identity.cluster, identity.storage, identity.boot, identity.nonce, key)
         self._calls: deque[tuple[Any, ...]] = deque()
@@ -138,7 +138,7 @@ class NodeLoop:
         self._announced_at = -_ANNOUNCE_MANY_US
         self._news = False  # Somebody leads whom the last announcement did not name.
         self._leaders: dict[str, Id | None] = {}
-        self._on_event = on_event or _ignore
+        self._on_event = on_event or ignore
         self._now = 0
         self._beat_at = 0  # When the nodes that share a group are next looked at, and told that we are here.
         self._peers: dict[Id, int] = {}  # Those nodes, and when each was last heard.
@@ -184,7 +184,7 @@ class NodeLoop:
                 election_spread_us=self._election_spread,
                 is_lost=self._lost.__contains__,
                 executor=apply_executor,
-                own_thread=own_thread and self._own_thread,
+                own_thread=partial(self._with_thread, own_thread) if own_thread is not None else None,
                 is_watched=is_watched,
             )
             if driver.initial_write is not None:
@@ -402,11 +402,9 @@ class NodeLoop:
     def _commit(self, writes: list[Write]) -> None:
         self._executor(lambda: self._storage.commit(writes), lambda error: self.call(self._committed, error))
 
-    def _own_thread(self, group: str) -> Executor:
+    def _with_thread(self, start: Callable[[str], Executor], group: str) -> Executor:
         """A thread for a slow state machine; what it did comes back by `call`."""
-        if self._start_thread is None:
-            return run_here
-        submit = self._start_thread(group)
+        submit = start(group)
         return lambda job, done: submit(job, lambda error: self.call(done, error))
 
     def _committed(self, error: BaseException | None) -> None:
@@ -988,10 +986,6 @@ class Node:
         worker = Worker(f"raftplug-apply-{self.id}-{group}")
         self._workers.append(worker)
         return worker.submit
-
-
-def _ignore(name: str, **arguments: Any) -> None:
-    """Nobody listens."""
 
 
 def _named(groups: Iterable[str]) -> str:

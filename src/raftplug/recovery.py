@@ -49,14 +49,11 @@ def _sole_voter(storage: SQLiteStorage, group: str, id: Id) -> tuple[Write, dict
     if stored is None:
         raise Corrupt(f"group {group!r} is listed, and is not there")
     members = plain.decode(storage.configuration(group))
-    log = core.Log()
     if stored.snapshot is not None:
-        log = core.Log(stored.snapshot.index, stored.snapshot.term, stored.snapshot.check)
         slot = stored.snapshot.slot
         members = snapshots.Reader(stored.snapshot, lambda number: storage.piece(group, slot, number)).configuration
     try:
-        for block in stored.blocks:
-            log.restore(block)
+        log = stored.log(core)
     except MalformedMessage as error:
         raise Corrupt(f"group {group!r}: the stored log: {error}") from None
     at = log.find(CONFIGURATION, log.base_index + 1)

@@ -178,6 +178,18 @@ class Stored:
     incoming: Incoming | None = None
     leftovers: tuple[Discarded, ...] = ()
 
+    def log(self, core: Any) -> Any:
+        """The log that this is, from the snapshot on, as a `Log` of one of the two cores.
+
+        Raises:
+            MalformedMessage: it is damaged.
+        """
+        base = self.snapshot
+        log = core.Log() if base is None else core.Log(base.index, base.term, base.check)
+        for block in self.blocks:
+            log.restore(block)
+        return log
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:

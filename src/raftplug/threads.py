@@ -10,6 +10,14 @@ from typing import Any
 
 Job = Callable[[], None]
 Done = Callable[[BaseException | None], None]
+Executor = Callable[[Job, Done], None]
+"""Runs a job, here and now or somewhere else, and calls the second argument, at once or in a later turn, with the error
+it raised or None."""
+
+
+def run_here(job: Job, done: Done) -> None:
+    """The executor that runs a job here and now."""
+    done(_outcome(job))
 
 
 class Worker:

@@ -40,7 +40,6 @@ from raftplug.constants import (
     VOTE,
     VOTE_RESPONSE,
 )
-from raftplug.driver import run_here
 from raftplug.errors import Corrupt, DiskFull, OutcomeUnknown, RaftplugError, Removed, StorageFailed, WrongDirectory
 from raftplug.frames import Id, cluster_uuid
 from raftplug.future import Future
@@ -50,6 +49,7 @@ from raftplug.settings import Settings
 from raftplug.state_machine import Snapshot, StateMachine
 from raftplug.storage import Delete, MemoryRows, Put, RecordStorage, Write, pieces_named_by
 from raftplug.testing import linearizability
+from raftplug.threads import run_here
 
 GROUP = "simulated"
 COMPANIONS = ("idle", "idler")  # Groups that have little to do, and so go quiet, on the same nodes.
@@ -321,8 +321,8 @@ class Register(StateMachine):
         self._applied(self.count, self.history)
 
 
-class BatchRegister(Register):
-    """The same, which takes many transitions at once: on some replicas, and must not matter."""
+class Batching(StateMachine):
+    """Takes many transitions at once: on some replicas, and must not matter."""
 
     def apply_batch(self, transitions: list[Any]) -> list[Any]:
         results: list[Any] = []
@@ -332,6 +332,10 @@ class BatchRegister(Register):
             except ValueError as raised:
                 results.append(raised)
         return results
+
+
+class BatchRegister(Batching, Register):
+    """The same machine in batches."""
 
 
 class _Streaming:
@@ -749,11 +753,8 @@ class Simulation:
         stored = storage.load(group)
         if stored is None:
             return None
-        snapshot = stored.snapshot
-        log = self.core.Log(snapshot.index, snapshot.term, snapshot.check) if snapshot else self.core.Log()
-        for block in stored.blocks:
-            log.restore(block)
-        return stored.term, stored.vote, snapshot, log.slice(log.base_index + 1, log.last_index + 1)
+        log = stored.log(self.core)
+        return stored.term, stored.vote, stored.snapshot, log.slice(log.base_index + 1, log.last_index + 1)
 
     def _boot_if_down(self, process: _Process) -> None:
         if process.node is None:
@@ -1035,6 +1036,9 @@ class Simulation:
 
     def _isolate(self, node: str, time: int | None = None) -> None:
         self._fault("isolate", node)
+        self._cut_off(node, time)
+
+    def _cut_off(self, node: str, time: int | None = None) -> None:
         others = [id for id in self._ids if id != node]
         self._cut_links([(node, other) for other in others] + [(other, node) for other in others], time)
 
@@ -1043,10 +1047,7 @@ class Simulation:
         if node is not None and node.driver().raft.role == LEADER:
             self._fault("strand_leader", node.id)
             node.offset, node.started_at, node.rate = self._clock(node), self.now, 0.1
-            others = [id for id in self._ids if id != node.id]
-            self._cut_links(
-                [(node.id, other) for other in others] + [(other, node.id) for other in others], 3_000 * _MS
-            )
+            self._cut_off(node.id, 3_000 * _MS)
 
     def _do_partition(self) -> None:
         size = self.random.randint(1, len(self._ids) - 1)
@@ -1407,13 +1408,15 @@ class Simulation:
     def _check_quiet(self, process: _Process, clock: int) -> None:
         """Nobody sleeps on whose leader's node is lost or another process now, or who leads and hears no quorum."""
         oldest = clock - 2_000 * self.settings.election_timeout_ms
-        for group, driver in process.node.drivers.items() if process.node is not None else ():
+        node = process.node
+        if node is None:
+            return
+        for group, driver in node.drivers.items():
             raft = driver.raft
             if not raft.quiet:
                 process.quiet_under.pop(group, None)
                 continue
-            life = process.node._life_of(raft.leader) if process.node is not None else 0
-            under = (raft.term, raft.leader, life)
+            under = (raft.term, raft.leader, node._life_of(raft.leader))
             before, process.quiet_under[group] = process.quiet_under.get(group, under), under
             if before[0] == raft.term and before != under:  # In one turn it may have woken, and slept in a later term.
                 raise Violation(f"quiet: {process.id} sleeps on in {group}, and another process is {raft.leader} now")
@@ -1423,15 +1426,10 @@ class Simulation:
                 raise Violation(f"quiet: {process.id} sleeps on in {group}, and has not heard who must be there")
             if raft.commit != raft.log.last_index:
                 raise Violation(f"quiet: {process.id} sleeps in {group}, and does not know all to be committed")
-            if raft.role == LEADER:
-                self._check_all_match(process, group, raft)
-
-    def _check_all_match(self, process: _Process, group: str, raft: Any) -> None:
-        """Whoever a quiet leader's node hears holds, durably, all that the leader holds."""
-        for peer, progress in raft.progress.items():
-            lost = process.node is not None and peer in process.node._lost
-            if not lost and progress.match != raft.log.last_index:
-                raise Violation(f"quiet: {process.id} sleeps and leads {group}, and {peer} lacks entries")
+            # Whoever a quiet leader's node hears holds, durably, all that the leader holds.
+            for peer, progress in raft.progress.items() if raft.role == LEADER else ():
+                if peer not in node._lost and progress.match != raft.log.last_index:
+                    raise Violation(f"quiet: {process.id} sleeps and leads {group}, and {peer} lacks entries")
 
     def _check_companion(self, process: _Process, group: str) -> None:
         """What must hold of any group, in brief: the first group is looked at closely."""
@@ -1469,7 +1467,7 @@ class Simulation:
         self._wake(process, 0)
         return future
 
-    def _check_companions_counters(self, chosen: list[_Process]) -> None:
+    def _check_companions_counters(self) -> None:
         for group in self._companions:
             # Whoever acknowledged it may be the only one yet that knows it to be committed.
             machines = [each.node.drivers[group].machine for each in self.processes.values() if each.node is not None]
@@ -1530,9 +1528,7 @@ class Simulation:
         if cuts or last:
             for newcomer in sorted(new_voters):
                 self._fault("cut_off_newcomer", newcomer)
-                others = [id for id in self._ids if id != newcomer]
-                links = [(newcomer, other) for other in others] + [(other, newcomer) for other in others]
-                self._cut_links(links, 3_000 * _MS)
+                self._cut_off(newcomer, 3_000 * _MS)
 
     def _asked_for_votes(self, process: _Process) -> None:
         if "mute_candidate" in self.faults and not self._quiet and self.random.random() < self._strike_chance:
@@ -1789,7 +1785,7 @@ class Simulation:
             elif not written:
                 written, future = True, client.propose({"op": "add", "key": key, "value": 1})
             elif self._converged(chosen) and all(self._agree(chosen, *each) for each in adds.items()):
-                self._check_companions_counters(chosen)
+                self._check_companions_counters()
                 self._divergence(chosen, client)
                 return
         raise Violation(f"liveness: {', '.join(sorted(majority))} did not elect, commit and converge in time")
