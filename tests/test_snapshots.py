@@ -151,6 +151,22 @@ def test_pieces_are_stored_once_in_order_whatever_becomes_of_them(seed: int, cou
     assert stored == pieces
 
 
+def test_a_piece_that_came_before_another_source_was_asked_is_stored_all_the_same() -> None:
+    """Simulator seeds 7036 and 7303: it was lost, and the pieces after it stood in its place."""
+    snapshot = StoredSnapshot(20, 2, 7, 6, 3, bytes(32), slot=4)
+    fetch = Fetch(snapshot, "n1", 0, 1_000, 500)
+    assert fetch.wanted(0) == [0, 1, 2]
+    fetch.take(1, b"cd", 1)
+    assert fetch.storable() == []
+    fetch.turn_to("n2")
+    assert fetch.wanted(600) == [0, 2]
+    fetch.take(0, b"ab", 601)
+    assert [(piece.number, piece.data) for piece in fetch.storable()] == [(0, b"ab"), (1, b"cd")]
+    fetch.take(2, b"ef", 602)
+    assert [(piece.number, piece.data) for piece in fetch.storable()] == [(2, b"ef")]
+    assert fetch.is_complete()
+
+
 def test_what_was_not_asked_for_changes_nothing() -> None:
     snapshot, pieces = made(bytes(100))
     fetch = Fetch(snapshot, "n2", 0, 20, 100)

@@ -341,7 +341,7 @@ class Fetch:
         pieces = []
         while self.have in self._arrived:
             pieces.append(Piece(self.snapshot.slot, self.have, self._arrived.pop(self.have)))
-            del self._asked[self.have]
+            self._asked.pop(self.have, None)  # It may have come before we turned to another source.
             self.have += 1
         return pieces
 

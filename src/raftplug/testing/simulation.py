@@ -574,6 +574,7 @@ class Simulation:
         # Half of the seeds with changing members end in the middle of a change, which not all may know of.
         self._ends_in_change = "change_members" in self.faults and chance.random() < 0.5 and not operations
         self._ended = False
+        self._change_asked_at = -_NEVER
         self._cut: dict[tuple[Id, Id], int] = {}
         self._clogged: dict[tuple[Id, Id], list[bytes]] = {}
         self._last_arrival: dict[tuple[Id, Id], int] = {}
@@ -958,7 +959,7 @@ class Simulation:
                 if "snapshot_piece_lost" in self.faults and chance.random() < 0.2:
                     self._fault("snapshot_piece_lost", process.id, target)
                     return
-                if kind == PIECE and "snapshot_piece_damaged" in self.faults and chance.random() < 0.1:
+                if kind == PIECE and "snapshot_piece_damaged" in self.faults and chance.random() < 0.2:
                     self._fault("snapshot_piece_damaged", process.id, target)
                     body = _flipped(body, chance)
             if not self._quiet and "resend" in self.faults and chance.random() < (0.2 if election else 0.05):
@@ -1228,7 +1229,12 @@ class Simulation:
         node, displaced = self._some_node(), [each for each in self.processes.values() if each.displaced]
         if node is None or displaced or self.random.random() < 0.3:
             return
-        known = [each.members() for each in self.processes.values() if each.members().voters]
+        if self.now - self._change_asked_at < 4_000 * _MS:  # It may be on its way: to where this node is needed.
+            return
+        known = [each.members() for each in self.processes.values()]
+        # A change that is under way may be on no disk yet.
+        known += [each.driver().raft.configuration for each in self.processes.values() if each.node is not None]
+        known = [each for each in known if each.voters]
         if all(len(each.voters) > 2 and each.storages.get(node.id) == node.storage for each in known):
             self._fault("lose_disk", node.id)
             self._kill(node, self._down_for())
@@ -1308,6 +1314,7 @@ class Simulation:
             action = self.random.choice(("add", "add", "learn"))
         self._fault("change_members", action, id)
         self._boot_if_down(self.processes[id])
+        self._change_asked_at = self.now
         self._ask("members", [action, [id]])
 
     def _do_operator_snapshot(self) -> None:
@@ -1771,13 +1778,15 @@ class Simulation:
         key = f"c{_KEYS}"
         future = client.propose({"op": "get", "key": key})
         written = False
+        asked = chosen[0].node
         adds = {group: self._add(chosen[0], group) for group in self._companions}
         most = self.report.events + _LIVENESS_EVENTS
         while self.now < limit and self._queue and self.report.events < most:
             self._step()
-            for group, add in adds.items():
-                if add.done() and add.exception(0) is not None:
+            for group, add in adds.items():  # A process that stops takes what it was asked along.
+                if chosen[0].node is not asked or (add.done() and add.exception(0) is not None):
                     adds[group] = self._add(chosen[0], group)
+            asked = chosen[0].node
             if not future.done():
                 continue
             if future.exception(0) is not None:  # Its own time was up first: ask again.
@@ -1860,9 +1869,13 @@ class Simulation:
         )
 
     def _agree(self, chosen: list[_Process], group: str, add: Future) -> bool:
-        """Whether a companion has executed what it was asked for, everywhere."""
+        """Whether a companion has executed what it was asked for, everywhere: also if none of the chosen leads it."""
         drivers = [each.node.drivers[group] for each in chosen if each.node is not None]
-        return add.done() and len({(driver.applied, driver.machine.history) for driver in drivers}) == 1
+        running = [each.node.drivers[group] for each in self.processes.values() if each.node is not None]
+        commit = max(driver.raft.commit for driver in running)
+        return add.done() and {(driver.applied, driver.machine.history) for driver in drivers} == {
+            (commit, drivers[0].machine.history)
+        }
 
 
 def _is_quorum(configuration: Any, ids: set[str]) -> bool:
