@@ -526,6 +526,29 @@ def test_beyond_what_a_machine_may_be_behind_proposals_are_refused_at_once(core:
     assert isinstance(world.result(world.propose(leader, {"add": 1})), int)
 
 
+def test_a_follower_whose_machine_is_behind_takes_no_more_entries_and_stays_a_follower(core: Any) -> None:
+    world = SlowWorld(core, settings=Settings(max_unapplied_bytes=1_000, window_bytes=500, max_append_bytes=200))
+    leader = world.make_slow()
+    lagging, other = (id for id in IDS if id != leader)
+    term = world.raft(leader).term
+    world.hold = True
+    for _ in range(100):
+        future = world.propose(leader, {"add": 1, "tag": "x" * 50})
+        while not future.done():
+            world.run(5)
+            world.release(leader)
+            world.release(other)
+        assert isinstance(future.result(), int)
+    log, driver = world.raft(lagging).log, world.nodes[lagging].drivers[GROUP]
+    assert 1_000 < log.bytes_between(driver.applied + 1, log.last_index + 1) < 2_000
+    assert world.raft(leader).log.last_index > log.last_index + 50
+    assert (world.raft(lagging).term, world.raft(lagging).leader) == (term, leader)
+    world.hold = False
+    world.release()
+    world.until(lambda: driver.applied == world.raft(leader).commit)
+    assert world.machines[lagging].value == world.machines[leader].value
+
+
 def test_a_closed_replica_takes_no_result_any_more(core: Any) -> None:
     world = SlowWorld(core)
     leader = world.make_slow()

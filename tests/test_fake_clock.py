@@ -312,6 +312,30 @@ def test_a_request_to_an_earlier_life_of_a_node_is_not_taken_and_its_outcome_is_
     assert world.raft(leader).log.last_index == last + 1
 
 
+def test_no_time_passes_for_sessions_when_a_leader_takes_a_request_in_the_turn_of_its_election(world: World) -> None:
+    """Found by the demo, on a machine that had been on for a day: its whole uptime passed, and all sessions ended."""
+    world.now += 30 * 24 * 3_600 * 1_000_000
+    for id in IDS:
+        world.boot(id)
+    taken = set()
+    for id, node in world.nodes.items():
+        driver = node.drivers[GROUP]
+
+        def receive(*arguments: Any, id: str = id, driver: Any = driver, on_message: Any = driver._on_message) -> None:
+            on_message(*arguments)
+            if driver.raft.role == LEADER and id not in taken:  # Its turn has not looked at that yet.
+                taken.add(id)
+                request = msgpack.packb([1, "open", [None]])
+                driver.receive("~client", 9, REQUEST, address(request, driver._nonce))
+
+        driver._on_message = receive
+    leader = world.elect()
+    driver = world.nodes[leader].drivers[GROUP]
+    world.until(lambda: len(driver.sessions) == 1)
+    assert taken == {leader}
+    assert driver.sessions.now_us < 1_000_000
+
+
 def test_a_read_whose_index_never_comes_ends_at_its_deadline(world: World) -> None:
     """Found by `raftplug sim --seed 400`: a member that was removed waited for ever."""
     leader = world.elect()

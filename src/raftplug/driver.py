@@ -235,6 +235,7 @@ class Driver:
         self._handed_over = 0  # How often we tried to, having diverged.
         self._diverged: dict[Id, Divergence] = {}  # Who is known to have diverged: on the leader, and our own self.
         self._committed_seen = 0
+        self._elected_term = 0
         self._elected_us = 0
         self._elected_logged_us = 0
         self._role_term = (0, 0)
@@ -549,6 +550,8 @@ class Driver:
             if message.flag:
                 raise MalformedMessage(f"an answer of {source!r} with another data directory than the group knows")
             message.context = 0
+        if kind == APPEND and self._is_behind():
+            message.data = b""  # As a heartbeat: what we have no room for is sent again, and costs no election.
         if kind != SNAPSHOT:
             self.raft.step(message)
             return
@@ -672,13 +675,17 @@ class Driver:
         uncommitted = log.bytes_between(low, log.last_index + 1) if low <= log.last_index else 0
         if uncommitted > self.settings.max_uncommitted_bytes or len(self._pending) >= self.settings.max_pending:
             raise Overloaded("the leader holds as many uncommitted transitions as it may: try again later")
-        low = max(self.applied, log.base_index) + 1
-        if low <= self.raft.commit and log.bytes_between(low, self.raft.commit + 1) > self.settings.max_unapplied_bytes:
+        if self._is_behind():
             raise Overloaded("the leader's state machine is behind by as much as it may be: try again later")
         index: int = self.raft.propose(kind, payload)
         if self._observes():
             self._register(index, kind, self.raft.term, payload, TransitionState.Queued)
         return index
+
+    def _is_behind(self) -> bool:
+        """Whether the state machine is behind by as much as it may be."""
+        low, commit = max(self.applied, self.raft.log.base_index) + 1, self.raft.commit
+        return low <= commit and bool(self.raft.log.bytes_between(low, commit + 1) > self.settings.max_unapplied_bytes)
 
     def _change_members(self, asker: Asker, action: str, members: list[Any]) -> None:
         """Change the members, and answer once that is over.  Asking for what is so already is answered at once."""
@@ -733,6 +740,11 @@ class Driver:
 
     def _logged_us(self) -> int:
         """Logged time: the last logged time plus our monotonic time since the election (DESIGN 7)."""
+        if self.raft.term != self._elected_term:
+            # The turn in which we were elected has not come to `_notice_role` yet.  Counted from anything else, the
+            # time since this machine was switched on might pass at once, and end every session.
+            self._elected_term, self._elected_us = self.raft.term, int(self.raft.now)
+            self._elected_logged_us = self.sessions.now_us
         return self._elected_logged_us + int(self.raft.now) - self._elected_us
 
     # ----------------------------------------------------------------- reads
@@ -1260,7 +1272,7 @@ class Driver:
         raft = self.raft
         role_term = (raft.role, raft.term)
         if raft.role == LEADER and role_term != self._role_term:
-            self._elected_us, self._elected_logged_us = now, self.sessions.now_us
+            self._logged_us()  # It passes from now on.
             self._committed_seen = raft.commit
         elif self._role_term[0] == LEADER and raft.role != LEADER:
             # Askers elsewhere can ask the next leader: their session makes that safe.  Our own futures stay pending.

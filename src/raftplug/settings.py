@@ -43,7 +43,8 @@ class Settings:
     max_uncommitted_bytes: int = 64 << 20
     """Encoded entries a leader holds uncommitted; beyond it proposals are refused with Overloaded."""
     max_unapplied_bytes: int = 64 << 20
-    """Committed entries a leader's state machine may be behind; beyond it proposals are refused with Overloaded."""
+    """Committed entries a state machine may be behind; beyond it a leader refuses proposals with Overloaded, and a
+    follower takes no entries before the machine has caught up."""
     snapshot_entries: int = 10_000
     """A snapshot is made, and the log compacted, after this many applied entries; 0 switches compaction off."""
     keep_entries: int = 1_000

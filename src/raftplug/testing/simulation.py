@@ -45,6 +45,7 @@ from raftplug.frames import Id, cluster_uuid
 from raftplug.future import Future
 from raftplug.node import NodeLoop
 from raftplug.redis_streams import START, Cursor
+from raftplug.sessions import SESSION_TIMEOUT_US
 from raftplug.settings import Settings
 from raftplug.state_machine import Snapshot, StateMachine
 from raftplug.storage import Delete, MemoryRows, Put, RecordStorage, Write, pieces_named_by
@@ -61,6 +62,7 @@ _LIVENESS_EVENTS = 200_000
 _INBOX_ENTRIES = 50
 _NEVER = 1 << 62
 _CHECK_STEPS = 1_000_000
+_UPTIME_US = 30 * 24 * 3_600 * 1_000_000  # A machine may have been on for so long when a process starts on it.
 _Send = Callable[[Id, int, bytes], None]
 
 FAULTS: dict[str, str] = {
@@ -681,7 +683,7 @@ class Simulation:
     def _boot(self, process: _Process) -> None:
         process.life += 1
         process.started_at = self.now
-        process.offset = self.random.randint(0, 10_000_000)
+        process.offset = self.random.randint(0, _UPTIME_US)
         process.rate = 1.0
         process.paused_until = 0
         process.job = None
@@ -1399,6 +1401,8 @@ class Simulation:
             self._check_companion(process, group)
         if driver._diverged and not self._diverged:
             raise Violation(f"divergence: {process.id} says {', '.join(map(str, driver._diverged.values()))}")
+        if driver.sessions.now_us > SESSION_TIMEOUT_US:  # No run is as long as a session lives.
+            raise Violation(f"sessions: logged time leapt to {driver.sessions.now_us} us on {process.id}")
         if len(driver._pending) > self.settings.max_pending:
             raise Violation(f"bounded queues: {process.id} holds {len(driver._pending)} proposals")
         waits = process.node is not None and (process.node._writing or GROUP in process.node._unwritten)
