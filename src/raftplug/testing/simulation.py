@@ -14,6 +14,7 @@ elect, commit and converge.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import heapq
 import random
@@ -114,6 +115,9 @@ FAULTS: dict[str, str] = {
     "quiet_wanted": "nobody asks anything for a while, so that groups go quiet",
     "slow_apply": "a state machine takes up to ten seconds for whatever it does, for a while",
     "diverge": "a state machine's state changes by itself; its replica must be named",
+    "deaf_leader": "a leader that hands over hears nobody any more once its successor campaigns, and is asked",
+    "late_answers": "answers to a leader come up to a second late, and nothing else does; it is asked meanwhile",
+    "early_rival": "all who hear a leader start anew while one who does not campaigns; the leader is asked meanwhile",
     "client_crash": "a client is gone, with everything that it waited for",
     "client_burst": "a client begins many operations at once",
 }
@@ -167,6 +171,8 @@ _THEMES: tuple[tuple[tuple[str, ...], dict[str, int]], ...] = (
 )
 _CLOCKS = frozenset({"clock_fast", "clock_slow", "clock_jump", "strand_leader"})
 _THEMED = frozenset({"diverge"})  # Faults that happen only where a seed is about them.
+# Somebody else leads while a leader may think that it has a lease: only where there are any.
+_LEASED = ("deaf_leader", "late_answers", "early_rival")
 
 
 class Violation(Exception):
@@ -470,7 +476,7 @@ class _Process:
         self.last_as_leader: tuple[int, int, int] | None = None  # term, last index, its check
         self.turned_at = self.late_at = 0  # By our own clock: the last turn, and the last that was late.
         self.quiet_under: dict[str, tuple[int, Any, int]] = {}  # Term, leader and its life, of each quiet group.
-        self.elected_at = self.term_asked = 0
+        self.elected_at = self.term_asked = self.term_campaigned = 0
         self.durable: dict[int, int] = {}  # index -> check of what is on disk
         self.durable_base = 0
         self.durable_term = 0
@@ -541,10 +547,13 @@ class Simulation:
         chance = self.random
         density = chance.choice((0.15, 0.3, 0.5))  # With few kinds of faults, long stories can happen.
         theme, limits = chance.choice(_THEMES)
-        chosen = [name for name in FAULTS if (chance.random() < density and name not in _THEMED) or name in theme]
+        elsewhere = _THEMED.union(_LEASED)
+        chosen = [name for name in FAULTS if (chance.random() < density and name not in elsewhere) or name in theme]
         # Leases trust clocks: such a seed has no faults of these.
         leases = faults is None and chance.random() < 0.2
-        chosen = [name for name in chosen if not leases or name not in _CLOCKS]
+        if leases:
+            chosen = [name for name in chosen if name not in _CLOCKS]
+            chosen += [name for name in _LEASED if chance.random() < 0.7]
         self.report.chosen = tuple(chosen if faults is None else faults)
         self.faults = frozenset(self.report.chosen)
         # A snapshot every few entries, or hardly ever: both ways of catching up are met.
@@ -555,7 +564,7 @@ class Simulation:
                 "max_append_bytes": chance.choice((200, 65536)),
                 "window_bytes": chance.choice((400, 262144)),
                 "max_pending": chance.choice((10, 100_000)),
-                "quiet_after_ms": chance.choice((0, 200, 200)),
+                "quiet_after_ms": chance.choice((0, 0, 200) if leases else (0, 200, 200)),
                 "lease_ms": 450 if leases else 0,
                 "digest_entries": chance.choice((0, 8, 64)),
                 "snapshot_piece_bytes": chance.choice((60, 500, 65536)),
@@ -984,6 +993,8 @@ class Simulation:
         scheduled = [name for name in FAULTS if name in self.faults and hasattr(self, f"_do_{name}")]
         if "change_members" in self.faults and self.random.random() < (0.5 if self._is_ending() else 0.2):
             self._do_change_members()
+        elif self.settings.lease_ms and self.random.random() < 0.2 and self.faults.intersection(_LEASED):
+            getattr(self, f"_do_{self.random.choice([name for name in _LEASED if name in self.faults])}")()
         elif scheduled:
             getattr(self, f"_do_{self.random.choice(scheduled)}")()
 
@@ -994,6 +1005,11 @@ class Simulation:
         if leading and self.random.random() < 0.5:
             return self.random.choice(leading)
         return self.random.choice(fitting) if fitting else None
+
+    def _leading(self) -> _Process | None:
+        """The leader of the latest term, if any is up."""
+        leading = [each for each in self.processes.values() if each.node and each.driver().raft.role == LEADER]
+        return max(leading, key=lambda each: each.term, default=None)
 
     def _down_for(self) -> int:
         return self.random.choice((1, 50, 1_000, 3_000)) * _MS
@@ -1012,6 +1028,8 @@ class Simulation:
             self.wake_owner(link.id)
 
     def _cut_links(self, links: Sequence[tuple[Id, Id]], time: int | None = None) -> None:
+        if self._quiet:
+            return
         until = self.now + (time or self._while())
         for link in links:
             self._cut[link] = until
@@ -1332,6 +1350,86 @@ class Simulation:
         client.loop.requester.ask(operation, arguments, Future(), self.now + 3_000 * _MS, to)
         client.turn()
 
+    def _do_deaf_leader(self) -> None:
+        """A leader's own process hands over, as at its end, and a read begins a round at the same moment."""
+        leader = self._leading()
+        if leader is None or leader.node is None:
+            return
+        node, driver = leader.node, leader.driver()
+
+        def hand_over() -> None:
+            node.attend(driver)
+            with contextlib.suppress(RaftplugError):
+                driver.raft.transfer(None)
+
+        self._probe(leader, LINEARIZABLE)
+        node.call(hand_over)
+
+    def _deafen(self, successor: _Process) -> None:
+        """Who hands over to `successor` does not learn that this one campaigns, nor that others vote."""
+        for leader in self.processes.values():
+            raft = leader.driver().raft if leader.node is not None else None
+            if raft is not None and raft.role == LEADER and raft.transferee == successor.id:
+                self._fault("deaf_leader", leader.id)
+                self._cut_links([(other, leader.id) for other in self._ids if other != leader.id], 1_000 * _MS)
+                self._ask_deposed(leader, leader.life)
+
+    def _do_late_answers(self) -> None:
+        leader = self._leading()
+        if leader is None:
+            return
+        self._fault("late_answers", leader.id)
+        self._probe(leader, LINEARIZABLE)  # The round that is answered late.
+        delay = self.random.randint(200, 900) * _MS
+        for link in [(other, leader.id) for other in self._ids if other != leader.id]:
+            if link not in self._clogged:
+                self._clogged[link] = []
+                self.after(delay, self._unclog, link)
+        self.after(20 * _MS, self._strike, "late_answers", leader, leader.life)
+
+    def _do_early_rival(self) -> None:
+        """The rival's log must be as good as any: nobody writes meanwhile."""
+        leader = self._leading()
+        if leader is None:
+            return
+        rival = self.random.choice([id for id in self._ids if id != leader.id])
+        self._silent_until = self.now + 1_500 * _MS
+        self.after(150 * _MS, self._cut_links, [(leader.id, rival)], 1_200 * _MS)
+        self.after(self.random.randint(700, 1_300) * _MS, self._strike, "early_rival", leader, leader.life, rival)
+
+    def _ask_deposed(self, process: _Process, life: int, left: int = 60) -> None:
+        """A leader is asked again and again; whoever leads a later term meanwhile adds to what it is asked for."""
+        if self._quiet or life != process.life or process.node is None or process.driver().raft.role != LEADER:
+            return
+        successor = self._leading()
+        if successor is not None and successor.term > process.term:
+            self._count_up(successor, "c0")
+        self._probe(process, key="c0")
+        if left:
+            self.after(20 * _MS, self._ask_deposed, process, life, left - 1)
+
+    def _count_up(self, process: _Process, key: str) -> None:
+        """Add to a counter on a node, as its own process would."""
+        node, future = process.node, Future()
+        if node is None:
+            return
+        operation = {"op": "add", "key": key, "value": 1}
+        recorded = Recorded(process.id, operation, self.now)
+        self.report.history.append(recorded)
+        self._adds_begun[key] += 1
+
+        def ended(_: Future) -> None:
+            error = future.exception(0)
+            if error is None:
+                recorded.answered = self.now
+                self._adds_acknowledged[key] += 1
+            elif not isinstance(error, OutcomeUnknown):
+                self.report.history.remove(recorded)
+
+        future.add_done_callback(ended)
+        node.call(process.driver().propose, plain.encode(operation), future, self._clock(process) + 2_000 * _MS)
+        self._wake(process, 0)
+
     def _do_quiet_wanted(self) -> None:
         self._silent_until = self.now + self.random.choice((500, 1_500, 4_000)) * _MS
         self._fault("quiet_wanted")
@@ -1362,6 +1460,10 @@ class Simulation:
         last_check = log.check_at(last)
         if self._checks.setdefault((last, log.last_term), last_check) != last_check:
             raise Violation(f"log matching: {process.id} has another history up to entry {last}, term {log.last_term}")
+        if raft.role == CANDIDATE and term != process.term_campaigned:
+            process.term_campaigned = term
+            if "deaf_leader" in self.faults and not self._quiet:
+                self._deafen(process)
         if raft.role == CANDIDATE and process.votes.get(term) == process.id and term != process.term_asked:
             process.term_asked = term
             self._asked_for_votes(process)
@@ -1562,7 +1664,7 @@ class Simulation:
         if self.random.random() < 0.5:
             self._probe(process)
 
-    def _strike(self, name: str, process: _Process, life: int) -> None:
+    def _strike(self, name: str, process: _Process, life: int, *more: str) -> None:
         if self._quiet or life != process.life or process.node is None:
             return
         if name in ("crash_new_leader", "crash_in_change", "crash_in_fetch"):
@@ -1570,6 +1672,17 @@ class Simulation:
             self._kill(process, self._down_for())
             if name == "crash_in_fetch" and "snapshot_piece_rot" in self.faults:
                 self._do_snapshot_piece_rot()
+        elif name == "late_answers":
+            self._cut_off(process.id, 2_000 * _MS)
+            self._ask_deposed(process, life)
+        elif name == "early_rival":
+            self._fault(name, process.id, *more)
+            self._cut_off(process.id, 1_000 * _MS)
+            for each in self.processes.values():
+                if each.node is not None and each.id not in (process.id, *more):
+                    self._kill(each, 1)
+            self._silent_until = self.now
+            self._ask_deposed(process, life)
         else:
             others = [id for id in self._ids if id != process.id]
             lost = self.random.sample(others, self.random.randint(1, len(others))) if others else []
@@ -1692,12 +1805,12 @@ class Simulation:
         if process is not None:
             self._probe(process)
 
-    def _probe(self, process: _Process) -> None:
-        """Read a counter on a node, as its own process would."""
+    def _probe(self, process: _Process, consistency: str | None = None, key: str | None = None) -> None:
+        """Read a counter on a node, as its own process would: any way it may be read, unless that is given."""
         node = process.node
         if node is None or self.now < process.paused_until:
             return
-        key = f"c{self.random.randrange(_KEYS)}"
+        key = key or f"c{self.random.randrange(_KEYS)}"
         low, future = self._adds_acknowledged[key], Future()
 
         def ended(_: Future) -> None:
@@ -1707,7 +1820,8 @@ class Simulation:
         future.add_done_callback(ended)
         deadline = self._clock(process) + 2_000 * _MS
         self._probes.append((process, process.life, deadline, future))
-        consistency = LEASE if self.settings.lease_ms and self.random.random() < 0.7 else LINEARIZABLE
+        if consistency is None:
+            consistency = LEASE if self.settings.lease_ms and self.random.random() < 0.7 else LINEARIZABLE
         node.call(process.driver().read, lambda machine: machine.values.get(key), future, deadline, consistency)
         self._wake(process, 0)
 
