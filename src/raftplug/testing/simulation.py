@@ -168,7 +168,10 @@ _THEMES: tuple[tuple[tuple[str, ...], dict[str, int]], ...] = (
         ("slow_apply", "diverge", "lose_snapshot", "old_inbox", "cut_both_ways", "isolate"),
         {"snapshot_entries": 20, "keep_entries": 0, "digest_entries": 8, "max_unapplied_bytes": 2_000},
     ),
+    (("lose_disk",), {}),
 )
+# Those of them that are long stories: mostly they are told where little else happens.
+_LONG = (("lose_disk",),)
 _CLOCKS = frozenset({"clock_fast", "clock_slow", "clock_jump", "strand_leader"})
 _THEMED = frozenset({"diverge"})  # Faults that happen only where a seed is about them.
 # Somebody else leads while a leader may think that it has a lease: only where there are any.
@@ -547,10 +550,13 @@ class Simulation:
         chance = self.random
         density = chance.choice((0.15, 0.3, 0.5))  # With few kinds of faults, long stories can happen.
         theme, limits = chance.choice(_THEMES)
-        elsewhere = _THEMED.union(_LEASED)
-        chosen = [name for name in FAULTS if (chance.random() < density and name not in elsewhere) or name in theme]
         # Leases trust clocks: such a seed has no faults of these.
         leases = faults is None and chance.random() < 0.2
+        alone = (leases or theme in _LONG) and chance.random() < 0.7
+        if alone:
+            density, theme = 0.05, () if leases else theme
+        elsewhere = _THEMED.union(_LEASED)
+        chosen = [name for name in FAULTS if (chance.random() < density and name not in elsewhere) or name in theme]
         if leases:
             chosen = [name for name in chosen if name not in _CLOCKS]
             chosen += [name for name in _LEASED if chance.random() < 0.7]
@@ -575,9 +581,8 @@ class Simulation:
         self._machines = chance.choice(
             ((Register, BatchRegister), (StreamRegister, StreamBatchRegister), (DiskRegister, DiskBatchRegister))
         )
-        self._fault_ms = (
-            800 if operations else chance.choice((60, 200, 800))
-        )  # A storm, weather, or calm in which long stories can happen.
+        # A storm, weather, or calm in which long stories can happen.
+        self._fault_ms = 800 if operations or alone else chance.choice((60, 200, 800))
         self._pace = 1 if operations else chance.choice((1, 4, 10))  # Few requests leave room for many elections.
         self._strike_chance = chance.choice((0.1, 0.3, 0.7))
         # Half of the seeds with changing members end in the middle of a change, which not all may know of.
@@ -1390,12 +1395,19 @@ class Simulation:
     def _do_early_rival(self) -> None:
         """The rival's log must be as good as any: nobody writes meanwhile."""
         leader = self._leading()
-        if leader is None:
+        rivals = [id for id in leader.driver().raft.configuration.voters if id != leader.id] if leader else []
+        if leader is None or not rivals or self.now < self._silent_until:
             return
-        rival = self.random.choice([id for id in self._ids if id != leader.id])
+        rival = self.random.choice(rivals)
         self._silent_until = self.now + 1_500 * _MS
-        self.after(150 * _MS, self._cut_links, [(leader.id, rival)], 1_200 * _MS)
-        self.after(self.random.randint(700, 1_300) * _MS, self._strike, "early_rival", leader, leader.life, rival)
+        self.after(150 * _MS, self._cut_links, [(leader.id, rival)], 1_500 * _MS)
+        self.after(400 * _MS, self._await_rival, leader, leader.life, self.processes[rival])
+
+    def _await_rival(self, leader: _Process, life: int, rival: _Process) -> None:
+        """Strike a moment before it campaigns."""
+        if rival.node is not None and rival.driver().raft.role != LEADER:
+            patience = rival.driver().raft.deadline() - self._clock(rival) - self.random.randint(5, 100) * _MS
+            self.after(max(0, patience), self._strike, "early_rival", leader, life, rival.id)
 
     def _ask_deposed(self, process: _Process, life: int, left: int = 60) -> None:
         """A leader is asked again and again; whoever leads a later term meanwhile adds to what it is asked for."""
