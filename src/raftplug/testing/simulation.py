@@ -171,7 +171,7 @@ _THEMES: tuple[tuple[tuple[str, ...], dict[str, int]], ...] = (
     (("lose_disk",), {}),
 )
 # Those of them that are long stories: mostly they are told where little else happens.
-_LONG = (("lose_disk",),)
+_LONG = tuple(theme for theme in _THEMES if theme[0] == ("lose_disk",) or "crash_in_fetch" in theme[0])
 _CLOCKS = frozenset({"clock_fast", "clock_slow", "clock_jump", "strand_leader"})
 _THEMED = frozenset({"diverge"})  # Faults that happen only where a seed is about them.
 # Somebody else leads while a leader may think that it has a lease: only where there are any.
@@ -552,7 +552,7 @@ class Simulation:
         theme, limits = chance.choice(_THEMES)
         # Leases trust clocks: such a seed has no faults of these.
         leases = faults is None and chance.random() < 0.2
-        alone = (leases or theme in _LONG) and chance.random() < 0.7
+        alone = (leases or (theme, limits) in _LONG) and chance.random() < 0.7
         if alone:
             density, theme = 0.05, () if leases else theme
         elsewhere = _THEMED.union(_LEASED)
@@ -583,7 +583,9 @@ class Simulation:
         )
         # A storm, weather, or calm in which long stories can happen.
         self._fault_ms = 800 if operations or alone else chance.choice((60, 200, 800))
-        self._pace = 1 if operations else chance.choice((1, 4, 10))  # Few requests leave room for many elections.
+        # Few requests leave room for many elections; but who is to fetch snapshots must fall behind.
+        self._falls_behind = "crash_in_fetch" in theme
+        self._pace = 1 if operations or self._falls_behind else chance.choice((1, 4, 10))
         self._strike_chance = chance.choice((0.1, 0.3, 0.7))
         # Half of the seeds with changing members end in the middle of a change, which not all may know of.
         self._ends_in_change = "change_members" in self.faults and chance.random() < 0.5 and not operations
@@ -837,6 +839,9 @@ class Simulation:
             for _, write in process.node._writing if process.node is not None else ():
                 if write.group == GROUP:
                     self._record(process, write, storage)
+                    if write.pieces and "snapshot_piece_rot" in self.faults and not self._quiet:
+                        if self.random.random() < self._strike_chance:  # At once: these may be the last pieces.
+                            self._rot([process], last=True)
 
         def complete() -> None:
             if process.life != life or process.node is None or process.job is not durable:
@@ -1000,6 +1005,8 @@ class Simulation:
             self._do_change_members()
         elif self.settings.lease_ms and self.random.random() < 0.2 and self.faults.intersection(_LEASED):
             getattr(self, f"_do_{self.random.choice([name for name in _LEASED if name in self.faults])}")()
+        elif self._falls_behind and self.random.random() < 0.4:
+            self._do_isolate()
         elif scheduled:
             getattr(self, f"_do_{self.random.choice(scheduled)}")()
 
@@ -1056,7 +1063,10 @@ class Simulation:
     def _do_isolate(self) -> None:
         some = self._some_node()
         node = some.id if some is not None else self.random.choice(self._ids)
-        self._isolate(node)
+        leader = self._leading()
+        if self._falls_behind and leader is not None:  # One follower, and the others go on.
+            node = self.random.choice([id for id in self._ids if id != leader.id])
+        self._isolate(node, 800 * _MS if self._falls_behind else None)
 
     def _isolate(self, node: str, time: int | None = None) -> None:
         self._fault("isolate", node)
@@ -1211,15 +1221,18 @@ class Simulation:
 
     def _do_snapshot_piece_rot(self) -> None:
         """Nobody relies on it yet: it is found before anybody does."""
+        self._rot(list(self.processes.values()))
+
+    def _rot(self, processes: list[_Process], last: bool = False) -> None:
+        """Flip a bit in what was fetched; with `last` in what came last, of which little is read before it is used."""
         fitting = [
             (each, row)
-            for each in self.processes.values()
+            for each in processes
             if each.good_rows is None and (each.node is None or each.driver().snapshots.fetch is not None)
-            for row in each.rows.rows()
-            if row[0] == ("piece", GROUP) and row not in _current_pieces(each.rows)
+            for row in _fetched_pieces(each.rows)
         ]
         if fitting:
-            process, row = self.random.choice(fitting)
+            process, row = fitting[-1] if last else self.random.choice(fitting)
             self._fault("snapshot_piece_rot", process.id)
             process.rotten = True
             process.rows.damage(*row, _flipped(process.rows.value(*row), self.random))
@@ -2024,6 +2037,13 @@ def _current_pieces(rows: SimulatedRows) -> set[tuple[tuple[str, str], int]]:
         if place[0] == "snapshot" and number == 0:
             found.update((("piece", place[1]), each) for each in pieces_named_by(rows.value(place, 0)))
     return found
+
+
+def _fetched_pieces(rows: SimulatedRows) -> list[tuple[tuple[str, str], int]]:
+    """The rows of the snapshot that is being fetched."""
+    incoming = rows.get("snapshot", GROUP, 1)
+    named = pieces_named_by(incoming) if incoming is not None else range(0)
+    return [row for row in rows.rows() if row[0] == ("piece", GROUP) and row[1] in named]
 
 
 def _raise(error: Violation) -> None:
