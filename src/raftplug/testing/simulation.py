@@ -840,8 +840,7 @@ class Simulation:
                 if write.group == GROUP:
                     self._record(process, write, storage)
                     if write.pieces and "snapshot_piece_rot" in self.faults and not self._quiet:
-                        if self.random.random() < self._strike_chance:  # At once: these may be the last pieces.
-                            self._rot([process], last=True)
+                        self._rot_at_the_end(process)
 
         def complete() -> None:
             if process.life != life or process.node is None or process.job is not durable:
@@ -1222,6 +1221,12 @@ class Simulation:
     def _do_snapshot_piece_rot(self) -> None:
         """Nobody relies on it yet: it is found before anybody does."""
         self._rot(list(self.processes.values()))
+
+    def _rot_at_the_end(self, process: _Process) -> None:
+        """The last piece is there, and nobody has read it yet."""
+        fetch = process.driver().snapshots.fetch
+        if fetch is not None and fetch.is_complete() and self.random.random() < self._strike_chance:
+            self._rot([process], last=True)
 
     def _rot(self, processes: list[_Process], last: bool = False) -> None:
         """Flip a bit in what was fetched; with `last` in what came last, of which little is read before it is used."""
