@@ -439,6 +439,12 @@ MUTANTS = (
         "        if not self.configuration.is_voter(self.id) or",
     ),
     Mutant(
+        "a change of the leader is not told",
+        "driver.py",
+        "        if raft.leader != self.leader:\n            self.leader = raft.leader\n",
+        "        if raft.leader is not None and raft.leader != self.leader:\n            self.leader = raft.leader\n",
+    ),
+    Mutant(
         "transfer never times out",
         "raft.py",
         "if self.transferee is not None and self.now >= self._transfer_deadline:",

@@ -21,7 +21,7 @@ import random
 import struct
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from zlib import crc32
 
@@ -115,6 +115,7 @@ FAULTS: dict[str, str] = {
     "quiet_wanted": "nobody asks anything for a while, so that groups go quiet",
     "slow_apply": "a state machine takes up to ten seconds for whatever it does, for a while",
     "diverge": "a state machine's state changes by itself; its replica must be named",
+    "reluctant_node": "a node that starts prefers not to lead, and waits longer before it campaigns",
     "deaf_leader": "a leader that hands over hears nobody any more once its successor campaigns, and is asked",
     "late_answers": "answers to a leader come up to a second late, and nothing else does; it is asked meanwhile",
     "early_rival": "all who hear a leader start anew while one who does not campaigns; the leader is asked meanwhile",
@@ -474,6 +475,10 @@ class _Process:
         self.good_rows: Any = None  # The rows before they were damaged.
         self.arrived: set[Id] = set()  # Whose frames the next turn finds …
         self.heard: dict[Id, int] = {}  # … and when, by our own clock, there were any.
+        # What observers were told last.
+        self.told_leader: Id | None = None
+        self.told_term = 0
+        self.told_members: Any = None
         # What the checks remember of this life, and of the disk.
         self.term = self.commit = self.applied = 0
         self.last_as_leader: tuple[int, int, int] | None = None  # term, last index, its check
@@ -705,6 +710,11 @@ class Simulation:
         process.disk_us = self.random.choice((100, 300, 2_000))
         process.apply_us = 0
         process.applies = []
+        process.told_leader, process.told_term, process.told_members = None, 0, None
+        settings = self.settings
+        if "reluctant_node" in self.faults and process.id == self._ids[0]:
+            self._fault("reluctant_node", process.id)
+            settings = replace(settings, lead_reluctance=1)
         machine = self.random.choice(self._machines)(self._applied)
         if isinstance(machine, DiskRegister):
             machine.open(process.machine_disk)
@@ -716,7 +726,7 @@ class Simulation:
                 storage=storage,
                 cluster=link,
                 machines={GROUP: machine} | {group: Register() for group in self._companions},
-                settings=self.settings,
+                settings=settings,
                 executor=lambda job, done: self._execute(process, life, storage, job, done),
                 clock=lambda: self._clock(process),
                 generator=random.Random(self.random.getrandbits(32)),
@@ -1526,6 +1536,7 @@ class Simulation:
         elif commit >= base and commit in self._committed and log.check_at(commit) != self._committed[commit]:
             raise Violation(f"state machine safety: {process.id} replaced the committed entry {commit}")
         self._check_members(process, raft)
+        self._check_told(process, raft)
         self._check_quiet(process, clock)
         for group in self._companions:
             self._check_companion(process, group)
@@ -1623,11 +1634,24 @@ class Simulation:
             self.after(self.random.randint(0, 3) * _MS, self._strike, "crash_in_fetch", process, process.life)
 
     def _observe(self, process: _Process, name: str, arguments: dict[str, Any]) -> None:
-        """What arrives damaged or twice, or in another order, is sorted out before it is stored."""
+        """Observers are told what is so, in order; what arrives damaged or twice is sorted out before it is stored."""
+        if arguments.get("group") == GROUP and name == "raftplug_leader_changed":
+            if arguments["term"] < process.told_term:
+                raise Violation(f"events: {process.id} tells of term {arguments['term']} after {process.told_term}")
+            process.told_leader, process.told_term = arguments["leader"], arguments["term"]
+        elif arguments.get("group") == GROUP and name == "raftplug_configuration_changed":
+            process.told_members = arguments["configuration"]
         if name == "raftplug_snapshot" and arguments["kind"] == "refused" and arguments["group"] == GROUP:
             if not process.rotten:
                 raise Violation(f"snapshots: {process.id} put the pieces of one together as something else")
             process.rotten = False
+
+    def _check_told(self, process: _Process, raft: Any) -> None:
+        """Observers were told of every change: of who leads, and of the members."""
+        if process.told_leader != raft.leader:
+            raise Violation(f"events: {process.id} follows {raft.leader}, and told of {process.told_leader}")
+        if process.told_members is not None and process.told_members != raft.configuration.plain()[:4]:
+            raise Violation(f"events: the members that {process.id} told of are not those that it has")
 
     def _check_given(self, process: _Process, body: bytes) -> None:
         """Whoever fetches a snapshot gets all of it, though a newer one was made meanwhile."""
