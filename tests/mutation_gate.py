@@ -391,7 +391,16 @@ MUTANTS = (
         "        ) and self._log_is_current(message) and self.configuration.is_voter(self.id)\n        if granted:",
     ),
     Mutant(
-        "lease kept over a transfer", "raft.py", "            if not self._transferred:\n", "            if True:\n"
+        "lease kept over a transfer",
+        "raft.py",
+        "at any time.\n        self._lease_until = 0\n",
+        "at any time.\n",
+    ),
+    Mutant(
+        "lease from a round that a transfer overtook",
+        "raft.py",
+        "            if not self._transferred:\n",
+        "            if True:\n",
     ),
     Mutant(
         "lease from the answer on",
@@ -428,6 +437,12 @@ MUTANTS = (
         "raft.py",
         "        if not self._may_campaign() or",
         "        if not self.configuration.is_voter(self.id) or",
+    ),
+    Mutant(
+        "a change of the leader is not told",
+        "driver.py",
+        "        if raft.leader != self.leader:\n            self.leader = raft.leader\n",
+        "        if raft.leader is not None and raft.leader != self.leader:\n            self.leader = raft.leader\n",
     ),
     Mutant(
         "transfer never times out",

@@ -31,6 +31,12 @@ def test_long_histories_are_linearizable(both_cores: Any, seed: int) -> None:
     assert sum(each.operation["op"] == "get" for each in report.history) >= 300
 
 
+def test_who_joined_does_not_help_a_lost_disk_to_found_the_group_anew(both_cores: Any) -> None:
+    report = Simulation(7, core=both_cores[1], events=10_000, operations=1_050, clients=6).run()
+    assert report.violation is None, f"{report.violation}; raftplug sim --seed 7 --long"
+    assert report.faults["lose_disk"] >= 3
+
+
 def test_the_same_seed_gives_the_same_trace_on_both_cores(both_cores: Any) -> None:
     for seed in range(6):
         python, cython = (Simulation(seed, core=core, events=3_000, keep_trace=True).run() for core in both_cores)

@@ -648,6 +648,8 @@ class Raft:
     @cython.cfunc
     def _log_is_current(self, message: Message) -> cython.bint:
         """Whether the sender's log is at least as up to date as ours: last term first, then length (§3.6.1)."""
+        if message.index == 0 and not self.configuration.voters:
+            return False  # We joined a group that has a log: who has none lost its disk, and would found it anew.
         if message.log_term != self.log.last_term:
             return message.log_term > self.log.last_term
         return message.index >= self.log.last_index

@@ -14,13 +14,14 @@ elect, commit and converge.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import heapq
 import random
 import struct
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from zlib import crc32
 
@@ -116,6 +117,10 @@ FAULTS: dict[str, str] = {
     "quiet_wanted": "nobody asks anything for a while, so that groups go quiet",
     "slow_apply": "a state machine takes up to ten seconds for whatever it does, for a while",
     "diverge": "a state machine's state changes by itself; its replica must be named",
+    "reluctant_node": "a node that starts prefers not to lead, and waits longer before it campaigns",
+    "deaf_leader": "a leader that hands over hears nobody any more once its successor campaigns, and is asked",
+    "late_answers": "answers to a leader come up to a second late, and nothing else does; it is asked meanwhile",
+    "early_rival": "all who hear a leader start anew while one who does not campaigns; the leader is asked meanwhile",
     "client_crash": "a client is gone, with everything that it waited for",
     "client_burst": "a client begins many operations at once",
 }
@@ -166,9 +171,14 @@ _THEMES: tuple[tuple[tuple[str, ...], dict[str, int]], ...] = (
         ("slow_apply", "diverge", "lose_snapshot", "old_inbox", "cut_both_ways", "isolate"),
         {"snapshot_entries": 20, "keep_entries": 0, "digest_entries": 8, "max_unapplied_bytes": 2_000},
     ),
+    (("lose_disk",), {}),
 )
+# Those of them that are long stories: mostly they are told where little else happens.
+_LONG = tuple(theme for theme in _THEMES if theme[0] == ("lose_disk",) or "crash_in_fetch" in theme[0])
 _CLOCKS = frozenset({"clock_fast", "clock_slow", "clock_jump", "strand_leader"})
 _THEMED = frozenset({"diverge"})  # Faults that happen only where a seed is about them.
+# Somebody else leads while a leader may think that it has a lease: only where there are any.
+_LEASED = ("deaf_leader", "late_answers", "early_rival")
 
 
 class Violation(Exception):
@@ -467,12 +477,16 @@ class _Process:
         self.good_rows: Any = None  # The rows before they were damaged.
         self.arrived: set[Id] = set()  # Whose frames the next turn finds …
         self.heard: dict[Id, int] = {}  # … and when, by our own clock, there were any.
+        # What observers were told last.
+        self.told_leader: Id | None = None
+        self.told_term = 0
+        self.told_members: Any = None
         # What the checks remember of this life, and of the disk.
         self.term = self.commit = self.applied = 0
         self.last_as_leader: tuple[int, int, int] | None = None  # term, last index, its check
         self.turned_at = self.late_at = 0  # By our own clock: the last turn, and the last that was late.
         self.quiet_under: dict[str, tuple[int, Any, int]] = {}  # Term, leader and its life, of each quiet group.
-        self.elected_at = self.term_asked = 0
+        self.elected_at = self.term_asked = self.term_campaigned = 0
         self.durable: dict[int, int] = {}  # index -> check of what is on disk
         self.durable_base = 0
         self.durable_term = 0
@@ -543,10 +557,16 @@ class Simulation:
         chance = self.random
         density = chance.choice((0.15, 0.3, 0.5))  # With few kinds of faults, long stories can happen.
         theme, limits = chance.choice(_THEMES)
-        chosen = [name for name in FAULTS if (chance.random() < density and name not in _THEMED) or name in theme]
         # Leases trust clocks: such a seed has no faults of these.
         leases = faults is None and chance.random() < 0.2
-        chosen = [name for name in chosen if not leases or name not in _CLOCKS]
+        alone = (leases or (theme, limits) in _LONG) and chance.random() < 0.7
+        if alone:
+            density, theme = 0.05, () if leases else theme
+        elsewhere = _THEMED.union(_LEASED)
+        chosen = [name for name in FAULTS if (chance.random() < density and name not in elsewhere) or name in theme]
+        if leases:
+            chosen = [name for name in chosen if name not in _CLOCKS]
+            chosen += [name for name in _LEASED if chance.random() < 0.7]
         self.report.chosen = tuple(chosen if faults is None else faults)
         self.faults = frozenset(self.report.chosen)
         # A snapshot every few entries, or hardly ever: both ways of catching up are met.
@@ -557,7 +577,7 @@ class Simulation:
                 "max_append_bytes": chance.choice((200, 65536)),
                 "window_bytes": chance.choice((400, 262144)),
                 "max_pending": chance.choice((10, 100_000)),
-                "quiet_after_ms": chance.choice((0, 200, 200)),
+                "quiet_after_ms": chance.choice((0, 0, 200) if leases else (0, 200, 200)),
                 "lease_ms": 450 if leases else 0,
                 "digest_entries": chance.choice((0, 8, 64)),
                 "snapshot_piece_bytes": chance.choice((60, 500, 65536)),
@@ -568,10 +588,11 @@ class Simulation:
         self._machines = chance.choice(
             ((Register, BatchRegister), (StreamRegister, StreamBatchRegister), (DiskRegister, DiskBatchRegister))
         )
-        self._fault_ms = (
-            800 if operations else chance.choice((60, 200, 800))
-        )  # A storm, weather, or calm in which long stories can happen.
-        self._pace = 1 if operations else chance.choice((1, 4, 10))  # Few requests leave room for many elections.
+        # A storm, weather, or calm in which long stories can happen.
+        self._fault_ms = 800 if operations or alone else chance.choice((60, 200, 800))
+        # Few requests leave room for many elections; but who is to fetch snapshots must fall behind.
+        self._falls_behind = "crash_in_fetch" in theme
+        self._pace = 1 if operations or self._falls_behind else chance.choice((1, 4, 10))
         self._strike_chance = chance.choice((0.1, 0.3, 0.7))
         # Half of the seeds with changing members end in the middle of a change, which not all may know of.
         self._ends_in_change = "change_members" in self.faults and chance.random() < 0.5 and not operations
@@ -691,6 +712,11 @@ class Simulation:
         process.disk_us = self.random.choice((100, 300, 2_000))
         process.apply_us = 0
         process.applies = []
+        process.told_leader, process.told_term, process.told_members = None, 0, None
+        settings = self.settings
+        if "reluctant_node" in self.faults and process.id == self._ids[0]:
+            self._fault("reluctant_node", process.id)
+            settings = replace(settings, lead_reluctance=1)
         machine = self.random.choice(self._machines)(self._applied)
         if isinstance(machine, DiskRegister):
             machine.open(process.machine_disk)
@@ -702,7 +728,7 @@ class Simulation:
                 storage=storage,
                 cluster=link,
                 machines={GROUP: machine} | {group: Register() for group in self._companions},
-                settings=self.settings,
+                settings=settings,
                 executor=lambda job, done: self._execute(process, life, storage, job, done),
                 clock=lambda: self._clock(process),
                 generator=random.Random(self.random.getrandbits(32)),
@@ -825,6 +851,8 @@ class Simulation:
             for _, write in process.node._writing if process.node is not None else ():
                 if write.group == GROUP:
                     self._record(process, write, storage)
+                    if write.pieces and "snapshot_piece_rot" in self.faults and not self._quiet:
+                        self._rot_at_the_end(process)
 
         def complete() -> None:
             if process.life != life or process.node is None or process.job is not durable:
@@ -986,6 +1014,10 @@ class Simulation:
         scheduled = [name for name in FAULTS if name in self.faults and hasattr(self, f"_do_{name}")]
         if "change_members" in self.faults and self.random.random() < (0.5 if self._is_ending() else 0.2):
             self._do_change_members()
+        elif self.settings.lease_ms and self.random.random() < 0.2 and self.faults.intersection(_LEASED):
+            getattr(self, f"_do_{self.random.choice([name for name in _LEASED if name in self.faults])}")()
+        elif self._falls_behind and self.random.random() < 0.4:
+            self._do_isolate()
         elif scheduled:
             getattr(self, f"_do_{self.random.choice(scheduled)}")()
 
@@ -996,6 +1028,11 @@ class Simulation:
         if leading and self.random.random() < 0.5:
             return self.random.choice(leading)
         return self.random.choice(fitting) if fitting else None
+
+    def _leading(self) -> _Process | None:
+        """The leader of the latest term, if any is up."""
+        leading = [each for each in self.processes.values() if each.node and each.driver().raft.role == LEADER]
+        return max(leading, key=lambda each: each.term, default=None)
 
     def _down_for(self) -> int:
         return self.random.choice((1, 50, 1_000, 3_000)) * _MS
@@ -1014,6 +1051,8 @@ class Simulation:
             self.wake_owner(link.id)
 
     def _cut_links(self, links: Sequence[tuple[Id, Id]], time: int | None = None) -> None:
+        if self._quiet:
+            return
         until = self.now + (time or self._while())
         for link in links:
             self._cut[link] = until
@@ -1035,7 +1074,10 @@ class Simulation:
     def _do_isolate(self) -> None:
         some = self._some_node()
         node = some.id if some is not None else self.random.choice(self._ids)
-        self._isolate(node)
+        leader = self._leading()
+        if self._falls_behind and leader is not None:  # One follower, and the others go on.
+            node = self.random.choice([id for id in self._ids if id != leader.id])
+        self._isolate(node, 800 * _MS if self._falls_behind else None)
 
     def _isolate(self, node: str, time: int | None = None) -> None:
         self._fault("isolate", node)
@@ -1190,15 +1232,24 @@ class Simulation:
 
     def _do_snapshot_piece_rot(self) -> None:
         """Nobody relies on it yet: it is found before anybody does."""
+        self._rot(list(self.processes.values()))
+
+    def _rot_at_the_end(self, process: _Process) -> None:
+        """The last piece is there, and nobody has read it yet."""
+        fetch = process.driver().snapshots.fetch
+        if fetch is not None and fetch.is_complete() and self.random.random() < self._strike_chance:
+            self._rot([process], last=True)
+
+    def _rot(self, processes: list[_Process], last: bool = False) -> None:
+        """Flip a bit in what was fetched; with `last` in what came last, of which little is read before it is used."""
         fitting = [
             (each, row)
-            for each in self.processes.values()
+            for each in processes
             if each.good_rows is None and (each.node is None or each.driver().snapshots.fetch is not None)
-            for row in each.rows.rows()
-            if row[0] == ("piece", GROUP) and row not in _current_pieces(each.rows)
+            for row in _fetched_pieces(each.rows)
         ]
         if fitting:
-            process, row = self.random.choice(fitting)
+            process, row = fitting[-1] if last else self.random.choice(fitting)
             self._fault("snapshot_piece_rot", process.id)
             process.rotten = True
             process.rows.damage(*row, _flipped(process.rows.value(*row), self.random))
@@ -1334,6 +1385,93 @@ class Simulation:
         client.loop.requester.ask(operation, arguments, Future(), self.now + 3_000 * _MS, to)
         client.turn()
 
+    def _do_deaf_leader(self) -> None:
+        """A leader's own process hands over, as at its end, and a read begins a round at the same moment."""
+        leader = self._leading()
+        if leader is None or leader.node is None:
+            return
+        node, driver = leader.node, leader.driver()
+
+        def hand_over() -> None:
+            node.attend(driver)
+            with contextlib.suppress(RaftplugError):
+                driver.raft.transfer(None)
+
+        self._probe(leader, LINEARIZABLE)
+        node.call(hand_over)
+
+    def _deafen(self, successor: _Process) -> None:
+        """Who hands over to `successor` does not learn that this one campaigns, nor that others vote."""
+        for leader in self.processes.values():
+            raft = leader.driver().raft if leader.node is not None else None
+            if raft is not None and raft.role == LEADER and raft.transferee == successor.id:
+                self._fault("deaf_leader", leader.id)
+                self._cut_links([(other, leader.id) for other in self._ids if other != leader.id], 1_000 * _MS)
+                self._ask_deposed(leader, leader.life)
+
+    def _do_late_answers(self) -> None:
+        leader = self._leading()
+        if leader is None:
+            return
+        self._fault("late_answers", leader.id)
+        self._probe(leader, LINEARIZABLE)  # The round that is answered late.
+        delay = self.random.randint(200, 900) * _MS
+        for link in [(other, leader.id) for other in self._ids if other != leader.id]:
+            if link not in self._clogged:
+                self._clogged[link] = []
+                self.after(delay, self._unclog, link)
+        self.after(20 * _MS, self._strike, "late_answers", leader, leader.life)
+
+    def _do_early_rival(self) -> None:
+        """The rival's log must be as good as any: nobody writes meanwhile."""
+        leader = self._leading()
+        rivals = [id for id in leader.driver().raft.configuration.voters if id != leader.id] if leader else []
+        if leader is None or not rivals or self.now < self._silent_until:
+            return
+        rival = self.random.choice(rivals)
+        self._silent_until = self.now + 1_500 * _MS
+        self.after(150 * _MS, self._cut_links, [(leader.id, rival)], 1_500 * _MS)
+        self.after(400 * _MS, self._await_rival, leader, leader.life, self.processes[rival])
+
+    def _await_rival(self, leader: _Process, life: int, rival: _Process) -> None:
+        """Strike a moment before it campaigns."""
+        if rival.node is not None and rival.driver().raft.role != LEADER:
+            patience = rival.driver().raft.deadline() - self._clock(rival) - self.random.randint(5, 100) * _MS
+            self.after(max(0, patience), self._strike, "early_rival", leader, life, rival.id)
+
+    def _ask_deposed(self, process: _Process, life: int, left: int = 60) -> None:
+        """A leader is asked again and again; whoever leads a later term meanwhile adds to what it is asked for."""
+        if self._quiet or life != process.life or process.node is None or process.driver().raft.role != LEADER:
+            return
+        successor = self._leading()
+        if successor is not None and successor.term > process.term:
+            self._count_up(successor, "c0")
+        self._probe(process, key="c0")
+        if left:
+            self.after(20 * _MS, self._ask_deposed, process, life, left - 1)
+
+    def _count_up(self, process: _Process, key: str) -> None:
+        """Add to a counter on a node, as its own process would."""
+        node, future = process.node, Future()
+        if node is None:
+            return
+        operation = {"op": "add", "key": key, "value": 1}
+        recorded = Recorded(process.id, operation, self.now)
+        self.report.history.append(recorded)
+        self._adds_begun[key] += 1
+
+        def ended(_: Future) -> None:
+            error = future.exception(0)
+            if error is None:
+                recorded.answered = self.now
+                self._adds_acknowledged[key] += 1
+            elif not isinstance(error, OutcomeUnknown):
+                self.report.history.remove(recorded)
+
+        future.add_done_callback(ended)
+        node.call(process.driver().propose, plain.encode(operation), future, self._clock(process) + 2_000 * _MS)
+        self._wake(process, 0)
+
     def _do_quiet_wanted(self) -> None:
         self._silent_until = self.now + self.random.choice((500, 1_500, 4_000)) * _MS
         self._fault("quiet_wanted")
@@ -1364,6 +1502,10 @@ class Simulation:
         last_check = log.check_at(last)
         if self._checks.setdefault((last, log.last_term), last_check) != last_check:
             raise Violation(f"log matching: {process.id} has another history up to entry {last}, term {log.last_term}")
+        if raft.role == CANDIDATE and term != process.term_campaigned:
+            process.term_campaigned = term
+            if "deaf_leader" in self.faults and not self._quiet:
+                self._deafen(process)
         if raft.role == CANDIDATE and process.votes.get(term) == process.id and term != process.term_asked:
             process.term_asked = term
             self._asked_for_votes(process)
@@ -1396,6 +1538,8 @@ class Simulation:
         elif commit >= base and commit in self._committed and log.check_at(commit) != self._committed[commit]:
             raise Violation(f"state machine safety: {process.id} replaced the committed entry {commit}")
         self._check_members(process, raft)
+        if process.told_leader != raft.leader or raft.configuration is not process.configuration:
+            self._check_told(process, raft)
         self._check_quiet(process, clock)
         for group in self._companions:
             self._check_companion(process, group)
@@ -1495,11 +1639,24 @@ class Simulation:
             self.after(self.random.randint(0, 3) * _MS, self._strike, "crash_in_fetch", process, process.life)
 
     def _observe(self, process: _Process, name: str, arguments: dict[str, Any]) -> None:
-        """What arrives damaged or twice, or in another order, is sorted out before it is stored."""
+        """Observers are told what is so, in order; what arrives damaged or twice is sorted out before it is stored."""
+        if arguments.get("group") == GROUP and name == "raftplug_leader_changed":
+            if arguments["term"] < process.told_term:
+                raise Violation(f"events: {process.id} tells of term {arguments['term']} after {process.told_term}")
+            process.told_leader, process.told_term = arguments["leader"], arguments["term"]
+        elif arguments.get("group") == GROUP and name == "raftplug_configuration_changed":
+            process.told_members = arguments["configuration"]
         if name == "raftplug_snapshot" and arguments["kind"] == "refused" and arguments["group"] == GROUP:
             if not process.rotten:
                 raise Violation(f"snapshots: {process.id} put the pieces of one together as something else")
             process.rotten = False
+
+    def _check_told(self, process: _Process, raft: Any) -> None:
+        """Observers were told of every change: of who leads, and of the members."""
+        if process.told_leader != raft.leader:
+            raise Violation(f"events: {process.id} follows {raft.leader}, and told of {process.told_leader}")
+        if process.told_members is not None and process.told_members != raft.configuration.plain()[:4]:
+            raise Violation(f"events: the members that {process.id} told of are not those that it has")
 
     def _check_given(self, process: _Process, body: bytes) -> None:
         """Whoever fetches a snapshot gets all of it, though a newer one was made meanwhile."""
@@ -1566,7 +1723,7 @@ class Simulation:
         if self.random.random() < 0.5:
             self._probe(process)
 
-    def _strike(self, name: str, process: _Process, life: int) -> None:
+    def _strike(self, name: str, process: _Process, life: int, *more: str) -> None:
         if self._quiet or life != process.life or process.node is None:
             return
         if name in ("crash_new_leader", "crash_in_change", "crash_in_fetch"):
@@ -1574,6 +1731,17 @@ class Simulation:
             self._kill(process, self._down_for())
             if name == "crash_in_fetch" and "snapshot_piece_rot" in self.faults:
                 self._do_snapshot_piece_rot()
+        elif name == "late_answers":
+            self._cut_off(process.id, 2_000 * _MS)
+            self._ask_deposed(process, life)
+        elif name == "early_rival":
+            self._fault(name, process.id, *more)
+            self._cut_off(process.id, 1_000 * _MS)
+            for each in self.processes.values():
+                if each.node is not None and each.id not in (process.id, *more):
+                    self._kill(each, 1)
+            self._silent_until = self.now
+            self._ask_deposed(process, life)
         else:
             others = [id for id in self._ids if id != process.id]
             lost = self.random.sample(others, self.random.randint(1, len(others))) if others else []
@@ -1696,12 +1864,12 @@ class Simulation:
         if process is not None:
             self._probe(process)
 
-    def _probe(self, process: _Process) -> None:
-        """Read a counter on a node, as its own process would."""
+    def _probe(self, process: _Process, consistency: str | None = None, key: str | None = None) -> None:
+        """Read a counter on a node, as its own process would: any way it may be read, unless that is given."""
         node = process.node
         if node is None or self.now < process.paused_until:
             return
-        key = f"c{self.random.randrange(_KEYS)}"
+        key = key or f"c{self.random.randrange(_KEYS)}"
         low, future = self._adds_acknowledged[key], Future()
 
         def ended(_: Future) -> None:
@@ -1711,7 +1879,8 @@ class Simulation:
         future.add_done_callback(ended)
         deadline = self._clock(process) + 2_000 * _MS
         self._probes.append((process, process.life, deadline, future))
-        consistency = LEASE if self.settings.lease_ms and self.random.random() < 0.7 else LINEARIZABLE
+        if consistency is None:
+            consistency = LEASE if self.settings.lease_ms and self.random.random() < 0.7 else LINEARIZABLE
         node.call(process.driver().read, lambda machine: machine.values.get(key), future, deadline, consistency)
         self._wake(process, 0)
 
@@ -1902,6 +2071,13 @@ def _current_pieces(rows: SimulatedRows) -> set[tuple[tuple[str, str], int]]:
         if place[0] == "snapshot" and number == 0:
             found.update((("piece", place[1]), each) for each in pieces_named_by(rows.value(place, 0)))
     return found
+
+
+def _fetched_pieces(rows: SimulatedRows) -> list[tuple[tuple[str, str], int]]:
+    """The rows of the snapshot that is being fetched."""
+    incoming = rows.get("snapshot", GROUP, 1)
+    named = pieces_named_by(incoming) if incoming is not None else range(0)
+    return [row for row in rows.rows() if row[0] == ("piece", GROUP) and row[1] in named]
 
 
 def _raise(error: Violation) -> None:
