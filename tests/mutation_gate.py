@@ -507,6 +507,12 @@ MUTANTS = (
         "        if False:\n",
     ),
     Mutant(
+        "logged time runs before the election is noticed",
+        "driver.py",
+        "        if self.raft.term != self._elected_term:\n",
+        "        if self.raft.term != self._elected_term and self._role_term[0] == LEADER:\n",
+    ),
+    Mutant(
         "truncation not written",
         "storage.py",
         "            if write.first <= last:\n                check = self._cut(group, write.first, base_check, changes)\n",

@@ -108,6 +108,7 @@ FAULTS: dict[str, str] = {
     "row_swap": "two rows on the disk of a dead process change places; its restart must notice",
     "lose_disk": "a node's disk is lost; it starts on an empty one, and an operator makes it a new member",
     "node_burst": "a node's own process proposes many transitions at once",
+    "early_request": "a candidate hears its voters, and of clients that count on it, all at once",
     "mute_candidate": "a candidate is not heard by some any more once it has asked for votes",
     "strand_leader": "a leader is cut off from all others, and its clock hardly runs",
     "change_members": "an operator adds, removes, promotes or demotes a node",
@@ -1705,6 +1706,11 @@ class Simulation:
             lost = self.random.sample(others, self.random.randint(1, len(others))) if others else []
             self._fault("mute_candidate", process.id, *lost)
             self._cut_links([(process.id, other) for other in lost])
+        if "early_request" in self.faults and not self._quiet and self.random.random() < self._strike_chance:
+            self._fault("early_request", process.id)
+            process.paused_until = self.now + 10 * _MS
+            for client in self._clients:
+                client.expect(process.id)
 
     def _elected(self, process: _Process, term: int, log: Any, clock: int) -> None:
         """A process leads a new term: what must be true, and what may happen to it now."""
@@ -2122,6 +2128,11 @@ class _Client:
         self.world.links.pop(self.id, None)
         self.loop.close()
         self._start()
+
+    def expect(self, leader: Id) -> None:
+        """Ask `leader`, and it only, from now on."""
+        self.loop.requester.set_leader(leader)
+        self.turn()
 
     def turn(self) -> None:
         deadline = self.loop.turn(self.world.now)
