@@ -452,6 +452,16 @@ class _Link(Cluster):
         return [self.world.directory[id] for id in sorted(self.world.directory, key=str)]
 
 
+@dataclass(frozen=True, slots=True)
+class _Disk:
+    """What the checks know of a disk: what it holds, with the checks of entries, and where it cast its votes."""
+
+    storage: bytes
+    durable: dict[int, int]
+    base: int
+    votes: dict[int, Any]
+
+
 class _Process:
     """A node's process: what dies with it, and its disk, which does not."""
 
@@ -498,16 +508,20 @@ class _Process:
         self.rotten = False  # A snapshot that it fetches was damaged on its disk.
         self.kept: list[bytes] = []  # The snapshots of this life, the current one last, by digest …
         self.given: dict[bytes, int] = {}  # … and when, by our own clock, a piece of each was given last.
-        self.lost: list[tuple[dict[int, int], int, dict[int, Any]]] = []  # durable, its base and votes, of lost disks.
+        self.lost: list[_Disk] = []
         self.displaced = False  # On an empty disk, and still a member by the one that was lost.
 
-    def holds(self, index: int, check: int) -> bool:
-        """Whether the entry is on this disk, or was on one that is lost."""
-        disks = [(self.durable, self.durable_base), *((durable, base) for durable, base, _ in self.lost)]
-        return any(durable.get(index) == check or base >= index for durable, base in disks)
+    def disks(self, known: bytes | None = None) -> list[_Disk]:
+        """This disk and those that are lost; only the one with this uuid, if there is one."""
+        disks = [_Disk(self.storage, self.durable, self.durable_base, self.votes), *self.lost]
+        return [disk for disk in disks if known in (None, disk.storage)]
 
-    def voted_for(self, id: Any, term: int) -> bool:
-        return any(votes.get(term) == id for votes in (self.votes, *(votes for _, _, votes in self.lost)))
+    def holds(self, index: int, check: int, known: bytes | None = None) -> bool:
+        """Whether the entry is, or was, on such a disk."""
+        return any(disk.durable.get(index) == check or disk.base >= index for disk in self.disks(known))
+
+    def voted_for(self, id: Any, term: int, known: bytes | None = None) -> bool:
+        return any(disk.votes.get(term) == id for disk in self.disks(known))
 
     def members(self) -> Any:
         """The last configuration that is on this disk."""
@@ -691,7 +705,7 @@ class Simulation:
 
     def _lose_disk(self, process: _Process, configuration: Any) -> None:
         """An empty disk takes the place of this one; the configuration is what a new node is started with."""
-        process.lost.append((process.durable, process.durable_base, process.votes))
+        process.lost += process.disks(process.storage)
         process.rows.put_back({})
         process.machine_disk = {}
         process.good_rows = None
@@ -1291,10 +1305,22 @@ class Simulation:
         known = [each for each in known if each.voters]
         if all(len(each.voters) > 2 and each.storages.get(node.id) == node.storage for each in known):
             self._fault("lose_disk", node.id)
-            self._kill(node, self._down_for())
+            down = self._down_for()
+            self._kill(node, down)
+            if self.random.random() < 0.5:
+                self.after(down + self.random.randint(10, 500) * _MS, self._need, node)
             node.displaced = True
             self._lose_disk(node, node.first)
             self.after(self._while(), self._replace, node)
+
+    def _need(self, node: _Process) -> None:
+        """So many others die that the rest could go on with `node`, if it counted, and cannot without it."""
+        up = [each for each in self.processes.values() if each.node is not None and each is not node]
+        if not self._quiet and node.displaced and node.node is not None:
+            stays = self.random.sample(up, min(len(up), len(node.first.voters) // 2))
+            for each in up:
+                if each not in stays:
+                    self._kill(each, self.random.choice((1_500, 3_000)) * _MS)
 
     def _replace(self, node: _Process) -> None:
         """What an operator does about a node whose disk is lost."""
@@ -1718,8 +1744,11 @@ class Simulation:
         # Who leaves may lead until that is committed (Ongaro 2014 §4.2.2).
         if not any(members.is_voter(process.id) for members in process.configurations.values()):
             raise Violation(f"election safety: {process.id} leads term {term} and is no voter")
-        voters = {each.id for each in self.processes.values() if each.voted_for(process.id, term)}
-        if not _is_quorum(process.driver().raft.configuration, voters):
+        # Of another disk than the one by which a member is known, nothing counts.
+        members = process.driver().raft.configuration
+        everybody = self.processes.values()
+        voters = {each.id for each in everybody if each.voted_for(process.id, term, members.storages.get(each.id))}
+        if not _is_quorum(members, voters):
             raise Violation(f"election safety: {process.id} leads term {term} with votes on {len(voters)} disks")
         self._check_completeness(process.id, term, log)
         if self._quiet:
@@ -1770,10 +1799,13 @@ class Simulation:
             raise Violation(f"state machine safety: {process.id} committed another entry {index}")
         if index > self._highest_commit:
             self._highest_commit, self._commit_term = index, process.driver().raft.term
-            holders = {each.id for each in self.processes.values() if each.holds(index, check)}
             # The configuration that counted may have been replaced since.
-            counting = (process.configuration, process.driver().raft.configuration)
-            if not any(_is_quorum(configuration, holders) for configuration in counting):
+            for members in (process.configuration, process.driver().raft.configuration):
+                everybody = self.processes.values()
+                holders = {each.id for each in everybody if each.holds(index, check, members.storages.get(each.id))}
+                if _is_quorum(members, holders):
+                    break
+            else:
                 raise Violation(f"durability: entry {index} is committed, and on {len(holders)} disks only")
             self._check_electable(index, check)
 
