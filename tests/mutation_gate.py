@@ -418,7 +418,7 @@ MUTANTS = (
         "answers of a lost disk are counted",
         "driver.py",
         "        if kind in _COUNTED and storage is not None and not self._is_known(source, storage):",
-        "        if False:",
+        "        if kind in _COUNTED and storage is not None and not self._is_known(source, storage) and False:",
     ),
     Mutant(
         "who lost its disk campaigns",
