@@ -147,19 +147,19 @@ def told(members: Processes, seconds: float) -> Callable[[int], dict[str, float]
 
 
 def awake(members: Processes, seconds: float) -> Callable[[int], dict[str, float]]:
-    """The same for processes that poll every millisecond: only while it is their turn."""
+    """The same for processes that poll every millisecond, in their best configuration: only while it is their turn."""
     asked = told(members, seconds)
 
-    def pace(pause_s: float) -> None:
+    def pace(pause_s: float, window: int) -> None:
         for id in members.ids:
-            members.tell(id, "pace", pause_s=pause_s)
+            members.tell(id, "pace", pause_s=pause_s, window=window)
 
     def run(window: int) -> dict[str, float]:
-        pace(0.001)
+        pace(0.001, window)
         try:
             return asked(window)
         finally:
-            pace(0.05)
+            pace(0.05, 0)
 
     return run
 
