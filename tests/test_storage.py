@@ -909,7 +909,7 @@ def with_code(code: int, text: str) -> Callable[[], None]:
     return fail
 
 
-@pytest.mark.parametrize("statement", ["BEGIN", "REPLACE", "COMMIT"])
+@pytest.mark.parametrize("statement", ["BEGIN", "INSERT", "COMMIT"])
 @pytest.mark.parametrize("code", [sqlite3.SQLITE_IOERR, sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_CORRUPT])
 def test_an_error_of_sqlites_poisons_the_storage(sqlite_disk: Disk, statement: str, code: int) -> None:
     opened = sqlite_disk.found()

@@ -503,7 +503,9 @@ class SQLiteRows(Transactional):
                 execute("BEGIN IMMEDIATE")
                 for change in changes:
                     if isinstance(change, Put):
-                        execute(f"REPLACE INTO {change.table} (name, number, value) VALUES (?, ?, ?)", change[1:])
+                        # Not REPLACE: what is updated in its place leaves the page of the index alone.
+                        insert = f"INSERT INTO {change.table} (name, number, value) VALUES (?, ?, ?)"
+                        execute(f"{insert} ON CONFLICT DO UPDATE SET value = excluded.value", change[1:])
                         self._since_checkpoint += len(change.value) + 4096
                     else:
                         execute(f"DELETE FROM {change.table} WHERE name = ? AND number BETWEEN ? AND ?", change[1:])
