@@ -579,7 +579,7 @@ class Driver:
         if heard.keys() <= now.storages.keys():
             return
         storages = {self.id: self._storage, **heard, **now.storages}
-        target = self.core.Configuration(now.voters, (), now.learners, now.joining, storages)
+        target = self.core.Configuration(now.voters, (), now.learners, now.joining, storages, now.witnesses)
         with contextlib.suppress(ChangeRefused, NotLeader):  # It waits until no other change is under way.
             self.raft.change(target)
 
@@ -710,7 +710,7 @@ class Driver:
                 raise InvalidArgument(f"members cannot {action!r}")
         if not voters:
             raise InvalidArgument("the last voter cannot leave")
-        target = self.core.Configuration(voters, (), learners, joining, now.storages)
+        target = self.core.Configuration(voters, (), learners, joining, now.storages, now.witnesses)
         if target == now:
             self._reply(asker, OK, now.plain()[:4])
         else:
