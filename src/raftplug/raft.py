@@ -333,9 +333,6 @@ class Raft:
             raise ChangeRefused("another change of the members is under way: try again later")
         if not [peer for peer in target.voters if target.may_lead(peer)]:
             raise ChangeRefused("a group needs a voter that may lead")
-        for member in self.configuration.members():
-            if member in target.members() and (member in self.configuration.witnesses) != (member in target.witnesses):
-                raise ChangeRefused(f"{member!r} cannot become a witness, nor cease to be one: remove it, then add it")
         return self._append_configuration(self.configuration.towards(target))
 
     def transfer(self, target: Any) -> None:
@@ -1005,18 +1002,20 @@ class Raft:
     @cython.cfunc
     def _replicate(self) -> None:
         """Send every peer what it lacks, as far as its window allows (Ongaro 2014 §10.2.1)."""
-        last: cython.longlong = self.log.last_index
+        last: cython.longlong
         progress: Progress
         for progress in self.progress.values():
+            # A witness gets what is on our disk: if its log alone were the newest, nobody could lead (§3.6.1).
+            last = self.stable if progress.peer in self.configuration.witnesses else self.log.last_index
             if progress.state == REPLICATE:
                 while progress.next <= last and self._in_flight(progress) < self._window_bytes:
-                    if not self._send_entries(progress):
+                    if not self._send_entries(progress, last):
                         break
                 # Followers apply, and answer reads, without waiting for a heartbeat.
                 if progress.state == REPLICATE and progress.commit < min(self.commit, progress.next - 1):
                     self._send_empty(progress, progress.asked == self._round)
             elif progress.state == PROBE and not progress.paused and progress.next <= last:
-                progress.paused = self._send_entries(progress)
+                progress.paused = self._send_entries(progress, last)
             if progress.asked < self._round:
                 self._send_empty(progress, False)
 
@@ -1027,13 +1026,13 @@ class Raft:
         return self.log._bytes_between(low, progress.next) if progress.next > low else 0
 
     @cython.cfunc
-    def _send_entries(self, progress: Progress) -> cython.bint:
-        """One append message; False if what comes next is compacted, and a snapshot was sent instead."""
+    def _send_entries(self, progress: Progress, last: cython.longlong) -> cython.bint:
+        """One append message, up to `last`; False if what comes next is compacted: a snapshot was sent instead."""
         previous_term: cython.longlong = self.log._term_at(progress.next - 1)
         if previous_term < 0:
             self._send_snapshot(progress)
             return False
-        end: cython.longlong = self.log._fit(progress.next, self._max_append_bytes)
+        end: cython.longlong = min(self.log._fit(progress.next, self._max_append_bytes), last + 1)
         message: Message = new_message(
             APPEND,
             self.term,
