@@ -639,11 +639,13 @@ class Simulation:
         founders = [f"n{number}" for number in range(1, nodes + 1)]
         spare = 2 if "change_members" in self.faults else 0
         self._ids = founders + [f"n{number}" for number in range(nodes + 1, nodes + 1 + spare)]
-        self._witnesses = set(self._ids[-1:]) if spare and chance.random() < 0.5 else set()
+        # Nobody, one that is to be added, or one of the founders.
+        witnesses = chance.choice(([], self._ids[-1:], founders[1:][-1:])) if spare else []
+        self._witnesses = set(witnesses)
         self._uuid = cluster_uuid(GROUP, founders)
         self.processes = {}
         for id in self._ids:
-            first = self.core.Configuration(tuple(founders) if id in founders else ())
+            first = self.core.Configuration(tuple(founders) if id in founders else (), witnesses=witnesses)
             process = self.processes[id] = _Process(id, first)
             self._new_disk(process)
             self._boot(process)
@@ -1382,7 +1384,7 @@ class Simulation:
         if not leading or any(each.displaced for each in self.processes.values()):
             return
         members = leading[-1].configuration
-        id = self.random.choice(self._ids)
+        id = self.random.choice([*self._ids, *self._witnesses])
         strangers = [id for id in self._ids if not members.is_voter(id)]
         if strangers and self._is_ending() and self.random.random() < 0.5:
             id, action = self.random.choice(strangers), "add"
@@ -1567,11 +1569,7 @@ class Simulation:
                 self._commit(process, index, log.check_at(index))
         elif commit >= base and commit in self._committed and log.check_at(commit) != self._committed[commit]:
             raise Violation(f"state machine safety: {process.id} replaced the committed entry {commit}")
-        if process.id in self._witnesses:
-            if raft.role in (CANDIDATE, LEADER):
-                raise Violation(f"witnesses: {process.id} is one, and wants to lead")
-            if driver.machine.count or driver.sessions.snapshot() != Sessions().snapshot():
-                raise Violation(f"witnesses: {process.id} is one, and executed something")
+        self._check_witnesses(process, driver)
         self._check_members(process, raft)
         if process.told_leader != raft.leader or raft.configuration is not process.configuration:
             self._check_told(process, raft)
@@ -1702,6 +1700,20 @@ class Simulation:
             process.given[digest] = now
         elif digest in process.kept[-2:] and now - process.given.get(digest, -_NEVER) < recently:
             raise Violation(f"snapshots: {process.id} dropped one that is being fetched")
+
+    def _check_witnesses(self, process: _Process, driver: Any) -> None:
+        """A witness never leads and executes nothing; what it holds, somebody holds who may lead."""
+        if driver.raft.transferee in self._witnesses:
+            raise Violation(f"witnesses: {process.id} hands leadership to one")
+        if process.id not in self._witnesses:
+            return
+        if driver.raft.role in (CANDIDATE, LEADER):
+            raise Violation(f"witnesses: {process.id} is one, and wants to lead")
+        if driver.machine.count or driver.sessions.snapshot() != Sessions().snapshot():
+            raise Violation(f"witnesses: {process.id} is one, and executed something")
+        others = [each for each in self.processes.values() if each.id not in self._witnesses]
+        if not any(each.lost or each.durable_last >= process.durable_last for each in others):
+            raise Violation(f"witnesses: {process.id} alone holds the newest entries")
 
     def _check_members(self, process: _Process, raft: Any) -> None:
         """The configuration is the log's; one change at a time, by leaders that know what is committed."""
