@@ -49,7 +49,12 @@ class World:
     """A clock, a network, and three nodes whose disks complete at once or when the test says so."""
 
     def __init__(
-        self, core: Any, seed: int = 1, settings: Settings | None = None, machine: type[Counter] = Counter
+        self,
+        core: Any,
+        seed: int = 1,
+        settings: Settings | None = None,
+        machine: type[Counter] = Counter,
+        witnesses: tuple[str, ...] = (),
     ) -> None:
         self.machine = machine
         self.core = core
@@ -66,7 +71,7 @@ class World:
         self.events: list[tuple[str, dict[str, Any]]] = []
         for id in IDS:
             self.storages[id] = MemoryStorage(id, cluster=self.uuid)
-            self.storages[id].create(GROUP, plain.encode(core.Configuration(IDS).plain()))
+            self.storages[id].create(GROUP, plain.encode(core.Configuration(IDS, witnesses=witnesses).plain()))
             self.boot(id)
 
     def boot(self, id: str, **more: Any) -> None:

@@ -7,7 +7,7 @@ change of the rules, or for a new script, let the outputs be written anew, and r
 
 Commands, where N, FROM and TO are replicas (`*` is any) and KIND is a kind of message, as the outputs name it:
 
-    nodes COUNT [NAME=VALUE…]    start replicas 1 to COUNT; NAME is voters, outgoing, learners, joining (1,2,3), or
+    nodes COUNT [NAME=VALUE…]    start replicas 1 to COUNT; NAME is one of MEMBERS (1,2,3), or
                                  max_append_bytes, window_bytes; who is named nowhere knows no members, like a node
                                  that waits to join
     disk N TERMS [term=T] [vote=V]   start N anew from a disk whose entries have these terms (`-`: none)
@@ -25,7 +25,7 @@ Commands, where N, FROM and TO are replicas (`*` is any) and KIND is a kind of m
     look N                       take what is ready but write nothing
     crash N, restart N           lose what is not on disk; start from it
     propose N PAYLOAD…           (x*100 is a hundred of x)        read N REQUEST        resign N
-    change N voters=… [learners=…] [joining=…]   change the members to these
+    change N voters=… [learners=…] [joining=…] [witnesses=…]   change the members to these
     transfer N TO|-              hand leadership over; `-` is to whoever is closest
     rest N, wake N, lost N       N goes quiet, if it is idle; wakes; wakes since its leader's node is lost
     snapshot N INDEX [keep=K]    a snapshot of N up to INDEX is durable
@@ -81,7 +81,7 @@ KINDS = {
     "snapshot": 7,
     "timeout-now": 8,
 }
-MEMBERS = ("voters", "outgoing", "learners", "joining")
+MEMBERS = ("voters", "outgoing", "learners", "joining", "witnesses")
 NAMES = {number: name for name, number in KINDS.items()}
 STATES = ("probe", "replicate", "install")
 
@@ -497,7 +497,9 @@ def duration(text: str) -> int:
 
 
 def members_text(data: list[list[int]]) -> str:
-    parts = [f"{name}={','.join(map(str, part))}" for name, part in zip(MEMBERS, data[:4], strict=True) if part]
+    parts = [
+        f"{name}={','.join(map(str, part))}" for name, part in zip(MEMBERS, data[:4] + data[5:], strict=False) if part
+    ]
     return " ".join(parts) or "none"
 
 

@@ -27,7 +27,7 @@ from raftplug.constants import (
 from raftplug.errors import InvalidTransition, MachineFailed, MalformedMessage, TransitionFailed, WrongDirectory
 from raftplug.sessions import UNDER_WAY, Sessions, decode_open, decode_transition
 from raftplug.settings import Settings
-from raftplug.snapshots import PLAIN, STREAM, Reader
+from raftplug.snapshots import PLAIN, STREAM, WITNESS, Reader
 from raftplug.state_machine import Snapshot, TransitionState, abilities
 
 _logger = logging.getLogger("raftplug")
@@ -320,6 +320,8 @@ class Applier:
             MalformedMessage: it is of another kind than the machine takes.
         """
         index, term = reader.snapshot.index, reader.snapshot.term
+        if reader.kind == WITNESS:
+            raise MalformedMessage("a witness's snapshot, which holds no state")
         if index <= self.on_disk:
             pass  # The machine has all of it.
         elif reader.kind == STREAM:

@@ -634,7 +634,9 @@ class Client:
         return status
 
     def members(self, timeout: float | None = 10.0) -> dict[str, list[Id]]:
-        """Who is a member: {"voters", "outgoing", "learners", "joining"}; outgoing voters only while they change.
+        """Who is a member: {"voters", "outgoing", "learners", "joining", "witnesses"}.
+
+        There are outgoing voters only while the voters change. Witnesses are voters, or joining, as well.
 
         Raises:
             Unavailable: no leader answered in time.
@@ -645,8 +647,9 @@ class Client:
         """Change the members, one change at a time, and return them as `members` does (Ongaro 2014 §4).
 
         Args:
-            action: "add" (a learner, which becomes a voter by itself once it has caught up), "learn" (a learner that
-                stays one), "promote" (a learner to a voter), "demote" (a voter to a learner) or "remove".
+            action: "add" (a learner, which becomes a voter by itself once it has caught up), "witness" (likewise, but
+                it keeps no state machine and never leads), "learn" (a learner that stays one), "promote" (a learner to
+                a voter), "demote" (a voter to a learner) or "remove".
             ids: whom.  A node that was never a member is started with `join` or `--join`.
             timeout: seconds.
 
@@ -656,7 +659,7 @@ class Client:
         """
         self._may_wait()
         answer = self._submit(self._loop.ask, timeout, "members", [action, list(ids)]).result()
-        return dict(zip(("voters", "outgoing", "learners", "joining"), answer, strict=True))
+        return dict(zip(("voters", "outgoing", "learners", "joining", "witnesses"), answer, strict=True))
 
     def transfer_leadership(self, to: Id | None = None, timeout: float | None = 10.0) -> Id:
         """Have the leader hand over to `to`, or to whom it thinks best; returns whom (Ongaro 2014 §3.10).

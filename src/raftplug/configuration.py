@@ -21,6 +21,8 @@ class Configuration:
         learners: ids of members that do not vote; of a joint one, as soon as it is left.
         joining: ids of learners that become voters once they have caught up (Ongaro 2014 §4.2.1).
         storages: by which data directory the group knows a member: its uuid, bytes; those of others are left out.
+        witnesses: ids of voters, or of who is to become one, that vote and acknowledge but never lead; those of others
+            are left out.
 
     Raises:
         InvalidArgument: an id stands twice, is voter and learner, or joins without being a learner; or a uuid is none.
@@ -31,6 +33,7 @@ class Configuration:
     learners: tuple[Any, ...] = cython.declare(tuple, visibility="readonly")
     joining: tuple[Any, ...] = cython.declare(tuple, visibility="readonly")
     storages: dict[Any, Any] = cython.declare(dict, visibility="readonly")
+    witnesses: tuple[Any, ...] = cython.declare(tuple, visibility="readonly")
 
     def __init__(
         self,
@@ -39,6 +42,7 @@ class Configuration:
         learners: object = (),
         joining: object = (),
         storages: dict[Any, Any] | None = None,
+        witnesses: object = (),
     ) -> None:
         self.voters = _ids(voters)
         self.outgoing = _ids(outgoing)
@@ -48,6 +52,7 @@ class Configuration:
             raise InvalidArgument("configuration: a member is voter and learner at once")
         if set(self.joining) - set(self.learners):
             raise InvalidArgument("configuration: only a learner can be joining")
+        self.witnesses = tuple([w for w in _ids(witnesses) if w in self.voters + self.outgoing + self.joining])
         known: dict[Any, Any] = storages or {}
         self.storages = {member: known[member] for member in self.members() if member in known}
         for uuid in self.storages.values():
@@ -57,7 +62,8 @@ class Configuration:
     def plain(self) -> list[Any]:
         """Plain data for the log, the snapshot and the disk; `from_plain` is its inverse."""
         storages: list[Any] = [[member, uuid] for member, uuid in self.storages.items()]
-        return [list(self.voters), list(self.outgoing), list(self.learners), list(self.joining), storages]
+        data: list[Any] = [list(self.voters), list(self.outgoing), list(self.learners), list(self.joining), storages]
+        return [*data, list(self.witnesses)] if self.witnesses else data  # As it was before there were any.
 
     def encode(self) -> bytes:
         """The payload of a log entry; `decode` is its inverse."""
@@ -79,22 +85,23 @@ class Configuration:
         Raises:
             InvalidArgument: `data` is none.
         """
-        if not isinstance(data, list) or len(data) != 5 or not isinstance(data[4], list):
+        if not isinstance(data, list) or len(data) not in (5, 6) or not isinstance(data[4], list):
             raise InvalidArgument("configuration: not the plain data of one")
         for pair in data[4]:
             if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], (int, str)):
                 raise InvalidArgument("configuration: not the plain data of one")
-        return Configuration(data[0], data[1], data[2], data[3], dict(data[4]))
+        return Configuration(data[0], data[1], data[2], data[3], dict(data[4]), *data[5:])
 
     def towards(self, target: "Configuration") -> "Configuration":
         """The next configuration on the way to `target`: the joint one if the voters differ (Ongaro 2014 §4.3)."""
         outgoing: tuple[Any, ...] = () if target.voters == self.voters else self.voters
         storages: dict[Any, Any] = {**self.storages, **target.storages}
-        return Configuration(target.voters, outgoing, target.learners, target.joining, storages)
+        witnesses: list[Any] = list({*self.witnesses, *target.witnesses})
+        return Configuration(target.voters, outgoing, target.learners, target.joining, storages, witnesses)
 
     def left(self) -> "Configuration":
         """The configuration that follows this joint one."""
-        return Configuration(self.voters, (), self.learners, self.joining, self.storages)
+        return Configuration(self.voters, (), self.learners, self.joining, self.storages, self.witnesses)
 
     def members(self) -> list[Any]:
         """Every id in it, each once: voters first."""
@@ -103,6 +110,10 @@ class Configuration:
     def is_voter(self, member: object) -> cython.bint:
         """Whether `member` has a vote in either half."""
         return member in self.voters or member in self.outgoing
+
+    def may_lead(self, member: object) -> cython.bint:
+        """Whether `member` has a vote, and a state machine: a witness that led could answer nobody."""
+        return self.is_voter(member) and member not in self.witnesses
 
     def has_quorum(self, supporters: set[Any]) -> cython.bint:
         """Whether `supporters` hold a strict majority of the voters, and of the outgoing ones while joint.
@@ -124,7 +135,7 @@ class Configuration:
     def __repr__(self) -> str:
         return (
             f"Configuration(voters={self.voters!r}, outgoing={self.outgoing!r}, learners={self.learners!r}, "
-            f"joining={self.joining!r}, storages={self.storages!r})"
+            f"joining={self.joining!r}, storages={self.storages!r}, witnesses={self.witnesses!r})"
         )
 
 

@@ -64,6 +64,7 @@ from raftplug.errors import (
     QueryFailed,
     RaftplugError,
     Unavailable,
+    WrongDirectory,
 )
 from raftplug.frames import Id, address, addressed, check_id, life
 from raftplug.future import Future
@@ -125,6 +126,8 @@ class Asker:
         self.counter = counter
 
 
+_WITNESS = "{} is a witness: it votes, and keeps no state machine that could be read or saved; ask another node"
+_IN_PLACE = "{!r} cannot become a witness, nor cease to be one: remove it, then add it with a new data directory"
 _REMEDY = "stop this node, remove its data directory, and let it join again, once its state machine is mended"
 
 Send = Callable[[Id, int, bytes], None]
@@ -162,6 +165,7 @@ class Driver:
 
     Raises:
         Corrupt: the stored log or snapshot is damaged.
+        WrongDirectory: it is that of a witness, and the group knows this member as none.
     """
 
     def __init__(
@@ -248,6 +252,11 @@ class Driver:
         self._configuration: Any = None
         self.members_changed = False
         """Set whenever others are members than before; its owner may reset it."""
+        self.is_witness: bool | None = None
+        """Whether this member keeps no state machine; None until a committed configuration says so or not.
+
+        Until then nothing is executed: a new member hears what is committed before it hears what it is itself.
+        """
 
         self.snapshots = Snapshots(stored=stored, settings=settings, send=self._send_piece, read=read_piece)
         adopted: Any = None
@@ -271,12 +280,10 @@ class Driver:
         self.applier.start(log.last_index)
         if stored.snapshot is not None:
             try:
-                reader = snapshots.Reader(stored.snapshot, self.snapshots.reader(stored.snapshot))
-                self.applier.load(reader)
+                self._loading = snapshots.Reader(stored.snapshot, self.snapshots.reader(stored.snapshot))
             except MalformedMessage as error:
                 raise Corrupt(f"group {group!r}: the stored snapshot at {stored.snapshot.index}: {error}") from None
-            configuration = reader.configuration
-        self._applied = self.applier.applied
+            configuration = self._loading.configuration
         spread = election_spread_us or (lambda leaderless: settings.election_timeout_ms * 1000)
         reluctance = settings.lead_reluctance * settings.election_timeout_ms * 1000
         self.raft: Any = None
@@ -301,6 +308,39 @@ class Driver:
         self.quiescence = Quiescence(self.raft, settings, send, heard_at, is_lost)
         self.requester = Requester(settings=settings, generator=generator, send=self._send_request)
         self._notice_configuration()
+        self._load_stored()
+
+    def _load_stored(self) -> None:
+        """Take over the stored snapshot, if it is known already whether we keep a state machine."""
+        reader = self._loading
+        if reader is not None and reader.kind == snapshots.WITNESS:
+            self.is_witness = True
+            self._check_witness(self.raft.configuration)
+        self._learn_whether_witness()
+        if reader is not None and self.is_witness is False:
+            try:
+                self.applier.load(reader)
+            except MalformedMessage as error:
+                text = f"group {self.group!r}: the stored snapshot at {reader.snapshot.index}: {error}"
+                raise Corrupt(text) from None
+            self._loading = None
+        self._applied = self.applier.applied
+
+    def _learn_whether_witness(self) -> None:
+        """See whether the committed configuration says what we are; it is never taken back."""
+        self._check_witness(self.raft.configuration_at(self.raft.applicable()))
+
+    def _check_witness(self, configuration: Any) -> None:
+        if self.id not in configuration.members():
+            return
+        found = self.id in configuration.witnesses
+        if self.is_witness not in (None, found):
+            now, before = ("a", "no") if found else ("no", "a")
+            raise WrongDirectory(
+                f"group {self.group!r}: {self.id} is {now} witness now, and was {before} witness with this data "
+                f"directory: raftplug members remove {self.id}, remove the directory, and add it again"
+            )
+        self.is_witness = found
 
     # ---------------------------------------------------------------- inputs
 
@@ -383,7 +423,7 @@ class Driver:
             else:
                 future.set_result(value)
 
-        if self._closed or self.diverged is not None:
+        if self._closed or self.diverged is not None or self.is_witness:
             future.set_exception(self._refusal())
             return
         try:
@@ -532,6 +572,7 @@ class Driver:
             "quiet": bool(raft.quiet),
             "voters": list(raft.configuration.voters),
             "learners": list(raft.configuration.learners),
+            "witness": bool(self.is_witness),
             "problems": problems + more.get("problems", []),
         }
 
@@ -579,7 +620,7 @@ class Driver:
         if heard.keys() <= now.storages.keys():
             return
         storages = {self.id: self._storage, **heard, **now.storages}
-        target = self.core.Configuration(now.voters, (), now.learners, now.joining, storages)
+        target = self.core.Configuration(now.voters, (), now.learners, now.joining, storages, now.witnesses)
         with contextlib.suppress(ChangeRefused, NotLeader):  # It waits until no other change is under way.
             self.raft.change(target)
 
@@ -684,6 +725,8 @@ class Driver:
 
     def _is_behind(self) -> bool:
         """Whether the state machine is behind by as much as it may be."""
+        if self.is_witness is not False:
+            return False  # It executes nothing, or only once we know what we are: the log says it.
         low, commit = max(self.applied, self.raft.log.base_index) + 1, self.raft.commit
         return low <= commit and bool(self.raft.log.bytes_between(low, commit + 1) > self.settings.max_unapplied_bytes)
 
@@ -692,9 +735,14 @@ class Driver:
         self._require_leader()
         now = self.raft.configuration
         voters, learners, joining = list(now.voters), list(now.learners), list(now.joining)
+        witnesses = list(now.witnesses)
         for member in members:
             check_id(member, "member")
-            if action == "add" and member not in voters:  # A learner first, and a voter once it has caught up.
+            if action != "remove" and member in now.members() and (member in now.witnesses) != (action == "witness"):
+                raise InvalidArgument(_IN_PLACE.format(member))
+            if action == "witness" and member not in witnesses:
+                witnesses.append(member)
+            if action in ("add", "witness") and member not in voters:  # A learner first, and a voter once it caught up.
                 learners = [*(each for each in learners if each != member), member]
                 joining = [*(each for each in joining if each != member), member]
             elif (action == "learn" and member not in learners) or (action == "demote" and member in voters):
@@ -706,13 +754,13 @@ class Driver:
                 joining = [*(each for each in joining if each != member), member]
             elif action == "remove":
                 voters, learners, joining = ([e for e in each if e != member] for each in (voters, learners, joining))
-            elif action not in ("add", "learn", "demote", "promote"):
+            elif action not in ("add", "witness", "learn", "demote", "promote"):
                 raise InvalidArgument(f"members cannot {action!r}")
-        if not voters:
-            raise InvalidArgument("the last voter cannot leave")
-        target = self.core.Configuration(voters, (), learners, joining, now.storages)
+        target = self.core.Configuration(voters, (), learners, joining, now.storages, witnesses)
+        if not any(target.may_lead(voter) for voter in voters):
+            raise InvalidArgument("the last voter that may lead cannot leave")
         if target == now:
-            self._reply(asker, OK, now.plain()[:4])
+            self._reply(asker, OK, _members(now))
         else:
             self.raft.change(target)
             self._changes.append(asker)
@@ -724,6 +772,8 @@ class Driver:
             return target
         if target is not None and target not in self.raft.configuration.voters:
             raise InvalidArgument(f"{target!r} is no voter")
+        if target in self.raft.configuration.witnesses:
+            raise InvalidArgument(f"{target!r} is a witness: it never leads")
         self.raft.transfer(target)
         return self.raft.transferee
 
@@ -736,7 +786,7 @@ class Driver:
         self.members_changed = True
         self.requester.set_nodes([member for member in self._configuration.members() if member != self.id])
         if before is not None:
-            self._event("raftplug_configuration_changed", configuration=self._configuration.plain()[:4])
+            self._event("raftplug_configuration_changed", configuration=_members(self._configuration))
 
     def _logged_us(self) -> int:
         """Logged time: the last logged time plus our monotonic time since the election (DESIGN 7)."""
@@ -794,8 +844,8 @@ class Driver:
         if not self.abilities.has_query:
             self._reply(asker, FAILED, ["QueryFailed", "this state machine answers no queries"])
             return
-        if self.diverged is not None:
-            raise NotLeader
+        if self.is_witness or self.diverged is not None:
+            raise NotLeader  # Who asks any node is to ask another.
 
         def look(machine: Any) -> tuple[int, Any]:
             try:
@@ -833,15 +883,32 @@ class Driver:
         """
         if self.raft.role == LEADER:
             self._register_committed()
+        if self.is_witness is None:
+            self._learn_whether_witness()
+        if self.is_witness:
+            self._pass_over()
         until = self._clock() + (_THREAD_BUDGET_US if self.on_thread else self.settings.apply_budget_us)
         while self._then is None and self._begin(until) and self._clock() < until:
             pass
 
     def _has_work(self) -> bool:
         """Whether there is something that the machine could do now."""
-        if self._loading is not None or self._notes or self._is_snapshot_due():
+        if self._notes or self._is_snapshot_due() or self._may_look():
             return True
-        return self.raft.applicable() > self.applied or self._may_look()
+        return self.is_witness is not None and (self._loading is not None or self.raft.applicable() > self.applied)
+
+    def _pass_over(self) -> None:
+        """A witness executes nothing of what is committed, and loads no snapshot; so no observer hears of any."""
+        self._check_witness(self.raft.configuration_at(self.raft.applicable()))
+        for read in self._reads:
+            read.finish(self._refusal())
+        self._reads.clear()
+        self._truncated.clear()
+        if self._loading is not None:
+            install, self._loading = self._loading, None
+            self.applier.applied = install.snapshot.index
+            self._loaded(install)
+        self.applier.applied = self._applied = max(self._applied, self.raft.applicable())
 
     def _may_look(self) -> bool:
         """Whether what the first read must see is applied."""
@@ -850,7 +917,7 @@ class Driver:
     def _begin(self, until: int) -> bool:
         """Give the machine its next job; False if there is none."""
         applier = self.applier
-        if self._loading is not None:
+        if self._loading is not None and self.is_witness is False:
             install = self._loading
             self._run(lambda: applier.load(install), lambda _: self._loaded(install))
         elif self._notes:
@@ -863,7 +930,7 @@ class Driver:
             self._run(lambda: applier.look(looks, until), self._looked)
         elif self._is_snapshot_due():
             self._begin_snapshot()
-        elif self.raft.applicable() > self.applied:
+        elif self.raft.applicable() > self.applied and self.is_witness is False:
             first, log = self.applied + 1, self.raft.log
             end = min(log.fit(first, self.settings.max_append_bytes), self.raft.applicable() + 1, first + _JOB_ENTRIES)
             entries, tell = log.entries(first, end), self._observes()
@@ -939,10 +1006,11 @@ class Driver:
     def _apply_configuration(self, index: int) -> None:
         """A configuration is committed: with one that is not joint, a change is over."""
         configuration = self.raft.configuration_at(index)
+        self._check_witness(configuration)
         if configuration.outgoing:
             return
         for asker in self._changes:
-            self._reply(asker, OK, configuration.plain()[:4])
+            self._reply(asker, OK, _members(configuration))
         self._changes.clear()
 
     # ------------------------------------------------------------ divergence
@@ -979,7 +1047,9 @@ class Driver:
         if self.raft.role != LEADER:
             self._digests.wait_no_more()
             return
-        index, wrong, right = self._digests.judge(self.raft.configuration.voters, int(self.raft.now))
+        configuration = self.raft.configuration
+        voters = [voter for voter in configuration.voters if configuration.may_lead(voter)]  # A witness has no state.
+        index, wrong, right = self._digests.judge(voters, int(self.raft.now))
         for each in wrong:
             self._name(each)
             if each.replica != self.id:
@@ -1012,13 +1082,17 @@ class Driver:
         raft = self.raft
         if raft.role == LEADER and raft.transferee is None:
             oldest = int(raft.now) - 1000 * self.settings.election_timeout_ms
-            others = [id for id in raft.configuration.voters if id != self.id and id not in self._diverged]
+            configuration = raft.configuration
+            others = [id for id in configuration.voters if configuration.may_lead(id)]
+            others = [id for id in others if id != self.id and id not in self._diverged]
             heard = [id for id in others if raft.progress[id].contact > oldest]
             if heard:  # One after the other: who was asked last may be unable to win (sim seed 502232).
                 self._handed_over += 1
                 raft.transfer(heard[self._handed_over % len(heard)])
 
     def _refusal(self) -> RaftplugError:
+        if self.is_witness:
+            return InvalidArgument(_WITNESS.format(self.id))
         return _stopped() if self._closed else Diverged(f"{self.diverged}; {_REMEDY}")
 
     # ------------------------------------------------------------- snapshots
@@ -1028,14 +1102,16 @@ class Driver:
         every, last = self.settings.snapshot_entries, self.raft.snapshot_index
         if not (0 < every <= self.applied - last or last < self._asked_index <= self.applied):
             return False
-        may = self.abilities.snapshots and not self._snapshot_failed and self.diverged is None
-        return may and self._may_make() and not self.applier.is_ahead()
+        may = (self.abilities.snapshots or self.is_witness) and not self._snapshot_failed and self.diverged is None
+        return bool(may) and self._may_make() and not self.applier.is_ahead()
 
     def _ask_for_snapshot(self, index: int | None) -> list[Any]:
         """Begin a snapshot at `index` or later (None: of all there is), unless there is one.
 
         Returns: the index, and the snapshot's fields once it is durable, else None: ask again with the index then.
         """
+        if self.is_witness:
+            raise self._refusal()
         if not self.abilities.snapshots:
             raise InvalidArgument("the state machine makes no snapshots")
         if self._snapshot_failed:
@@ -1061,7 +1137,9 @@ class Driver:
         def capture() -> Iterator[bytes] | Exception:
             began = self._clock()
             try:
-                kind, machine = self.applier.capture(index, term)
+                kind, machine = snapshots.WITNESS, iter(list[bytes]())
+                if not self.is_witness:
+                    kind, machine = self.applier.capture(index, term)
                 stream = snapshots.contents(configuration, self.sessions.snapshot(), kind, machine)
             except (MemoryError, OSError):
                 raise
@@ -1112,7 +1190,10 @@ class Driver:
         return bool(snapshot.index > self.raft.commit and self.raft.log.term_at(snapshot.index) != snapshot.term)
 
     def _is_installing(self) -> bool:
-        return self._installing is not None or self._writing_install is not None or self._loading is not None
+        if self._installing is not None or self._writing_install is not None:
+            return True
+        # What waits until we know whether we keep a state machine may be overtaken.
+        return self._loading is not None and self.is_witness is not None
 
     def _is_unverified(self) -> bool:
         return self.snapshots.fetched is not None and self._verified is None and not self._is_installing()
@@ -1140,6 +1221,8 @@ class Driver:
                 if self._clock() >= until:
                     return
             reader = snapshots.Reader(fetched, read)
+            if reader.kind == snapshots.WITNESS:
+                raise MalformedMessage(f"the snapshot at {fetched.index} is a witness's: it was refused")
             self.core.Configuration.from_plain(reader.configuration)
         except (MalformedMessage, Corrupt, InvalidArgument) as error:
             _logger.error("group %s: %s", self.group, error)
@@ -1318,6 +1401,11 @@ class Driver:
 
     def _event(self, name: str, **arguments: Any) -> None:
         self._on_event(name, group=self.group, node=self.id, **arguments)
+
+
+def _members(configuration: Any) -> list[Any]:
+    """What people and observers are told of it: voters, outgoing, learners, joining, witnesses."""
+    return [*configuration.plain()[:4], list(configuration.witnesses)]
 
 
 def _overwritten() -> NotLeader:

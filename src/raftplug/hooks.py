@@ -72,7 +72,8 @@ def raftplug_configuration_changed(group: str, node: int | str, configuration: A
     Args:
         group: name of the group.
         node: id of the node.
-        configuration: four lists of ids: voters, outgoing voters (while they change), learners, voters to be.
+        configuration: five lists of ids: voters, outgoing voters (while they change), learners, voters to be, and
+            those of all these that are witnesses.
     """
 
 

@@ -303,8 +303,7 @@ class Raft:
 
     def is_displaced(self) -> cython.bint:
         """Whether the group knows this member by another data directory: ours is new, or a copy."""
-        known: Any = self.configuration.storages.get(self.id, self.storage)
-        return bool(known != self.storage)
+        return bool(self.configuration.storages.get(self.id, self.storage) != self.storage)
 
     def propose(self, kind: cython.longlong, payload: bytes) -> cython.longlong:
         """Append an entry; it leaves with the next `ready`.
@@ -332,8 +331,8 @@ class Raft:
             raise NotLeader(leader=self.leader)
         if self.commit < self._term_start or self.commit < self.configuration_index or self.configuration.outgoing:
             raise ChangeRefused("another change of the members is under way: try again later")
-        if not target.voters:
-            raise ChangeRefused("a group needs a voter")
+        if not [peer for peer in target.voters if target.may_lead(peer)]:
+            raise ChangeRefused("a group needs a voter that may lead")
         return self._append_configuration(self.configuration.towards(target))
 
     def transfer(self, target: Any) -> None:
@@ -343,11 +342,11 @@ class Raft:
 
         Raises:
             NotLeader: this replica does not lead.
-            ChangeRefused: `target` is no other voter, or leadership is being handed over.
+            ChangeRefused: `target` is no other voter, or a witness; or leadership is being handed over.
         """
         if self.role != LEADER:
             raise NotLeader(leader=self.leader)
-        others: list[Any] = [peer for peer in self.configuration.voters if peer != self.id]
+        others: list[Any] = [p for p in self.configuration.voters if p != self.id and self.configuration.may_lead(p)]
         if target is None and others:
             target = max(others, key=self._closeness)
         if target not in others or self.transferee is not None:
@@ -563,17 +562,15 @@ class Raft:
 
     @cython.cfunc
     def _may_campaign(self) -> cython.bint:
-        """Whether we vote by the newest configuration, or by one that is not yet known to be over.
+        """Whether we vote, and are no witness, by the newest configuration or by one not yet known to be over.
 
         Whoever is to leave may hold the only copy of the entry that says so: until that is committed it must be able to
         lead, or nobody could (Ongaro 2014 §4.2.2).  Who lost its disk holds less than it once acknowledged: it does not
         lead, nor count itself.
         """
-        if self.is_displaced():
-            return False
         over: cython.longlong = len([index for index, _ in self._configurations if index <= self.commit]) - 1
-        voting: list[Any] = [each for _, each in self._configurations[over:] if each.is_voter(self.id)]
-        return len(voting) > 0
+        voting: list[Any] = [each for _, each in self._configurations[over:] if each.may_lead(self.id)]
+        return len(voting) > 0 and not self.is_displaced()
 
     @cython.cfunc
     def _become_candidate(self, transfer: cython.bint) -> None:
@@ -844,7 +841,7 @@ class Raft:
     @cython.cfunc
     def _on_timeout_now(self, message: Message) -> None:
         """Our leader hands over: campaign at once.  A repeated request is of an older term then (Ongaro 2014 §3.10)."""
-        voter: cython.bint = self.configuration.is_voter(self.id) and not self.is_displaced()
+        voter: cython.bint = self.configuration.may_lead(self.id) and not self.is_displaced()
         if self.leader == message.peer and self.term < HIGHEST and voter:
             self.leader = None
             self._become_candidate(True)
@@ -897,7 +894,7 @@ class Raft:
         if not configuration.is_voter(self.id):
             for progress in self.progress.values():
                 self._send_empty(progress, False)
-            successor: Any = max(configuration.voters, key=self._closeness)
+            successor: Any = max([p for p in configuration.voters if configuration.may_lead(p)], key=self._closeness)
             self._send(successor, Message(TIMEOUT_NOW, self.term))
             self._become_follower(self.term, None)  # Ongaro 2014 §4.2.2.
             self.removed = self.id not in members
@@ -1005,18 +1002,20 @@ class Raft:
     @cython.cfunc
     def _replicate(self) -> None:
         """Send every peer what it lacks, as far as its window allows (Ongaro 2014 §10.2.1)."""
-        last: cython.longlong = self.log.last_index
+        last: cython.longlong
         progress: Progress
         for progress in self.progress.values():
+            # A witness gets what is on our disk: if its log alone were the newest, nobody could lead (§3.6.1).
+            last = self.stable if progress.peer in self.configuration.witnesses else self.log.last_index
             if progress.state == REPLICATE:
                 while progress.next <= last and self._in_flight(progress) < self._window_bytes:
-                    if not self._send_entries(progress):
+                    if not self._send_entries(progress, last):
                         break
                 # Followers apply, and answer reads, without waiting for a heartbeat.
                 if progress.state == REPLICATE and progress.commit < min(self.commit, progress.next - 1):
                     self._send_empty(progress, progress.asked == self._round)
             elif progress.state == PROBE and not progress.paused and progress.next <= last:
-                progress.paused = self._send_entries(progress)
+                progress.paused = self._send_entries(progress, last)
             if progress.asked < self._round:
                 self._send_empty(progress, False)
 
@@ -1027,13 +1026,13 @@ class Raft:
         return self.log._bytes_between(low, progress.next) if progress.next > low else 0
 
     @cython.cfunc
-    def _send_entries(self, progress: Progress) -> cython.bint:
-        """One append message; False if what comes next is compacted, and a snapshot was sent instead."""
+    def _send_entries(self, progress: Progress, last: cython.longlong) -> cython.bint:
+        """One append message, up to `last`; False if what comes next is compacted: a snapshot was sent instead."""
         previous_term: cython.longlong = self.log._term_at(progress.next - 1)
         if previous_term < 0:
             self._send_snapshot(progress)
             return False
-        end: cython.longlong = self.log._fit(progress.next, self._max_append_bytes)
+        end: cython.longlong = min(self.log._fit(progress.next, self._max_append_bytes), last + 1)
         message: Message = new_message(
             APPEND,
             self.term,

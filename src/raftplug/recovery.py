@@ -29,7 +29,7 @@ def recover(data_dir: str | os.PathLike[str], id: Id) -> list[dict[str, Any]]:
 
     Raises:
         WrongDirectory, DirectoryInUse, Corrupt, StorageFailed: nothing was changed.
-        InvalidArgument: there is no group in it.
+        InvalidArgument: there is no group in it, or it is a witness's.
     """
     with contextlib.closing(SQLiteStorage(data_dir, id)) as storage:
         groups = storage.groups()
@@ -48,10 +48,11 @@ def _sole_voter(storage: SQLiteStorage, group: str, id: Id) -> tuple[Write, dict
     stored = storage.load(group)
     if stored is None:
         raise Corrupt(f"group {group!r} is listed, and is not there")
-    members = plain.decode(storage.configuration(group))
+    members, kind = plain.decode(storage.configuration(group)), snapshots.PLAIN
     if stored.snapshot is not None:
         slot = stored.snapshot.slot
-        members = snapshots.Reader(stored.snapshot, lambda number: storage.piece(group, slot, number)).configuration
+        reader = snapshots.Reader(stored.snapshot, lambda number: storage.piece(group, slot, number))
+        members, kind = reader.configuration, reader.kind
     try:
         log = stored.log(core)
     except MalformedMessage as error:
@@ -65,6 +66,9 @@ def _sole_voter(storage: SQLiteStorage, group: str, id: Id) -> tuple[Write, dict
         raise InvalidArgument(f"group {group!r} has no term left")
     alone = core.Configuration([id], storages={id: storage.identity.storage})
     index = log.append(term + 1, CONFIGURATION, alone.encode())
-    voters = list(core.Configuration.from_plain(members).voters)
+    before = core.Configuration.from_plain(members)
+    if id in before.witnesses or kind == snapshots.WITNESS:
+        raise InvalidArgument(f"{id} is a witness of group {group!r}: it has no state; take another node's directory")
+    voters = list(before.voters)
     report = {"group": group, "last": last, "term": term, "voters_before": voters}
     return Write(group, term + 1, None, first=index, block=log.slice(index, index + 1)), report

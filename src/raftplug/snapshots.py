@@ -11,7 +11,8 @@ disk and their digest is right does it show the snapshot to the rules.  What was
 leader and a restart.
 
 The bytes of a snapshot are, one after the other: plain data [format, kind, configuration], plain data of the session
-table, and what the machine gave: plain data (`create_snapshot`), or bytes of its own (`stream_snapshot`).
+table, and what the machine gave: plain data (`create_snapshot`), or bytes of its own (`stream_snapshot`).  That of a
+witness, which has no state, ends after an empty session table; it is never offered to anybody.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from raftplug.storage import Discarded, Incoming, Piece, Stored, StoredSnapshot
 FORMAT: Final = 2
 PLAIN: Final = 0
 STREAM: Final = 1
+WITNESS: Final = 2
 LARGEST_PIECE: Final = 1 << 20
 _DIGEST_BYTES: Final = 32
 _WRITTEN_AT_ONCE: Final = 1 << 20
@@ -142,7 +144,8 @@ def contents(configuration: list[Any], sessions: Any, kind: int, machine: Iterab
 
     Args:
         configuration, sessions: as of its index, plain data.
-        kind, machine: PLAIN and the parts of encoded plain data, or STREAM and a machine's own bytes.
+        kind, machine: PLAIN and the parts of encoded plain data, STREAM and a machine's own bytes, or WITNESS and
+            nothing.
     """
     yield plain.encode([FORMAT, kind, configuration])
     yield from plain.encode_in_parts(sessions)
@@ -158,7 +161,7 @@ class Reader:
 
     Attributes:
         configuration, sessions: what every snapshot holds.
-        kind: PLAIN or STREAM.
+        kind: PLAIN, STREAM or WITNESS.
 
     Raises:
         MalformedMessage: it is no snapshot of this version.
@@ -169,7 +172,7 @@ class Reader:
         self._read = read
         self._decoder = plain.Decoder(_Bytes(self.pieces()), snapshot.size)
         head = self._decoder.next(plain.DEPTH)
-        if not isinstance(head, list) or len(head) != 3 or head[0] != FORMAT or head[1] not in (PLAIN, STREAM):
+        if not isinstance(head, list) or len(head) != 3 or head[0] != FORMAT or head[1] not in (PLAIN, STREAM, WITNESS):
             raise MalformedMessage("not a snapshot of this version")
         self.kind: int = head[1]
         self.configuration: list[Any] = head[2]

@@ -55,14 +55,31 @@ def list_(redis: str, group: str, prefix: str, key: options.KeyOption, timeout: 
 @command.command("add")
 @_id("id")
 @click.option("--learner", is_flag=True, help="Let it stay a learner: it holds everything, and has no vote.")
+@click.option("--witness", is_flag=True, help="It votes and holds the log, keeps no state machine, and never leads.")
 @_asks
 def add(
-    id: str, learner: bool, redis: str, group: str, prefix: str, key: options.KeyOption, timeout: float, as_json: bool
+    id: str,
+    learner: bool,
+    witness: bool,
+    redis: str,
+    group: str,
+    prefix: str,
+    key: options.KeyOption,
+    timeout: float,
+    as_json: bool,
 ) -> None:
-    """Add a node; it is a learner until it has caught up, and then becomes a voter by itself."""
+    """Add a node; it is a learner until it has caught up, and then becomes a voter by itself.
+
+    \b
+    Example:
+      raftplug members add n4 --witness --redis redis://localhost:6379 --group accounts
+    """
+    if learner and witness:
+        raise click.UsageError("a witness votes, and a learner does not: give --learner or --witness")
     with options.open_client(redis, group, prefix, key) as client:
         until = time.monotonic() + timeout
-        members = client.change_members("learn" if learner else "add", id, timeout=timeout)
+        action = "witness" if witness else "learn" if learner else "add"
+        members = client.change_members(action, id, timeout=timeout)
         if not learner:
             members = _wait_for_voter(client, id, until)
         _show(members, as_json)
@@ -191,7 +208,9 @@ def _show(members: dict[str, list[Any]], as_json: bool) -> None:
     if as_json:
         output.emit_json(members)
         return
-    rows = [(id, "voter") for id in members["voters"]]
+    witnesses = members["witnesses"]
+    rows = [(id, "witness" if id in witnesses else "voter") for id in members["voters"]]
     rows += [(id, "voter that leaves") for id in members["outgoing"] if id not in members["voters"]]
-    rows += [(id, "learner, soon a voter" if id in members["joining"] else "learner") for id in members["learners"]]
+    soon = {id: "learner, soon a witness" if id in witnesses else "learner, soon a voter" for id in members["joining"]}
+    rows += [(id, soon.get(id, "learner")) for id in members["learners"]]
     output.table(("id", "is"), rows)

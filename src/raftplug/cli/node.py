@@ -227,7 +227,7 @@ class _Teller:
             what = "no leader" if leader is None else "leads" if leader == event.node else f"follows {leader}"
             text = f"{what} in term {details['term']}"
         elif event.kind == "configuration_changed":
-            names = ("voters", "outgoing voters", "learners", "voters to be")
+            names = ("voters", "outgoing voters", "learners", "voters to be", "witnesses")
             lists = zip(names, details["configuration"], strict=True)
             text = "; ".join(f"{name} {', '.join(map(str, ids))}" for name, ids in lists if ids) or "no members yet"
         elif event.kind == "snapshot":

@@ -46,7 +46,7 @@ from raftplug.frames import Id, cluster_uuid
 from raftplug.future import Future
 from raftplug.node import NodeLoop
 from raftplug.redis_streams import START, Cursor
-from raftplug.sessions import SESSION_TIMEOUT_US
+from raftplug.sessions import SESSION_TIMEOUT_US, Sessions
 from raftplug.settings import Settings
 from raftplug.state_machine import Snapshot, StateMachine
 from raftplug.storage import Delete, MemoryRows, Put, RecordStorage, Write, pieces_named_by
@@ -111,7 +111,7 @@ FAULTS: dict[str, str] = {
     "early_request": "a candidate hears its voters, and of clients that count on it, all at once",
     "mute_candidate": "a candidate is not heard by some any more once it has asked for votes",
     "strand_leader": "a leader is cut off from all others, and its clock hardly runs",
-    "change_members": "an operator adds, removes, promotes or demotes a node",
+    "change_members": "an operator adds, removes, promotes or demotes a node, or adds a witness",
     "crash_in_change": "a leader is killed a moment after it began to change the members",
     "cut_off_newcomer": "a node is cut off from all others the moment it is to become a voter",
     "transfer_leadership": "an operator moves leadership to some node",
@@ -639,10 +639,13 @@ class Simulation:
         founders = [f"n{number}" for number in range(1, nodes + 1)]
         spare = 2 if "change_members" in self.faults else 0
         self._ids = founders + [f"n{number}" for number in range(nodes + 1, nodes + 1 + spare)]
+        # Nobody, one that is to be added, or one of the founders.
+        witnesses = chance.choice(([], self._ids[-1:], founders[1:][-1:])) if spare else []
+        self._witnesses = set(witnesses)
         self._uuid = cluster_uuid(GROUP, founders)
         self.processes = {}
         for id in self._ids:
-            first = self.core.Configuration(tuple(founders) if id in founders else ())
+            first = self.core.Configuration(tuple(founders) if id in founders else (), witnesses=witnesses)
             process = self.processes[id] = _Process(id, first)
             self._new_disk(process)
             self._boot(process)
@@ -1343,7 +1346,7 @@ class Simulation:
         elif any(node.id in each.configuration.members() for each in settled):
             return
         else:
-            self._ask("members", ["add", [node.id]])
+            self._ask("members", ["witness" if node.id in self._witnesses else "add", [node.id]])
         self.after(1_000 * _MS, self._replace, node)
 
     def _do_slow_apply(self) -> None:
@@ -1355,7 +1358,7 @@ class Simulation:
 
     def _do_diverge(self) -> None:
         node = self._some_node()
-        if node is not None and not self._diverged and self.settings.digest_entries:
+        if node is not None and not self._diverged and self.settings.digest_entries and node.id not in self._witnesses:
             self._fault("diverge", node.id)
             self._diverged = True
             node.driver().machine.flipped = 1
@@ -1381,7 +1384,7 @@ class Simulation:
         if not leading or any(each.displaced for each in self.processes.values()):
             return
         members = leading[-1].configuration
-        id = self.random.choice(self._ids)
+        id = self.random.choice([*self._ids, *self._witnesses])
         strangers = [id for id in self._ids if not members.is_voter(id)]
         if strangers and self._is_ending() and self.random.random() < 0.5:
             id, action = self.random.choice(strangers), "add"
@@ -1392,6 +1395,8 @@ class Simulation:
             action = "add" if few else self.random.choice(("remove", "demote"))
         else:
             action = self.random.choice(("add", "add", "learn"))
+        if id in self._witnesses:  # The same node always: what is on its disk tells what it is.
+            action = "witness" if action in ("add", "learn") else self.random.choice((action, "remove"))
         self._fault("change_members", action, id)
         self._boot_if_down(self.processes[id])
         self._change_asked_at = self.now
@@ -1564,6 +1569,7 @@ class Simulation:
                 self._commit(process, index, log.check_at(index))
         elif commit >= base and commit in self._committed and log.check_at(commit) != self._committed[commit]:
             raise Violation(f"state machine safety: {process.id} replaced the committed entry {commit}")
+        self._check_witnesses(process, driver)
         self._check_members(process, raft)
         if process.told_leader != raft.leader or raft.configuration is not process.configuration:
             self._check_told(process, raft)
@@ -1682,7 +1688,8 @@ class Simulation:
         """Observers were told of every change: of who leads, and of the members."""
         if process.told_leader != raft.leader:
             raise Violation(f"events: {process.id} follows {raft.leader}, and told of {process.told_leader}")
-        if process.told_members is not None and process.told_members != raft.configuration.plain()[:4]:
+        members = [*raft.configuration.plain()[:4], list(raft.configuration.witnesses)]
+        if process.told_members is not None and process.told_members != members:
             raise Violation(f"events: the members that {process.id} told of are not those that it has")
 
     def _check_given(self, process: _Process, body: bytes) -> None:
@@ -1693,6 +1700,21 @@ class Simulation:
             process.given[digest] = now
         elif digest in process.kept[-2:] and now - process.given.get(digest, -_NEVER) < recently:
             raise Violation(f"snapshots: {process.id} dropped one that is being fetched")
+
+    def _check_witnesses(self, process: _Process, driver: Any) -> None:
+        """A witness never leads and executes nothing; what it holds, somebody holds who may lead."""
+        if driver.raft.transferee in self._witnesses:
+            raise Violation(f"witnesses: {process.id} hands leadership to one")
+        if process.id not in self._witnesses:
+            return
+        if driver.raft.role in (CANDIDATE, LEADER):
+            raise Violation(f"witnesses: {process.id} is one, and wants to lead")
+        if driver.machine.count or driver.sessions.snapshot() != Sessions().snapshot():
+            raise Violation(f"witnesses: {process.id} is one, and executed something")
+        others = [each for each in self.processes.values() if each.id not in self._witnesses]
+        leaves = process.id not in process.members().witnesses  # Its leader takes it for none any more.
+        if not leaves and not any(each.lost or each.durable_last >= process.durable_last for each in others):
+            raise Violation(f"witnesses: {process.id} alone holds the newest entries")
 
     def _check_members(self, process: _Process, raft: Any) -> None:
         """The configuration is the log's; one change at a time, by leaders that know what is committed."""
@@ -2014,10 +2036,20 @@ class Simulation:
         raise Violation(f"liveness: {', '.join(sorted(majority))} did not elect, commit and converge in time")
 
     def _is_bereft(self) -> bool:
-        """Whether nobody can go on: a demotion was on its way when a disk was lost, which all the others now need."""
-        known = [each for each in self.processes.values() if not each.displaced]
-        members = max(known, key=lambda each: (each.durable_last, each.id)).members()
+        """Whether nobody can go on: a demotion was on its way when a disk was lost, which all the others now need.
+
+        Or that disk alone, beside a witness's, held the newest entries.
+        """
+        newest, known = self._newest()
+        members, lost = newest.members(), any(each.lost for each in self.processes.values())
+        if newest.id in self._witnesses and lost:
+            return True
         return bool(members.voters) and not _is_quorum(members, {each.id for each in known})
+
+    def _newest(self) -> tuple[_Process, list[_Process]]:
+        """Who has the newest log, if need be a witness, and all whose disk is the one that the others know."""
+        known = [each for each in self.processes.values() if not each.displaced]
+        return max(known, key=lambda each: (each.durable_last, each.id not in self._witnesses, each.id)), known
 
     def _majority(self) -> list[str]:
         fitting = [id for id, each in self.processes.items() if not each.displaced]
@@ -2043,8 +2075,7 @@ class Simulation:
 
     def _majority_of_the_newest(self) -> list[str]:
         """Enough to elect whoever has the newest log, by its own configuration, whatever the others know of it."""
-        known = [each for each in self.processes.values() if not each.displaced]
-        newest = max(known, key=lambda each: (each.durable_last, each.id))
+        newest, known = self._newest()
         members = newest.members()
         if not members.is_voter(newest.id) or self.random.random() < 0.3:
             return [each.id for each in known]
@@ -2078,8 +2109,11 @@ class Simulation:
             return False
         chosen = [each for each in chosen if each.id in members.members()]
         drivers = [each.driver() for each in chosen if each.node is not None]
+        full = [driver for driver in drivers if driver.id not in self._witnesses]
         return (
-            len(drivers) == len(chosen) and len({(driver.applied, driver.machine.history) for driver in drivers}) == 1
+            len(drivers) == len(chosen)
+            and len({driver.applied for driver in drivers}) == 1
+            and len({driver.machine.history for driver in full}) <= 1
         )
 
     def _agree(self, chosen: list[_Process], group: str, add: Future) -> bool:
