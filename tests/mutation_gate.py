@@ -511,6 +511,8 @@ MUTANTS = (
         "driver.py",
         "        if self.raft.term != self._elected_term:\n",
         "        if self.raft.term != self._elected_term and self._role_term[0] == LEADER:\n",
+    ),
+    Mutant(
         "a witness campaigns",
         "raft.py",
         "if each.may_lead(self.id)]",
