@@ -423,8 +423,8 @@ MUTANTS = (
     Mutant(
         "who lost its disk campaigns",
         "raft.py",
-        "        if self.is_displaced():\n            return False\n",
-        "",
+        "        return len(voting) > 0 and not self.is_displaced()\n",
+        "        return len(voting) > 0\n",
     ),
     Mutant(
         "a new member is known by its old disk",
