@@ -1408,7 +1408,7 @@ class Simulation:
         self._ask("snapshot", [None], target)
 
     def _do_transfer_leadership(self) -> None:
-        target = self.random.choice([None, *self._ids])
+        target = self.random.choice([None, self.random.choice(self._ids)])
         self._fault("transfer_leadership", target)
         self._ask("transfer", [target])
 
@@ -1721,6 +1721,9 @@ class Simulation:
         index, log = raft.configuration_index, raft.log
         if index > log.base_index and (index > log.last_index or log.kind_at(index) != CONFIGURATION):
             raise Violation(f"members: {process.id} goes by entry {index}, which is no configuration of its log")
+        known = raft.configuration.storages.get(process.id, process.storage)
+        if known != process.storage and raft.role in (CANDIDATE, LEADER):
+            raise Violation(f"members: {process.id} is known by another disk, and wants to lead")
         if raft.role == LEADER and raft.configuration is not process.configuration:
             if log.term_at(index) == raft.term and log.term_at(raft.commit) != raft.term:
                 raise Violation(f"members: {process.id} changes them before it committed anything in its term")
@@ -1991,7 +1994,8 @@ class Simulation:
             process.apply_us = 0
             for finish in process.applies:
                 self.after(_MS, finish)
-            if id == bridged:
+            if id == bridged:  # By a clock that hardly runs it would not notice in time that it reaches one only.
+                process.offset, process.started_at, process.rate = self._clock(process), self.now, 1.0
                 self._wake(process, 0)
             elif id not in majority:
                 if process.node is not None:
