@@ -32,6 +32,7 @@ from raftplug.cluster import Cluster
 from raftplug.constants import (
     CANDIDATE,
     CONFIGURATION,
+    FOLLOWER,
     LEADER,
     LEASE,
     LINEARIZABLE,
@@ -1722,7 +1723,7 @@ class Simulation:
         if index > log.base_index and (index > log.last_index or log.kind_at(index) != CONFIGURATION):
             raise Violation(f"members: {process.id} goes by entry {index}, which is no configuration of its log")
         known = raft.configuration.storages.get(process.id, process.storage)
-        if known != process.storage and raft.role in (CANDIDATE, LEADER):
+        if known != process.storage and raft.role != FOLLOWER:
             raise Violation(f"members: {process.id} is known by another disk, and wants to lead")
         if raft.role == LEADER and raft.configuration is not process.configuration:
             if log.term_at(index) == raft.term and log.term_at(raft.commit) != raft.term:
