@@ -158,15 +158,18 @@ class Trace:
         claims: dict[str, list[bool]] = {"vote request": [], "vote": [], "ack": [], "own count": []}
         synced = written = False
         acked = committed = 0
-        left: dict[int, int] = {}  # index of an entry -> when it first left; the leader writes it after that.
+        begun: int | None = None  # When the write began that is not synced yet.
+        left: dict[int, int] = {}  # index of an entry -> when it first left, or when the write began that went on then:
+        # one client asks for one thing after the other, so it can be of no earlier entry.
         for number, (what, value) in enumerate(self.events):
             if what == "sent" and value.kind == APPEND:
                 for index in _indexes(value.data):
-                    left.setdefault(index, number)
+                    left.setdefault(index, number if begun is None else begun)
             if what == "write":
                 written, synced = True, False
+                begun = number if begun is None else begun
             elif what == "sync":
-                synced = written
+                synced, begun = written, None
             elif what == "received":
                 if value.kind in (PRE_VOTE_RESPONSE, VOTE) or (value.kind == APPEND and value.data):
                     written = synced = False  # A cause: what follows from it must be written, and synced, anew.
