@@ -158,23 +158,16 @@ class Trace:
         claims: dict[str, list[bool]] = {"vote request": [], "vote": [], "ack": [], "own count": []}
         synced = written = False
         acked = committed = 0
-        begun: int | None = None  # When the write began that is not synced yet.
-        # One client asks for one thing after the other: an entry is written after its predecessor was acknowledged.
-        heard: dict[int, int] = {}  # index of an entry -> when the other voter acknowledged it
-        left: dict[int, int] = {}  # index of an entry -> when it first left, or when the write began that went on then:
-        # one client asks for one thing after the other, so it can be of no earlier entry.
+        left: dict[int, int] = {}  # index of an entry -> when it first left; the leader writes it after that.
         for number, (what, value) in enumerate(self.events):
             if what == "sent" and value.kind == APPEND:
                 for index in _indexes(value.data):
-                    left.setdefault(index, number if begun is None else begun)
+                    left.setdefault(index, number)
             if what == "write":
                 written, synced = True, False
-                begun = number if begun is None else begun
             elif what == "sync":
-                synced, begun = written, None
+                synced = written
             elif what == "received":
-                if value.kind == APPEND_RESPONSE and value.flag:
-                    heard.setdefault(value.index, number)
                 if value.kind in (PRE_VOTE_RESPONSE, VOTE) or (value.kind == APPEND and value.data):
                     written = synced = False  # A cause: what follows from it must be written, and synced, anew.
             elif value.kind == VOTE:
@@ -187,7 +180,7 @@ class Trace:
             elif value.kind == APPEND and value.commit > committed:
                 committed = value.commit  # Of two voters both are needed: the leader has counted itself.
                 # The frame may leave while the entry is written, or the next one may be under way now.
-                claims["own count"].append(synced or self._is_synced(heard.get(committed - 1, left[committed]), number))
+                claims["own count"].append(synced or self._is_synced(left[committed], number))
         return claims
 
     def _is_synced(self, since: int, until: int) -> bool:
