@@ -30,7 +30,7 @@ from raftplug.errors import InvalidArgument, MalformedMessage, WrongDirectory
 from raftplug.frames import Id, check_id
 from raftplug.settings import Settings
 from raftplug.snapshots import Making, Reader
-from raftplug.storage import Piece, SQLiteStorage, StoredSnapshot, Write, os_errors
+from raftplug.storage import Piece, SQLiteStorage, StoredSnapshot, Write, os_errors, sync
 
 _MAGIC: Final = b"RAFTPLUG"
 _VERSION: Final = 1
@@ -99,7 +99,7 @@ class Writer:
             with Backup(self._new) as written:
                 written.verify()
             os.replace(self._new, self._path)
-            _sync_directory(os.path.dirname(self._path))
+            sync(os.path.dirname(self._path))
         return written
 
     def abandon(self) -> None:
@@ -269,7 +269,7 @@ def restore(
                 if os.path.isdir(directory):
                     os.rmdir(directory)
                 os.rename(new, directory)
-                _sync_directory(os.path.dirname(directory))
+                sync(os.path.dirname(directory))
         except BaseException:
             shutil.rmtree(new, ignore_errors=True)
             raise
@@ -307,11 +307,3 @@ def _cluster(backup: Backup, voters: Sequence[Id]) -> bytes:
 
 def _digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=_DIGEST_BYTES, person=b"raftplug backup").digest()
-
-
-def _sync_directory(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -467,9 +467,9 @@ class SQLiteRows(Transactional):
                 )
         finally:
             connection.close()
-        _sync(new)
+        sync(new)
         os.replace(new, path)
-        _sync(os.path.dirname(path) or ".")
+        sync(os.path.dirname(path) or ".")
 
     def names(self, table: str) -> list[str]:
         return [name for (name,) in self._read(f"SELECT name FROM {table} WHERE number = 0 ORDER BY name")]
@@ -568,7 +568,7 @@ def os_errors(where: str, done: str) -> Iterator[None]:
         raise StorageFailed(f"{where} could not be {done} ({reason}): look at its path and permissions") from None
 
 
-def _sync(path: str) -> None:
+def sync(path: str) -> None:
     """Wait until a file, or the entries of a directory, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -1070,7 +1070,7 @@ class SQLiteStorage(RecordStorage):
                 raise _is_new(directory)
             if not _exists(directory):
                 os.makedirs(directory, exist_ok=True)
-                _sync(os.path.dirname(directory))
+                sync(os.path.dirname(directory))
             self._directory_lock = _DirectoryLock(directory)
         rows: SQLiteRows | None = None
         try:
@@ -1155,6 +1155,6 @@ def _renew(directory: str, path: str) -> None:
         if _exists(name):
             copy = name + ".copy"
             shutil.copy(name, copy)
-            _sync(copy)
+            sync(copy)
             os.replace(copy, name)
-            _sync(directory)
+            sync(directory)
