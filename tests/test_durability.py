@@ -98,42 +98,43 @@ with Node(name, peers=peers, redis=url, storage=storage, machine="kv", group="g"
 
 
 class Trace:
-    """The events of one strace'd node, in order: ("sync",), ("write",), ("received", message), ("sent", message)."""
+    """What a node did, in order: ("write", its bytes), ("sync", when it began), ("sent" or "received", message)."""
 
     def __init__(self, text: str) -> None:
         self.events: list[tuple[str, Any]] = []
         # On one connection requests are a stream of RESP; both directions parse with the same reader.
         self._readers: dict[tuple[str, str], hiredis.Reader] = {}
-        unfinished: dict[str, str] = {}
+        unfinished: dict[str, tuple[str, int]] = {}
         for line in text.splitlines():
             found = re.match(r"(\d+)\s+(.*)", line)
             if found is None:
                 continue
             thread, rest = found.groups()
             if rest.endswith("<unfinished ...>"):
-                unfinished[thread] = rest.removesuffix("<unfinished ...>").rstrip()
-                if rest.startswith(("sendto", "pwrite64")):
-                    # What it begins to send has left, what it begins to write is not synced yet.
-                    self._take(unfinished[thread])
+                begun = rest.removesuffix("<unfinished ...>").rstrip()
+                unfinished[thread] = begun, len(self.events)
+                if begun.startswith(("sendto", "pwrite64")):
+                    self._take(begun, len(self.events))  # What it begins to send has left.
                 continue
+            since = len(self.events)
             resumed = re.match(r"<\.\.\. (\w+) resumed>(.*)", rest)
             if resumed is not None:
-                begun = unfinished.pop(thread, "")
+                begun, since = unfinished.pop(thread, ("", since))
                 if begun.startswith(("sendto", "pwrite64")):
                     continue
                 rest = begun + resumed.group(2)
-            self._take(rest)
+            self._take(rest, since)
 
-    def _take(self, call: str) -> None:
-        found = re.match(r'(\w+)\((\d+)<([^>]*)>(?:, "((?:\\x[0-9a-f]{2})*)")?', call)
+    def _take(self, call: str, since: int) -> None:
+        found = re.match(r'(\w+)\((\d+)<([^>]*)>(?:, ?"((?:\\x[0-9a-f]{2})*)")?', call)
         if found is None:
             return
         name, descriptor, path, data = found.groups()
         on_wal = _unescaped(path).endswith(b"-wal")
         if name in ("fsync", "fdatasync") and on_wal and call.endswith("= 0"):
-            self.events.append(("sync", None))
+            self.events.append(("sync", since))
         elif name == "pwrite64" and on_wal:
-            self.events.append(("write", None))
+            self.events.append(("write", _unescaped(data)))
         elif name in ("sendto", "recvfrom") and data:
             reader = self._readers.setdefault((name, descriptor), hiredis.Reader())
             reader.feed(_unescaped(data))
@@ -154,21 +155,20 @@ class Trace:
                 self.events.append((direction, chosen_core.Message.decode(item.body)))
 
     def claims(self) -> dict[str, list[bool]]:
-        """For each kind of claim that depends on a write: whether a write and its sync lay between cause and claim."""
+        """For each kind of claim that depends on a write, whether that was synced before the claim left."""
         claims: dict[str, list[bool]] = {"vote request": [], "vote": [], "ack": [], "own count": []}
         synced = written = False
         acked = committed = 0
-        left: dict[int, int] = {}  # index of an entry -> when it first left; the leader writes it after that.
+        entries: dict[int, bytes] = {}  # What goes over the wire goes to the disk, byte for byte.
         for number, (what, value) in enumerate(self.events):
-            if what == "sent" and value.kind == APPEND:
-                for index in _indexes(value.data):
-                    left.setdefault(index, number)
+            if what in ("sent", "received") and value.kind == APPEND:
+                entries.update(_entries(value.data))
             if what == "write":
                 written, synced = True, False
             elif what == "sync":
                 synced = written
             elif what == "received":
-                if value.kind in (PRE_VOTE_RESPONSE, VOTE) or (value.kind == APPEND and value.data):
+                if value.kind in (PRE_VOTE_RESPONSE, VOTE):
                     written = synced = False  # A cause: what follows from it must be written, and synced, anew.
             elif value.kind == VOTE:
                 claims["vote request"].append(synced)
@@ -176,25 +176,27 @@ class Trace:
                 claims["vote"].append(synced)
             elif value.kind == APPEND_RESPONSE and value.flag and value.index > acked:
                 acked = value.index
-                claims["ack"].append(synced)
+                claims["ack"].append(self._is_synced(entries[acked], number))
             elif value.kind == APPEND and value.commit > committed:
                 committed = value.commit  # Of two voters both are needed: the leader has counted itself.
-                # The frame may leave while the entry is written, or the next one may be under way now.
-                claims["own count"].append(synced or self._is_synced(left[committed], number))
+                claims["own count"].append(self._is_synced(entries[committed], number))
         return claims
 
-    def _is_synced(self, since: int, until: int) -> bool:
-        """Whether a write that began after event `since` was synced before event `until`."""
-        kinds = [what for what, _ in self.events[since:until]]
-        return "write" in kinds and "sync" in kinds[kinds.index("write") :]
+    def _is_synced(self, entry: bytes, until: int) -> bool:
+        """Whether a sync that began after the write of `entry` ended before event `until`."""
+        events = self.events[:until]
+        written = next(
+            (number for number, (what, value) in enumerate(events) if what == "write" and entry in value), until
+        )
+        return any(what == "sync" and since > written for what, since in events)
 
 
-def _indexes(block: bytes) -> Iterator[int]:
-    """The indexes of the entries in a block: each has a header of index, term, kind, length and check."""
+def _entries(block: bytes) -> Iterator[tuple[int, bytes]]:
+    """Index and bytes of each entry in a block: a header of index, term, kind, length and check, then the payload."""
     at = 0
     while at < len(block):
         index, _, _, length, _ = _ENTRY.unpack_from(block, at)
-        yield index
+        yield index, block[at : at + _ENTRY.size + length]
         at += _ENTRY.size + length
 
 
@@ -206,8 +208,8 @@ def _blobs(value: Any) -> Iterator[bytes]:
     if isinstance(value, bytes):
         if value.startswith(b"RP\x01"):
             yield value
-    elif isinstance(value, list):
-        for each in value:
+    elif isinstance(value, list | dict):  # What is read from streams is a map in RESP3.
+        for each in value.values() if isinstance(value, dict) else value:
             yield from _blobs(each)
 
 
