@@ -43,6 +43,17 @@ def wait_until(condition: Callable[[], Any], what: str) -> Any:
     return result
 
 
+def installed(directory: Path, name: str, source: str) -> str:
+    """The PYTHONPATH of a process in which `source` is installed as the plugin `name`."""
+    site = directory / "site"
+    info = site / f"{name}_machine-1.0.dist-info"
+    info.mkdir(parents=True)
+    (site / f"{name}_machine.py").write_text(source)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}-machine\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[raftplug]\n{name} = {name}_machine\n")
+    return os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 class Running:
     """A `raftplug` process that was started and runs; what it prints goes to files."""
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from processes import Running, server
+from processes import Running, installed, server
 from raftplug import Client
 from raftplug.embedded import EmbeddedServer
 from raftplug.storage import SQLiteStorage
@@ -87,13 +87,7 @@ class Large:
     """Processes with that machine."""
 
     def __init__(self, server: EmbeddedServer, directory: Path) -> None:
-        site = directory / "site"
-        info = site / "large_machine-1.0.dist-info"
-        info.mkdir(parents=True)
-        (site / "large_machine.py").write_text(MACHINE)
-        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: large-machine\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text("[raftplug]\nlarge = large_machine\n")
-        self.path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
+        self.path = installed(directory, "large", MACHINE)
         self.server = server
         self.directory = directory
         self.nodes: dict[str, Running] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 
 import raftplug
-from processes import PEERS, Cluster, Running, server, wait_until
+from processes import PEERS, Cluster, Running, installed, server, wait_until
 from raftplug import errors
 from raftplug.embedded import EmbeddedServer
 
@@ -49,13 +48,7 @@ class Odd:
     """Three processes with that machine."""
 
     def __init__(self, server: EmbeddedServer, directory: Path) -> None:
-        site = directory / "site"
-        info = site / "odd_machine-1.0.dist-info"
-        info.mkdir(parents=True)
-        (site / "odd_machine.py").write_text(MACHINE)
-        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: odd-machine\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text("[raftplug]\nodd = odd_machine\n")
-        self.path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
+        self.path = installed(directory, "odd", MACHINE)
         self.cluster = Cluster(server, directory)
         self.server = server
         self.directory = directory
