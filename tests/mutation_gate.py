@@ -527,8 +527,14 @@ MUTANTS = (
     Mutant(
         "a witness is sent what its leader has not on disk",
         "raft.py",
-        "last = self.stable if progress.peer in self.configuration.witnesses else self.log.last_index",
+        "last = self.log.last_index if self.configuration.may_lead(progress.peer) else self.stable",
         "last = self.log.last_index",
+    ),
+    Mutant(
+        "a witness that is removed is sent what its leader has not on disk",
+        "raft.py",
+        "last = self.log.last_index if self.configuration.may_lead(progress.peer) else self.stable",
+        "last = self.stable if progress.peer in self.configuration.witnesses else self.log.last_index",
     ),
     Mutant(
         "a witness executes",

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
+from raftplug import plain
 from raftplug.constants import (
     APPEND,
     APPEND_RESPONSE,
     CANDIDATE,
+    CONFIGURATION,
     FOLLOWER,
     HIGHEST,
     INSTALL,
@@ -284,6 +286,25 @@ def test_what_is_replaced_is_reported_once(core: Any) -> None:
     raft.step(message)
     assert raft.ready().truncated == [(2, TRANSITION, 1, b"2/1"), (3, TRANSITION, 1, b"3/1")]
     assert not raft.ready().truncated
+
+
+def test_entries_with_a_configuration_that_cannot_be_read_are_not_taken(core: Any) -> None:
+    """A member of a later version may know more; whoever acknowledged its entries could not start from them again."""
+    net = Net(core, 3)
+    net.append(1, source=2, term=1, previous=(0, 0), terms=[1], commit=1)
+    before = core.Configuration((1, 2, 3))
+    for unreadable in (b"garbage", plain.encode([[1, 2], "later"])):
+        log = core.Log(1, 1, net.rafts[1].log.check_at(1))
+        log.append(1, TRANSITION, b"x")
+        log.append(1, CONFIGURATION, core.Configuration((1, 2)).encode())
+        log.append(1, CONFIGURATION, unreadable)
+        message = net.message(APPEND, 1, index=1, log_term=1, commit=4, data=log.slice(2, 5))
+        with pytest.raises(MalformedMessage, match="cannot be taken"):
+            net.step(1, 2, message)
+        assert net.pump(1) == []
+        assert (net.terms(1), net.rafts[1].commit, net.rafts[1].configuration) == ([1], 1, before)
+        assert net.boot(1).configuration == before
+        net.append(1, source=2, term=1, previous=(1, 1), terms=[], commit=1)
 
 
 def test_a_restart_from_a_compacted_log_begins_at_its_base(core: Any) -> None:

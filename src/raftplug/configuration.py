@@ -107,10 +107,12 @@ class Configuration:
         """Every id in it, each once: voters first."""
         return list(dict.fromkeys(self.voters + self.outgoing + self.learners))
 
+    @cython.ccall
     def is_voter(self, member: object) -> cython.bint:
         """Whether `member` has a vote in either half."""
         return member in self.voters or member in self.outgoing
 
+    @cython.ccall
     def may_lead(self, member: object) -> cython.bint:
         """Whether `member` has a vote, and a state machine: a witness that led could answer nobody."""
         return self.is_voter(member) and member not in self.witnesses
@@ -121,10 +123,6 @@ class Configuration:
         Supporters are a set: a vote that arrives twice is one vote.
         """
         return _majority(self.voters, supporters) and (not self.outgoing or _majority(self.outgoing, supporters))
-
-    def needed(self) -> cython.longlong:
-        """How many voters a quorum has."""
-        return len(self.voters) // 2 + 1
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Configuration) and self.plain() == other.plain()

@@ -39,7 +39,7 @@ from raftplug.constants import (
     VOTE,
     VOTE_RESPONSE,
 )
-from raftplug.errors import ChangeRefused, InvariantViolated, MalformedMessage, NotLeader
+from raftplug.errors import ChangeRefused, InvariantViolated, MalformedMessage, NotLeader, RaftplugError
 
 if not cython.compiled:
     from raftplug._core_py import Log, Message, Progress, Ready, new_message, quorum_match
@@ -742,7 +742,11 @@ class Raft:
                 if first <= self.log.last_index:
                     self._truncate(first)
                 self.log._extend(message.data, first)
-                self._adopt(first)
+                try:
+                    self._adopt(first)
+                except RaftplugError as error:
+                    self._truncate(first)  # A member of a later version may know configurations that we cannot read.
+                    raise MalformedMessage(f"entries from {first} on cannot be taken: {error}") from None
         self._verified = max(self._verified, verified)
         # Never beyond what this leader has verified: our tail may be another's (Figure 3.1, step 5).
         self.commit = max(self.commit, min(message.commit, verified))
@@ -989,15 +993,11 @@ class Raft:
     @cython.cfunc
     def _advance_commit(self) -> None:
         """Commit what a quorum has on disk, if the last of it is of our term (Ongaro 2014 §3.6.2, figure 3.7)."""
-        index: cython.longlong = self._quorum_match(self.configuration.voters)
+        index: cython.longlong = quorum_match(self.configuration.voters, self.progress, self.id, self.stable)
         if self.configuration.outgoing:
-            index = min(index, self._quorum_match(self.configuration.outgoing))
+            index = min(index, quorum_match(self.configuration.outgoing, self.progress, self.id, self.stable))
         if index > self.commit and self.log._term_at(index) == self.term:
             self.commit = index
-
-    @cython.cfunc
-    def _quorum_match(self, voters: tuple[Any, ...]) -> cython.longlong:
-        return quorum_match(voters, self.progress, self.id, self.stable)
 
     @cython.cfunc
     def _replicate(self) -> None:
@@ -1005,8 +1005,9 @@ class Raft:
         last: cython.longlong
         progress: Progress
         for progress in self.progress.values():
-            # A witness gets what is on our disk: if its log alone were the newest, nobody could lead (§3.6.1).
-            last = self.stable if progress.peer in self.configuration.witnesses else self.log.last_index
+            # Who may not lead gets what is on our disk: if a witness's log alone were the newest, also that of one that
+            # is being removed, nobody could lead (§3.6.1).
+            last = self.log.last_index if self.configuration.may_lead(progress.peer) else self.stable
             if progress.state == REPLICATE:
                 while progress.next <= last and self._in_flight(progress) < self._window_bytes:
                     if not self._send_entries(progress, last):
