@@ -292,6 +292,12 @@ MUTANTS = (
         "        if False:",
     ),
     Mutant("queue unbounded", "driver.py", "len(self._pending) >= self.settings.max_pending", "False"),
+    Mutant(
+        "appends in flight unbounded",
+        "raft.py",
+        "return size < self._window_bytes and progress.in_flight() < self._window_appends",
+        "return size < self._window_bytes",
+    ),
     Mutant("apply beyond what is on disk", "raft.py", "return min(self.commit, self.stable)", "return self.commit"),
     Mutant(
         "completion of an old write counts for new entries",

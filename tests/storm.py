@@ -78,6 +78,7 @@ class Storm:
         self.limits = {
             "max_append_bytes": chance.choice((30, 100, 65536)),
             "window_bytes": chance.choice((1, 200, 262144)),
+            "window_appends": chance.choice((1, 3, 128)),
         }
         self.drop = chance.choice((0.0, 0.02, 0.1, 0.3))
         self.repeat = chance.choice((0.0, 0.05, 0.2))

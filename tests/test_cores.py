@@ -98,7 +98,7 @@ def test_the_cores_decode_alike(both_cores: tuple[Any, Any], data: bytes) -> Non
     assert results[0] == results[1]
 
 
-@given(arguments=st.tuples(ints, ints))
+@given(arguments=st.tuples(ints, ints, ints))
 @SHARED
 def test_the_progresses_agree(both_cores: tuple[Any, Any], arguments: Any) -> None:
     results = [outcome(lambda c=core: repr(c.Progress(*arguments))) for core in both_cores]
@@ -125,7 +125,7 @@ def test_the_progresses_agree(both_cores: tuple[Any, Any], arguments: Any) -> No
         lambda c: c.Message(5, 1, data=None),
         lambda c: c.Message.decode("text"),
         lambda c: c.Message.decode(None),
-        lambda c: c.Progress("1", 1),
+        lambda c: c.Progress(2, "1", 1),
     ],
 )
 def test_a_wrong_type_is_refused_in_the_same_words(both_cores: tuple[Any, Any], misuse: Any) -> None:
@@ -166,7 +166,9 @@ def test_the_cores_take_the_same_arguments(both_cores: tuple[Any, Any], name: st
         assert ours == theirs, key
 
 
-@pytest.mark.parametrize(("name", "arguments"), [("Log", (3, 2, 1)), ("Progress", (3, 2)), ("Message", (5, 2, 3, 4))])
+@pytest.mark.parametrize(
+    ("name", "arguments"), [("Log", (3, 2, 1)), ("Progress", (4, 3, 2)), ("Message", (5, 2, 3, 4))]
+)
 def test_the_constructors_take_the_same_names(both_cores: tuple[Any, Any], name: str, arguments: Any) -> None:
     python, compiled = (getattr(core, name) for core in both_cores)
     names = list(inspect.signature(python).parameters)
@@ -181,7 +183,7 @@ def test_the_constructors_take_the_same_names(both_cores: tuple[Any, Any], name:
 
 @pytest.mark.parametrize("name", ["Log", "Progress", "Message"])
 def test_the_structures_take_no_other_attributes(core: SimpleNamespace, name: str) -> None:
-    thing = {"Log": core.Log, "Progress": lambda: core.Progress(1, 1), "Message": lambda: core.Message(5, 1)}[name]()
+    thing = {"Log": core.Log, "Progress": lambda: core.Progress(2, 1, 1), "Message": lambda: core.Message(5, 1)}[name]()
     with pytest.raises(AttributeError):
         thing.surplus = 1
 

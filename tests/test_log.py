@@ -390,8 +390,8 @@ def test_the_last_possible_index_is_reached_and_not_passed(core: SimpleNamespace
         lambda c: c.Log().truncate(-1),
         lambda c: c.Log().compact(1),
         lambda c: c.Log().reset(0, 0, 1 << 40),
-        lambda c: c.Progress(-1, 0),
-        lambda c: c.Progress(1, LIMIT),
+        lambda c: c.Progress(2, -1, 0),
+        lambda c: c.Progress(2, 1, LIMIT),
         lambda c: c.Message(0, 1),
         lambda c: c.Message(LAST_MESSAGE_KIND + 1, 1),
         lambda c: c.Message(APPEND, -1),
@@ -407,9 +407,25 @@ def test_our_own_misuse_is_an_invariant_violated(core: SimpleNamespace, misuse: 
 
 
 def test_a_new_progress_probes_and_counts_as_heard(core: SimpleNamespace) -> None:
-    progress = core.Progress(7, 1_000)
+    progress = core.Progress(2, 7, 1_000)
     assert (progress.match, progress.next, progress.state, progress.contact) == (0, 7, PROBE, 1_000)
-    assert (progress.commit, progress.asked, progress.round, progress.paused, progress.peer) == (0, 0, 0, False, None)
+    assert (progress.commit, progress.asked, progress.round, progress.paused, progress.peer) == (0, 0, 0, False, 2)
+
+
+@given(st.lists(st.one_of(st.integers(1, 30), st.tuples(st.integers(0, 30))), max_size=40))
+@SHARED
+def test_what_is_in_flight_is_what_was_sent_last_and_is_not_acknowledged(core: SimpleNamespace, deeds: Any) -> None:
+    """A number is an append that ends there, a tuple an acknowledgement."""
+    progress = core.Progress(2, 1, 0)
+    ends: list[int] = []
+    for deed in deeds:
+        if isinstance(deed, tuple):
+            progress.match = max(progress.match, *deed)
+        elif deed > progress.match + 1:
+            progress.advance(deed)
+            ends = [end for end in ends if end < deed] + [deed]
+            assert progress.next == deed
+        assert progress.in_flight() == len([end for end in ends if end > progress.match + 1])
 
 
 numbers = st.integers(0, LIMIT - 1)

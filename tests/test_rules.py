@@ -419,6 +419,27 @@ def test_no_more_than_the_window_is_under_way(core: Any) -> None:
     assert leader.progress[2].match == leader.log.last_index
 
 
+def test_no_more_appends_than_the_window_has_are_under_way(core: Any) -> None:
+    """Also when an earlier one was lost and everything is sent again."""
+    net = Net(core, 3, window_appends=3)
+    leader = net.elect(1)
+    net.deliver()
+    net.sent.clear()
+    for lost in (True, False):
+        for _ in range(10):
+            _proposed(net, leader, 1)
+        under_way = [message for _, target, message in net.sent if target == 2 and message.data]
+        assert len(under_way) == 3
+        net.sent = [] if lost else net.sent
+        net.heartbeat(1)
+        most = 0
+        while net.sent:
+            most = max(most, sum(target == 2 and bool(message.data) for _, target, message in net.sent))
+            net.deliver(lambda source, target, message, first=net.sent[0][2]: message is first)
+        assert 1 <= most <= 3
+    assert leader.progress[2].match == leader.commit == leader.log.last_index == 21
+
+
 def test_an_entry_larger_than_a_message_travels_alone(core: Any) -> None:
     net = Net(core, 3, max_append_bytes=10, window_bytes=10)
     leader = net.elect(1)

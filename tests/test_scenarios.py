@@ -8,8 +8,8 @@ change of the rules, or for a new script, let the outputs be written anew, and r
 Commands, where N, FROM and TO are replicas (`*` is any) and KIND is a kind of message, as the outputs name it:
 
     nodes COUNT [NAME=VALUE…]    start replicas 1 to COUNT; NAME is one of MEMBERS (1,2,3), or
-                                 max_append_bytes, window_bytes; who is named nowhere knows no members, like a node
-                                 that waits to join
+                                 max_append_bytes, window_bytes, window_appends; who is named nowhere knows no
+                                 members, like a node that waits to join
     disk N TERMS [term=T] [vote=V]   start N anew from a disk whose entries have these terms (`-`: none)
     draw N 250ms                 what N's random source gives: its election timeout is 500 ms more
     wait 100ms                   let time pass

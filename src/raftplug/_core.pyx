@@ -672,9 +672,15 @@ cdef class Progress:
     cdef public object peer
     cdef public long long match, next, state, pending_snapshot, commit, asked, round, contact, sent
     cdef public bint paused
+    # Where the appends on their way there end: `_count` numbers from `_first` on, ascending.
+    cdef long long *_ends
+    cdef Py_ssize_t _first, _count, _room
 
-    def __init__(self, next, now):
-        self.peer = None
+    def __dealloc__(self):
+        PyMem_RawFree(self._ends)
+
+    def __init__(self, peer, next, now):
+        self.peer = peer
         self.match = 0
         self.next = whole("next", next)
         self.state = PROBE
@@ -685,6 +691,37 @@ cdef class Progress:
         self.contact = whole("now", now)
         self.sent = self.contact
         self.paused = False
+        self._first = self._count = 0
+
+    cpdef int advance(self, long long end) except -1:
+        """An append with the entries up to `end`, exclusive, is on its way."""
+        cdef long long *ends
+        self.next = end
+        while self._count and self._ends[self._first + self._count - 1] >= end:
+            self._count -= 1  # It was sent before, and is again.
+        self.in_flight()
+        if self._first + self._count == self._room:
+            if self._first:
+                memmove(self._ends, self._ends + self._first, self._count * sizeof(long long))
+                self._first = 0
+            else:
+                ends = <long long *>PyMem_RawRealloc(self._ends, (2 * self._room + 2) * sizeof(long long))
+                if ends == NULL:
+                    raise MemoryError()
+                self._ends = ends
+                self._room = 2 * self._room + 2
+        self._ends[self._first + self._count] = end
+        self._count += 1
+        return 0
+
+    cpdef long long in_flight(self) except -1:
+        """How many appends are on their way whose entries are not known to be durable there."""
+        while self._count and self._ends[self._first] <= self.match + 1:
+            self._first += 1
+            self._count -= 1
+        if not self._count:
+            self._first = 0
+        return self._count
 
     def __repr__(self):
         return refusals.describe(self, refusals.PROGRESS_FIELDS)

@@ -398,9 +398,8 @@ class Log:
 class Progress:
     """What a leader knows of one peer.  All numbers are ints in [0, 2^63); times are microseconds.
 
-    The constructor leaves `peer` to the rules: the id of that peer.
-
     Args:
+        peer: its id.
         next: the index to send next.
         now: the time; the peer counts as heard of now.
 
@@ -408,6 +407,7 @@ class Progress:
     """
 
     __slots__ = (
+        "_ends",
         "asked",
         "commit",
         "contact",
@@ -421,8 +421,8 @@ class Progress:
         "state",
     )
 
-    def __init__(self, next: int, now: int) -> None:
-        self.peer: int | str | None = None
+    def __init__(self, peer: int | str | None, next: int, now: int) -> None:
+        self.peer = peer
         self.match = 0  # the last index known to be durable there
         self.next = refusals.whole("next", next)
         self.state: int = PROBE  # PROBE, REPLICATE or INSTALL
@@ -433,6 +433,25 @@ class Progress:
         self.contact = refusals.whole("now", now)  # when it last answered
         self.sent = self.contact  # when something was last sent to it
         self.paused = False  # a probe is on its way: send nothing more before the answer
+        self._ends: list[int] = []  # where the appends on their way there end
+
+    def advance(self, end: int) -> None:
+        """An append with the entries up to `end`, exclusive, is on its way."""
+        self.next = end
+        while self._ends and self._ends[-1] >= end:
+            self._ends.pop()  # It was sent before, and is again.
+        self.in_flight()
+        self._ends.append(end)
+
+    def in_flight(self) -> int:
+        """How many appends are on their way whose entries are not known to be durable there."""
+        if self._ends and self._ends[-1] <= self.match + 1:
+            self._ends.clear()
+        done = 0
+        while done < len(self._ends) and self._ends[done] <= self.match + 1:
+            done += 1
+        del self._ends[:done]
+        return len(self._ends)
 
     def __repr__(self) -> str:
         return refusals.describe(self, refusals.PROGRESS_FIELDS)

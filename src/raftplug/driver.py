@@ -299,6 +299,7 @@ class Driver:
             lambda _: reluctance + generator.randint(0, spread(self.raft is None or self.raft.leader is None)),
             settings.max_append_bytes,
             settings.window_bytes,
+            settings.window_appends,
             storage,
             settings.lease_ms * 1000,
         )

@@ -59,7 +59,7 @@ class Raft:
         now: the time.
         election_timeout, heartbeat: microseconds.
         draw: draw(n) gives a random int in [0, n]; the only randomness there is.
-        max_append_bytes, window_bytes: see `Settings`.
+        max_append_bytes, window_bytes, window_appends: see `Settings`.
         storage: uuid of the data directory that this is; None if there is none.
         lease: how long a leader may answer reads after it sent a round that a quorum answered, microseconds, less than
             the election timeout by what clocks may differ; 0 is never (Ongaro 2014 §6.4.1).
@@ -106,6 +106,7 @@ class Raft:
     _heartbeat: cython.longlong
     _max_append_bytes: cython.longlong
     _window_bytes: cython.longlong
+    _window_appends: cython.longlong
     _election_deadline: cython.longlong
     _election_delay: cython.longlong
     _heartbeat_deadline: cython.longlong
@@ -145,6 +146,7 @@ class Raft:
         draw: Any,
         max_append_bytes: cython.longlong = 65536,
         window_bytes: cython.longlong = 262144,
+        window_appends: cython.longlong = 128,
         storage: Any = None,
         lease: cython.longlong = 0,
     ) -> None:
@@ -174,6 +176,7 @@ class Raft:
         self._heartbeat = heartbeat
         self._max_append_bytes = max_append_bytes
         self._window_bytes = window_bytes
+        self._window_appends = window_appends
         self._election_deadline = now
         self._election_delay = election_timeout
         self._heartbeat_deadline = now
@@ -448,7 +451,8 @@ class Raft:
                 self.wake()
             if self._unsettled:
                 self._settle()
-            self._start_round()
+            if self._new_reads and self.commit >= self._term_start:
+                self._begin_round()
             self._replicate()
             if self.transferee is not None and not self._handed_over:
                 self._hand_over()
@@ -606,7 +610,7 @@ class Raft:
         self.leader = self.id
         next_index: cython.longlong = self.log.last_index + 1
         self.progress = {
-            peer: self._new_progress(peer, next_index) for peer in self.configuration.members() if peer != self.id
+            peer: Progress(peer, next_index, self.now) for peer in self.configuration.members() if peer != self.id
         }
         self._heartbeat_deadline = (self.now // self._heartbeat + 1) * self._heartbeat
         self._quorum_deadline = self.now + self._election_timeout
@@ -616,12 +620,6 @@ class Raft:
         self._unsettled = True
         # An entry of the own term, so that what earlier leaders left can commit (§3.6.2) and reads may begin (§6.4).
         self._term_start = self.log.append(self.term, NOOP, b"")
-
-    @cython.cfunc
-    def _new_progress(self, peer: Any, next_index: cython.longlong) -> Progress:
-        progress: Progress = Progress(next_index, self.now)
-        progress.peer = peer
-        return progress
 
     @cython.cfunc
     def _check_quorum(self) -> None:
@@ -874,7 +872,7 @@ class Raft:
         for peer in configuration.members():
             # Who comes back may have lost what it had: nothing that was known of it counts.
             if peer != self.id and peer not in before:
-                self.progress[peer] = self._new_progress(peer, index)
+                self.progress[peer] = Progress(peer, index, self.now)
         return index
 
     @cython.cfunc
@@ -1009,7 +1007,7 @@ class Raft:
             # is being removed, nobody could lead (§3.6.1).
             last = self.log.last_index if self.configuration.may_lead(progress.peer) else self.stable
             if progress.state == REPLICATE:
-                while progress.next <= last and self._in_flight(progress) < self._window_bytes:
+                while progress.next <= last and self._has_room(progress):
                     if not self._send_entries(progress, last):
                         break
                 # Followers apply, and answer reads, without waiting for a heartbeat.
@@ -1021,10 +1019,13 @@ class Raft:
                 self._send_empty(progress, False)
 
     @cython.cfunc
-    def _in_flight(self, progress: Progress) -> cython.longlong:
-        """Bytes of entries that were sent and not acknowledged as durable."""
+    def _has_room(self, progress: Progress) -> cython.bint:
+        """Whether another append may leave: what was sent and is not acknowledged as durable stays in bounds."""
         low: cython.longlong = max(progress.match, self.log.base_index) + 1
-        return self.log._bytes_between(low, progress.next) if progress.next > low else 0
+        if progress.next <= low:
+            return True
+        size: cython.longlong = self.log._bytes_between(low, progress.next)
+        return size < self._window_bytes and progress.in_flight() < self._window_appends
 
     @cython.cfunc
     def _send_entries(self, progress: Progress, last: cython.longlong) -> cython.bint:
@@ -1046,7 +1047,7 @@ class Raft:
             data=self.log._slice(progress.next, end),
         )
         if progress.state == REPLICATE:
-            progress.next = end
+            progress.advance(end)
         progress.commit = self.commit
         progress.asked = self._round
         self._send(progress.peer, message)
@@ -1117,17 +1118,12 @@ class Raft:
     # ----------------------------------------------------------------- reads
 
     @cython.cfunc
-    def _start_round(self) -> None:
+    def _begin_round(self) -> None:
         """Give the reads that came since the last turn one round of their own (Ongaro 2014 §6.4).
 
         Rounds are numbered within the term, so that a late answer to an earlier one confirms nothing.  A leader that
         has not committed an entry of its own term does not know the commit index yet: reads wait.
         """
-        if self._new_reads and self.commit >= self._term_start:
-            self._begin_round()
-
-    @cython.cfunc
-    def _begin_round(self) -> None:
         self._round += 1
         self._rounds.append((self._round, self.commit, self._new_reads, self.now))
         self._new_reads = []

@@ -38,6 +38,8 @@ class Settings:
     """An append message carries whole entries up to this size, and at least one entry."""
     window_bytes: int = 256 << 10
     """Encoded entries in flight to one follower before the leader waits for an acknowledgement."""
+    window_appends: int = 128
+    """Append messages in flight to one follower before the leader waits for an acknowledgement."""
     max_pending: int = 100_000
     """Proposals and reads of one process without an answer; one more is refused with Overloaded."""
     max_uncommitted_bytes: int = 64 << 20
@@ -113,6 +115,7 @@ class Settings:
             "max_transition_bytes",
             "max_append_bytes",
             "window_bytes",
+            "window_appends",
             "max_pending",
             "max_uncommitted_bytes",
             "max_unapplied_bytes",

@@ -72,6 +72,7 @@ class Group:
                 lambda _: 0,
                 limits.max_append_bytes,
                 limits.window_bytes,
+                limits.window_appends,
             )
             for id in ids
         ]

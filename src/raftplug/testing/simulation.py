@@ -592,6 +592,7 @@ class Simulation:
                 "keep_entries": chance.choice((0, 5, 50)),
                 "max_append_bytes": chance.choice((200, 65536)),
                 "window_bytes": chance.choice((400, 262144)),
+                "window_appends": chance.choice((2, 128)),
                 "max_pending": chance.choice((10, 100_000)),
                 "quiet_after_ms": chance.choice((0, 0, 200) if leases else (0, 200, 200)),
                 "lease_ms": 450 if leases else 0,
@@ -1559,6 +1560,8 @@ class Simulation:
                     raise Violation(
                         f"durability: {process.id} counts entry {match}, which is not on the disk of {peer}"
                     )
+                if progress.in_flight() > self.settings.window_appends:
+                    raise Violation(f"window: {process.id} has more appends on their way to {peer} than it may")
             if raft.configuration is not process.configuration or raft.quiet or GROUP in process.quiet_under:
                 process.elected_at = clock  # New members, and those who were quiet, had no time to say anything.
             oldest = clock - 2_000 * self.settings.election_timeout_ms
