@@ -412,20 +412,23 @@ def test_a_new_progress_probes_and_counts_as_heard(core: SimpleNamespace) -> Non
     assert (progress.commit, progress.asked, progress.round, progress.paused, progress.peer) == (0, 0, 0, False, 2)
 
 
-@given(st.lists(st.one_of(st.integers(1, 30), st.tuples(st.integers(0, 30))), max_size=40))
+@given(st.lists(st.one_of(st.integers(1, 5), st.tuples(st.integers(0, 30)), st.none()), max_size=60))
 @SHARED
-def test_what_is_in_flight_is_what_was_sent_last_and_is_not_acknowledged(core: SimpleNamespace, deeds: Any) -> None:
-    """A number is an append that ends there, a tuple an acknowledgement."""
+def test_what_is_in_flight_was_sent_last_and_is_not_acknowledged(core: SimpleNamespace, deeds: Any) -> None:
+    """A number is an append of so many entries, a tuple an acknowledgement; None: all that is in flight was lost."""
     progress = core.Progress(2, 1, 0)
     ends: list[int] = []
     for deed in deeds:
-        if isinstance(deed, tuple):
+        if deed is None:
+            progress.next = progress.match + 1
+        elif isinstance(deed, tuple):
             progress.match = max(progress.match, *deed)
-        elif deed > progress.match + 1:
-            progress.advance(deed)
-            ends = [end for end in ends if end < deed] + [deed]
-            assert progress.next == deed
-        assert progress.in_flight() == len([end for end in ends if end > progress.match + 1])
+            progress.next = max(progress.next, progress.match + 1)
+        else:
+            progress.advance(progress.next + deed)
+            ends.append(progress.next)
+        ends = [end for end in ends if progress.match + 1 < end <= progress.next]
+        assert progress.in_flight() == len(ends)
 
 
 numbers = st.integers(0, LIMIT - 1)

@@ -696,9 +696,6 @@ cdef class Progress:
     cpdef int advance(self, long long end) except -1:
         """An append with the entries up to `end`, exclusive, is on its way."""
         cdef long long *ends
-        self.next = end
-        while self._count and self._ends[self._first + self._count - 1] >= end:
-            self._count -= 1  # It was sent before, and is again.
         self.in_flight()
         if self._first + self._count == self._room:
             if self._first:
@@ -712,10 +709,13 @@ cdef class Progress:
                 self._room = 2 * self._room + 2
         self._ends[self._first + self._count] = end
         self._count += 1
+        self.next = end
         return 0
 
     cpdef long long in_flight(self) except -1:
         """How many appends are on their way whose entries are not known to be durable there."""
+        while self._count and self._ends[self._first + self._count - 1] > self.next:
+            self._count -= 1  # It was lost: everything from `next` on is sent again.
         while self._count and self._ends[self._first] <= self.match + 1:
             self._first += 1
             self._count -= 1

@@ -437,16 +437,14 @@ class Progress:
 
     def advance(self, end: int) -> None:
         """An append with the entries up to `end`, exclusive, is on its way."""
-        self.next = end
-        while self._ends and self._ends[-1] >= end:
-            self._ends.pop()  # It was sent before, and is again.
         self.in_flight()
         self._ends.append(end)
+        self.next = end
 
     def in_flight(self) -> int:
         """How many appends are on their way whose entries are not known to be durable there."""
-        if self._ends and self._ends[-1] <= self.match + 1:
-            self._ends.clear()
+        while self._ends and self._ends[-1] > self.next:
+            self._ends.pop()  # It was lost: everything from `next` on is sent again.
         done = 0
         while done < len(self._ends) and self._ends[done] <= self.match + 1:
             done += 1

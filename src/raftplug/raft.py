@@ -1022,9 +1022,7 @@ class Raft:
     def _has_room(self, progress: Progress) -> cython.bint:
         """Whether another append may leave: what was sent and is not acknowledged as durable stays in bounds."""
         low: cython.longlong = max(progress.match, self.log.base_index) + 1
-        if progress.next <= low:
-            return True
-        size: cython.longlong = self.log._bytes_between(low, progress.next)
+        size: cython.longlong = self.log._bytes_between(low, progress.next) if progress.next > low else 0
         return size < self._window_bytes and progress.in_flight() < self._window_appends
 
     @cython.cfunc
