@@ -266,6 +266,11 @@ class RedisStreams(Cluster):
                 return
             now = self._clock()
 
+    def flush(self) -> None:
+        """Send what is queued, and ask for what is there to be read."""
+        if not self._closed:
+            self._send(self._clock())
+
     def wake(self) -> None:
         """Make the current or the next `wait` return at once.  Any thread."""
         self._wake_called = True
@@ -355,6 +360,10 @@ class RedisStreams(Cluster):
             if slot.expected:
                 self._read_slot(slot, now)
         self._keep(now)
+        self._send(now)
+
+    def _send(self, now: float) -> None:
+        """Pack what is queued, flush, and arm."""
         self._pack_queued(now)
         for slot in self._writers.values():
             self._flush_slot(slot)
