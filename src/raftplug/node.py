@@ -233,9 +233,18 @@ class NodeLoop:
             Removed: it is a member of no group any more.
             WrongDirectory: the group knows this member by another data directory.
         """
-        now = self._now = self._clock()
+        self._now = self._clock()
         for data in self.cluster.receive_messages():
             self._receive(data)
+        self._visit(self._now)
+        if self._commit_here():
+            # What waited for that need not wait for anything else.  The time is the same: what arrived meanwhile has
+            # not shown yet who is alive.
+            self._visit(self._now)
+            self._commit_here()
+
+    def _visit(self, now: int) -> None:
+        """Visit those that have something to do."""
         to_self, self._to_self = self._to_self, []
         for number, kind, body in to_self:
             self._deliver(self.id, self._sender.nonce, number, kind, body, self._sender.storage)
@@ -262,13 +271,15 @@ class NodeLoop:
             self._unwritten.update(busy)
         if beats:
             self._show_life()
-        self._flush()
+        if self._outgoing:
+            self._flush()
         if self._writing and (may_write or (self._retry_at is not None and now >= self._retry_at)):
             self._retry_at = None
             self._uncommitted = [write for _, write in self._writing]
             if self._own_executor is None or self._commit_us > _FAST_COMMIT_US:
                 self._commit(self._executor)
-        self._announce(now)
+        if now >= self._announce_at():
+            self._announce(now)
         # From here on another thread may go on with the next turn, while a machine or a disk that is stuck keeps this
         # one: that turn finds in `_busy` and `_uncommitted` what this one did not come to.
         self._busy.update(busy)
@@ -276,13 +287,11 @@ class NodeLoop:
             driver.apply()
             self._busy.pop(name, None)
             self._agenda.arm(name, driver.deadline())
-        self._flush()
+        if self._outgoing:
+            self._flush()
         for driver in busy.values():
             if driver.raft.removed:
                 self._part(driver)
-        if self._uncommitted and self._own_executor is not None:
-            self.cluster.flush()
-            self._commit(self._own_executor)
 
     def sleep(self) -> None:
         """Wait until there is something to do."""
@@ -411,6 +420,14 @@ class NodeLoop:
 
     # ------------------------------------------------------------------ disk
 
+    def _commit_here(self) -> bool:
+        """Commit in this thread, if there is something to commit; whether that was done."""
+        if not self._uncommitted or self._own_executor is None:
+            return False
+        self.cluster.flush()
+        self._commit(self._own_executor)
+        return True
+
     def _commit(self, executor: Executor) -> None:
         writes, self._uncommitted = self._uncommitted, []
 
@@ -537,8 +554,6 @@ class NodeLoop:
             self.cluster.send_message(target, self._sender.encode(target, items[start:]))
 
     def _announce(self, now: int) -> None:
-        if now < self._announce_at():
-            return
         if self._news:
             self.cluster.register_leader(next(iter(self._leaders.values()), None))
         self._announced_at, self._news = now, False
