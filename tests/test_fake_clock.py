@@ -20,6 +20,7 @@ from raftplug.node import NodeLoop
 from raftplug.settings import Settings
 from raftplug.state_machine import Snapshot, StateMachine
 from raftplug.storage import MemoryStorage
+from raftplug.threads import run_here
 
 GROUP = "counters"
 IDS = ("n1", "n2", "n3")
@@ -224,6 +225,48 @@ def test_a_leader_whose_disk_takes_three_seconds_keeps_leading(world: World) -> 
     for job in world.stuck.pop(leader):
         job()
     assert world.result(slow) == 2
+
+
+def test_a_turn_that_ends_in_its_apply_leaves_its_write_to_the_next_one(world: World) -> None:
+    """As where a machine that takes long keeps the thread: another one goes on with the loop."""
+
+    class Taken(BaseException):
+        pass
+
+    kept: list[tuple[Callable[[], None], Callable[[BaseException | None], None]]] = []
+    keeps: set[str] = set()
+
+    def boot(id: str) -> None:
+        def apply(job: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
+            if id in keeps:
+                kept.append((job, done))
+                raise Taken
+            run_here(job, done)
+
+        world.boot(id, apply_executor=apply, own_executor=run_here)
+
+    for id in IDS:
+        boot(id)
+    leader = world.elect()
+    futures = [world.propose(leader, {"add": 1})]
+    keeps.add(leader)
+
+    def go_on() -> None:
+        for _ in range(100):
+            world.run(1)
+            futures.append(world.propose(leader, {"add": 1}))
+
+    with pytest.raises(Taken):
+        go_on()
+    raft = world.raft(leader)
+    assert raft.writing, "what was proposed in that turn is not written yet"
+    world.until(lambda: raft.stable == raft.log.last_index and raft.commit == raft.log.last_index)
+    assert not any(future.done() for future in futures)
+    keeps.clear()
+    ((job, done),) = kept
+    job()
+    world.nodes[leader].call(done, None)
+    assert [world.result(future) for future in futures] == list(range(1, 1 + len(futures)))
 
 
 def test_followers_with_stuck_disks_acknowledge_nothing_and_elect_nobody(world: World) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -206,3 +208,34 @@ def test_a_stopped_node_answers_the_reads_that_no_quorum_confirmed(
         futures = [node.read_async(lambda counter: counter.value, timeout=60) for _ in range(10)]
         futures += [node.propose({"add": 1}, timeout=60)]
     assert all(isinstance(future.exception(timeout=0), errors.Unavailable) for future in futures)
+
+
+@pytest.mark.parametrize("whose", ["leader", "follower"])
+def test_a_disk_that_hangs_for_seconds_costs_no_election(
+    three: SimpleNamespace, whose: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = getattr(three, whose)
+    three.leader.propose({"add": 1}).result(timeout=10)
+    before = [each.status() for each in (three.leader, three.follower)]
+    hangs, goes_on = threading.Event(), threading.Event()
+    apply = node._storage._rows.apply
+
+    def hang(changes: Any) -> None:
+        hangs.set()
+        assert goes_on.wait(60)
+        apply(changes)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(node._storage._rows, "apply", hang)
+        future = three.leader.propose({"add": 1}, timeout=60)
+        assert hangs.wait(10)
+        began = time.monotonic()
+        while time.monotonic() < began + 3:
+            found = [each.status() for each in (three.leader, three.follower)]
+            assert [(row["term"], row["leader"]) for row in found] == [(row["term"], row["leader"]) for row in before]
+            assert found[0]["contact_ms"] is None and found[1]["contact_ms"] < 500
+        assert future.done() is (whose == "follower"), "a leader applies no more than its own disk has"
+    goes_on.set()
+    assert future.result(timeout=10) == 2
+    assert three.leader.propose({"add": 1}).result(timeout=10) == 3
+    wait_until(lambda: node.status()["applied"] >= three.leader.status()["applied"], "its disk has caught up")

@@ -70,6 +70,9 @@ class Cluster:
         woken.wait(min(max(timeout_s, 0.0), _POLL_S))
         woken.clear()
 
+    def flush(self) -> None:
+        """Send what is queued, if `wait` would do that: the caller is busy for a while.  It must not block."""
+
     def wake(self) -> None:
         """Make the current or the next `wait` return at once.  Any thread."""
         self._woken().set()

@@ -728,7 +728,7 @@ class Driver:
         """Whether the state machine is behind by as much as it may be."""
         if self.is_witness is not False:
             return False  # It executes nothing, or only once we know what we are: the log says it.
-        low, commit = max(self.applied, self.raft.log.base_index) + 1, self.raft.commit
+        low, commit = max(self._applied, self.raft.log.base_index) + 1, self.raft.commit
         return low <= commit and bool(self.raft.log.bytes_between(low, commit + 1) > self.settings.max_unapplied_bytes)
 
     def _change_members(self, asker: Asker, action: str, members: list[Any]) -> None:
@@ -896,7 +896,7 @@ class Driver:
         """Whether there is something that the machine could do now."""
         if self._notes or self._is_snapshot_due() or self._may_look():
             return True
-        return self.is_witness is not None and (self._loading is not None or self.raft.applicable() > self.applied)
+        return self.is_witness is not None and (self._loading is not None or self.raft.applicable() > self._applied)
 
     def _pass_over(self) -> None:
         """A witness executes nothing of what is committed, and loads no snapshot; so no observer hears of any."""
@@ -913,7 +913,7 @@ class Driver:
 
     def _may_look(self) -> bool:
         """Whether what the first read must see is applied."""
-        return bool(self._reads) and self._reads[0].index <= self.applied
+        return bool(self._reads) and self._reads[0].index <= self._applied
 
     def _begin(self, until: int) -> bool:
         """Give the machine its next job; False if there is none."""
@@ -931,8 +931,8 @@ class Driver:
             self._run(lambda: applier.look(looks, until), self._looked)
         elif self._is_snapshot_due():
             self._begin_snapshot()
-        elif self.raft.applicable() > self.applied and self.is_witness is False:
-            first, log = self.applied + 1, self.raft.log
+        elif self.raft.applicable() > self._applied and self.is_witness is False:
+            first, log = self._applied + 1, self.raft.log
             end = min(log.fit(first, self.settings.max_append_bytes), self.raft.applicable() + 1, first + _JOB_ENTRIES)
             entries, tell = log.entries(first, end), self._observes()
             self._run(lambda: applier.apply(first, entries, until, tell=tell), self._answer)
@@ -1101,7 +1101,7 @@ class Driver:
     def _is_snapshot_due(self) -> bool:
         """Whether enough entries were applied since the last snapshot of our own state, or one was asked for."""
         every, last = self.settings.snapshot_entries, self.raft.snapshot_index
-        if not (0 < every <= self.applied - last or last < self._asked_index <= self.applied):
+        if not (0 < every <= self._applied - last or last < self._asked_index <= self._applied):
             return False
         may = (self.abilities.snapshots or self.is_witness) and not self._snapshot_failed and self.diverged is None
         return bool(may) and self._may_make() and not self.applier.is_ahead()
@@ -1281,6 +1281,8 @@ class Driver:
             if install is None:
                 raise InvariantViolated("the rules install a snapshot that the driver did not verify")
             self.snapshots.abandon_making()  # Overtaken.
+        if not ready.write and not self.snapshots.is_at_work():
+            return None
         part = self._part_of_snapshots()
         if not ready.write and not part:
             return None

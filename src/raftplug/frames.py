@@ -20,7 +20,8 @@ import json
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import msgpack
 
@@ -34,6 +35,7 @@ _ITEM = struct.Struct("<QBI")
 _MAGIC = b"RP"
 _VERSION = 1
 _MAC_BYTES = 16
+_IDS_REMEMBERED = 4_096
 NO_CLUSTER = bytes(16)
 _NO_MAC = bytes(_MAC_BYTES)
 _OF_FRAME, _OF_RECORD = b"raftplug frame", b"raftplug record"  # So that neither's MAC can pass for the other's.
@@ -96,8 +98,7 @@ class Key:
     secret: bytes = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(NamedTuple):
     """One message in a frame: for a group (see `group_number`), of a kind of `constants`."""
 
     group: int
@@ -105,8 +106,7 @@ class Item:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(NamedTuple):
     """A frame that was received: its header, checked, and its items."""
 
     cluster: bytes
@@ -239,6 +239,7 @@ def _mac(key: Key, data: bytes, what: bytes) -> bytes:
     return hashlib.blake2b(data, key=key.secret, digest_size=_MAC_BYTES, person=what).digest()
 
 
+@lru_cache(_IDS_REMEMBERED, typed=True)
 def _pack_id(value: Id) -> bytes:
     packed: bytes = msgpack.packb(value)
     return bytes((len(packed),)) + packed
@@ -248,12 +249,17 @@ def _unpack_id(data: bytes, at: int, end: int) -> tuple[Id, int]:
     if at >= end or at + 1 + data[at] > end:
         raise MalformedMessage("a frame that ends within an id")
     stop = at + 1 + data[at]
+    return _read_id(data[at + 1 : stop]), stop
+
+
+@lru_cache(_IDS_REMEMBERED)
+def _read_id(data: bytes) -> Id:
     try:
-        value = msgpack.unpackb(data[at + 1 : stop])
+        value = msgpack.unpackb(data)
     except ValueError:
         raise MalformedMessage("a frame with an unreadable id") from None
     if type(value) is int and 0 <= value < LIMIT:
-        return value, stop
+        return value
     if isinstance(value, str) and value:
-        return value, stop
+        return value
     raise MalformedMessage("a frame with an id that cannot be")

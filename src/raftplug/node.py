@@ -70,6 +70,7 @@ _CAMPAIGNS = 32  # At once, of one node.
 _ELECTION_US = 3_000  # What one costs, amply, where three nodes share two cores.
 _NEWS_US = 100_000  # However many leaders change, one announcement in this time tells of them.
 _RETRY_WRITE_US = 1_000_000
+_FAST_COMMIT_US = 5_000
 _SENDERS_REMEMBERED = 10_000
 _REDIRECT_S = 0.1
 _FINISH_S = 5.0  # How long a node that stops waits for its state machines.
@@ -85,6 +86,8 @@ class NodeLoop:
         machines: the state machine of each group that the node carries.
         settings: the limits.
         executor: runs commits of the storage; one is under way at a time.
+        own_executor: runs them, while they are fast, in the loop's own thread: a hand-over costs more than most of
+            them take.  It is called as the last thing of a turn, which may end there.  None is never.
         clock: monotonic time, µs.
         generator: the source of randomness.
         wall_ms: wall-clock time, only for the directory's readers to tell a record of today from one of yesterday.
@@ -105,6 +108,7 @@ class NodeLoop:
         machines: Mapping[str, Any],
         settings: Settings,
         executor: Executor,
+        own_executor: Executor | None = None,
         clock: Callable[[], int],
         generator: random.Random,
         wall_ms: Callable[[], int] = lambda: 0,
@@ -123,6 +127,7 @@ class NodeLoop:
         self._storage = storage
         self._settings = settings
         self._executor = executor
+        self._own_executor = own_executor
         self._clock = clock
         self._wall_ms = wall_ms
         self._keys = keys
@@ -134,6 +139,8 @@ class NodeLoop:
         self._seen: OrderedDict[tuple[Id, bytes], tuple[int, int, int]] = OrderedDict()  # boot, nonce, sequence
         self._lives: dict[Id, int] = {}  # The nonce that was heard last.
         self._writing: list[tuple[Driver, Write]] = []
+        self._uncommitted: list[Write] = []  # Those of them whose commit has not begun.
+        self._commit_us = 0  # What the last commit took.
         self._retry_at: int | None = None
         self._announced_at = -_ANNOUNCE_MANY_US
         self._news = False  # Somebody leads whom the last announcement did not name.
@@ -217,7 +224,7 @@ class NodeLoop:
         return len(self._calls)
 
     def turn(self) -> None:
-        """One turn (DESIGN 4): drain, step, send what may leave, hand the writes to the store.
+        """One turn (DESIGN 4): drain, step, send what may leave, hand the writes to the store or commit them here.
 
         It visits the drivers that have something to do, so its cost does not grow with those that have not.
 
@@ -226,9 +233,18 @@ class NodeLoop:
             Removed: it is a member of no group any more.
             WrongDirectory: the group knows this member by another data directory.
         """
-        now = self._now = self._clock()
+        self._now = self._clock()
         for data in self.cluster.receive_messages():
             self._receive(data)
+        self._visit(self._now)
+        if self._commit_here():
+            # What waited for that need not wait for anything else.  The time is the same: what arrived meanwhile has
+            # not shown yet who is alive.
+            self._visit(self._now)
+            self._commit_here()
+
+    def _visit(self, now: int) -> None:
+        """Visit those that have something to do."""
         to_self, self._to_self = self._to_self, []
         for number, kind, body in to_self:
             self._deliver(self.id, self._sender.nonce, number, kind, body, self._sender.storage)
@@ -255,19 +271,24 @@ class NodeLoop:
             self._unwritten.update(busy)
         if beats:
             self._show_life()
-        self._flush()
+        if self._outgoing:
+            self._flush()
         if self._writing and (may_write or (self._retry_at is not None and now >= self._retry_at)):
             self._retry_at = None
-            self._commit([write for _, write in self._writing])
-        self._announce(now)
-        # Last, so that another thread can go on with the next turn while a machine that is stuck keeps this one: that
-        # turn finds here whom this one did not come to.
+            self._uncommitted = [write for _, write in self._writing]
+            if self._own_executor is None or self._commit_us > _FAST_COMMIT_US:
+                self._commit(self._executor)
+        if now >= self._announce_at():
+            self._announce(now)
+        # From here on another thread may go on with the next turn, while a machine or a disk that is stuck keeps this
+        # one: that turn finds in `_busy` and `_uncommitted` what this one did not come to.
         self._busy.update(busy)
         for name, driver in busy.items():
             driver.apply()
             self._busy.pop(name, None)
             self._agenda.arm(name, driver.deadline())
-        self._flush()
+        if self._outgoing:
+            self._flush()
         for driver in busy.values():
             if driver.raft.removed:
                 self._part(driver)
@@ -399,8 +420,23 @@ class NodeLoop:
 
     # ------------------------------------------------------------------ disk
 
-    def _commit(self, writes: list[Write]) -> None:
-        self._executor(lambda: self._storage.commit(writes), lambda error: self.call(self._committed, error))
+    def _commit_here(self) -> bool:
+        """Commit in this thread, if there is something to commit; whether that was done."""
+        if not self._uncommitted or self._own_executor is None:
+            return False
+        self.cluster.flush()
+        self._commit(self._own_executor)
+        return True
+
+    def _commit(self, executor: Executor) -> None:
+        writes, self._uncommitted = self._uncommitted, []
+
+        def commit() -> None:
+            began = self._clock()
+            self._storage.commit(writes)
+            self._commit_us = self._clock() - began
+
+        executor(commit, lambda error: self.call(self._committed, error))
 
     def _with_thread(self, start: Callable[[str], Executor], group: str) -> Executor:
         """A thread for a slow state machine; what it did comes back by `call`."""
@@ -518,8 +554,6 @@ class NodeLoop:
             self.cluster.send_message(target, self._sender.encode(target, items[start:]))
 
     def _announce(self, now: int) -> None:
-        if now < self._announce_at():
-            return
         if self._news:
             self.cluster.register_leader(next(iter(self._leaders.values()), None))
         self._announced_at, self._news = now, False
@@ -692,6 +726,7 @@ class Node:
                 machines=self._machines,
                 settings=self._settings,
                 executor=store.submit,
+                own_executor=lambda job, done: thread.execute(job, done),
                 clock=lambda: time.monotonic_ns() // 1000,
                 generator=random.Random(storage.identity.nonce),
                 wall_ms=lambda: time.time_ns() // 1_000_000,
@@ -974,13 +1009,14 @@ class Node:
         self._events.close(_FINISH_S)
 
     def _finish_applies(self) -> None:
-        """Wait for state machines at work, but not for ever."""
+        """Wait for state machines and commits at work, but not for ever."""
         until = time.monotonic() + _FINISH_S
         done = [worker.stop(max(0.0, until - time.monotonic())) for worker in self._workers]
         if self._thread is not None:
             done.append(self._thread.join_kept(max(0.0, until - time.monotonic())))
         if not all(done):
-            _logger.error("node %s: a state machine is still at work after %g s: it is left alone", self.id, _FINISH_S)
+            text = "node %s: a state machine, or the disk, is still at work after %g s: it is left alone"
+            _logger.error(text, self.id, _FINISH_S)
 
     def _new_worker(self, group: str) -> Executor:
         worker = Worker(f"raftplug-apply-{self.id}-{group}")

@@ -67,6 +67,10 @@ _DIRECTORY_ENTRIES: Final = 1000
 _DIRECTORY_MEMBERS: Final = 10_000
 _FRAME_BYTES: Final = 8 << 20
 _UNANSWERED_BYTES: Final = 16 << 20  # Sent or waiting to be; beyond it frames are dropped, which Raft tolerates.
+# Nobody waits for the reply to a frame: they are read when there are so many, or so old.
+_OWED: Final = 64
+_OWED_BYTES: Final = 1 << 20
+_OWED_S: Final = 0.02
 _HELD_BYTES: Final = 256 << 10  # Kept for the time after a reconnect: enough for a request, too little to be a backlog.
 _COMMAND_BYTES: Final = 256  # What one command costs us besides its frame.
 _READ_ENTRIES: Final = 1000
@@ -266,6 +270,11 @@ class RedisStreams(Cluster):
                 return
             now = self._clock()
 
+    def flush(self) -> None:
+        """Send what is queued, and ask for what is there to be read."""
+        if not self._closed:
+            self._send(self._clock())
+
     def wake(self) -> None:
         """Make the current or the next `wait` return at once.  Any thread."""
         self._wake_called = True
@@ -289,6 +298,9 @@ class RedisStreams(Cluster):
     def problems(self) -> list[str]:
         """What is wrong now, one line each, without passwords."""
         now = self._clock()
+        for slot in list(self._writers.values()):
+            if slot.expected:
+                self._read_slot(slot, now)
         for key in [key for key, (_, over_at) in self._problems.items() if over_at < now]:
             del self._problems[key]
         return sorted({text for text, _ in self._problems.values()})
@@ -352,9 +364,15 @@ class RedisStreams(Cluster):
         """All that can be done without waiting: adopt, read, keep, flush, and then arm."""
         self._tend(now)
         for slot in list(self._writers.values()):
-            if slot.expected:
+            if slot.expected and (
+                len(slot.expected) >= _OWED or slot.unanswered >= _OWED_BYTES or now - slot.since >= _OWED_S
+            ):
                 self._read_slot(slot, now)
         self._keep(now)
+        self._send(now)
+
+    def _send(self, now: float) -> None:
+        """Pack what is queued, flush, and arm."""
         self._pack_queued(now)
         for slot in self._writers.values():
             self._flush_slot(slot)

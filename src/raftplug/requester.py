@@ -348,16 +348,21 @@ class Requester:
     def tick(self, now: int) -> int:
         """Do what is due, and send.  `now` in µs never goes back.  Returns: `deadline()`."""
         self._now = max(self._now, now)
-        self._run_timers()
+        busy = bool(self._calls)
+        if busy:
+            self._run_timers()
         if self._target is None:
             self._find_target()
-        self._send_ready()
-        self._send_queued()
-        self._tidy()
+        if busy:
+            self._send_ready()
+            self._send_queued()
+            self._tidy()
         return self.deadline()
 
     def deadline(self) -> int:
         """When `tick` is due if nothing happens; 0 if there is something to send, 2^63 if there is nothing at all."""
+        if not self._calls:
+            return LIMIT
         if self._ready and (self._target is not None or any(call.to is not None for call in self._ready)):
             return 0
         if self._target is not None and (self._may_send_read() or self._may_send_write()):

@@ -517,6 +517,10 @@ class Snapshots:
 
     # -- the store -------------------------------------------------------------------------------------------------
 
+    def is_at_work(self) -> bool:
+        """Whether `part` may have something."""
+        return bool(self._garbage) or self.fetch is not None or self.making is not None
+
     def part(self, is_over: Callable[[], bool]) -> Part:
         """What goes into the next write: `written` must follow before it is asked for again.
 

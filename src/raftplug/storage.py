@@ -60,6 +60,12 @@ LOCK_NAME: Final = "lock"
 _APPLICATION_ID: Final = 0x52414654  # "RAFT"
 _SCHEMA_VERSION: Final = 2
 _TABLES: Final = ("node", "configuration", "state", "snapshot", "piece", "log")
+# Not REPLACE: what is updated in its place leaves the page of the index alone.
+_PUT: Final = {
+    table: f"INSERT INTO {table} (name, number, value) VALUES (?, ?, ?) "
+    "ON CONFLICT DO UPDATE SET value = excluded.value"
+    for table in _TABLES
+}
 _LAST_NUMBER: Final = LIMIT - 1
 _ROW_BYTES: Final = 1 << 20
 _CHECKPOINT_BYTES: Final = 4 << 20
@@ -126,8 +132,7 @@ class Discarded(NamedTuple):
     high: int
 
 
-@dataclass(frozen=True, slots=True)
-class Write:
+class Write(NamedTuple):
     """One group's part of a transaction.
 
     Args:
@@ -496,24 +501,11 @@ class SQLiteRows(Transactional):
         return rows
 
     def apply(self, changes: Sequence[Put | Delete]) -> None:
-        with self._translated("written"):
-            writer = self._opened(self._writer)
-            execute = writer.execute
-            try:
-                execute("BEGIN IMMEDIATE")
-                for change in changes:
-                    if isinstance(change, Put):
-                        # Not REPLACE: what is updated in its place leaves the page of the index alone.
-                        insert = f"INSERT INTO {change.table} (name, number, value) VALUES (?, ?, ?)"
-                        execute(f"{insert} ON CONFLICT DO UPDATE SET value = excluded.value", change[1:])
-                        self._since_checkpoint += len(change.value) + 4096
-                    else:
-                        execute(f"DELETE FROM {change.table} WHERE name = ? AND number BETWEEN ? AND ?", change[1:])
-                execute("COMMIT")
-            except BaseException:
-                if writer.in_transaction:
-                    execute("ROLLBACK")
-                raise
+        writer = self._opened(self._writer)
+        try:
+            self._transact(writer, changes)
+        except (OSError, sqlite3.Error) as error:
+            raise self._translation(error, "written") from None
         if self._since_checkpoint >= _CHECKPOINT_BYTES:
             self._since_checkpoint = 0
             try:
@@ -521,6 +513,22 @@ class SQLiteRows(Transactional):
                     writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
             except DiskFull:
                 pass  # The transaction is durable in the write-ahead log; that grows until there is space.
+
+    def _transact(self, writer: sqlite3.Connection, changes: Sequence[Put | Delete]) -> None:
+        execute = writer.execute
+        try:
+            execute("BEGIN IMMEDIATE")
+            for change in changes:
+                if isinstance(change, Put):
+                    execute(_PUT[change.table], change[1:])
+                    self._since_checkpoint += len(change.value) + 4096
+                else:
+                    execute(f"DELETE FROM {change.table} WHERE name = ? AND number BETWEEN ? AND ?", change[1:])
+            execute("COMMIT")
+        except BaseException:
+            if writer.in_transaction:
+                execute("ROLLBACK")
+            raise
 
     def close(self) -> None:
         # The writer last: the last one to close checkpoints, and removes the write-ahead log.
@@ -539,21 +547,25 @@ class SQLiteRows(Transactional):
     @contextmanager
     def _translated(self, done: str) -> Iterator[None]:
         try:
-            with os_errors(self.where, done):
-                yield
-        except sqlite3.Error as error:
-            extended = getattr(error, "sqlite_errorcode", 0)
-            code = extended & 0xFF
-            text = " ".join(str(error).split())
-            # The second: the shared index of the write-ahead log could not grow.
-            if code == sqlite3.SQLITE_FULL or extended == sqlite3.SQLITE_IOERR_SHMSIZE:
-                raise DiskFull(f"{self.where}: no space left on the disk, nothing was written: make some") from None
-            # What has no code was raised by the Python module, over a value that it could not make sense of.
-            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR) or (
-                code == 0 and isinstance(error, sqlite3.OperationalError)
-            ):
-                raise Corrupt(f"{self.where} is damaged ({text}): {_REPLACE}") from None
-            raise StorageFailed(f"{self.where} could not be {done} ({text}): look at the disk") from None
+            yield
+        except (OSError, sqlite3.Error) as error:
+            raise self._translation(error, done) from None
+
+    def _translation(self, error: OSError | sqlite3.Error, done: str) -> StorageError:
+        if isinstance(error, OSError):
+            return _os_error(error, self.where, done)
+        extended = getattr(error, "sqlite_errorcode", 0)
+        code = extended & 0xFF
+        text = " ".join(str(error).split())
+        # The second: the shared index of the write-ahead log could not grow.
+        if code == sqlite3.SQLITE_FULL or extended == sqlite3.SQLITE_IOERR_SHMSIZE:
+            return DiskFull(f"{self.where}: no space left on the disk, nothing was written: make some")
+        # What has no code was raised by the Python module, over a value that it could not make sense of.
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR) or (
+            code == 0 and isinstance(error, sqlite3.OperationalError)
+        ):
+            return Corrupt(f"{self.where} is damaged ({text}): {_REPLACE}")
+        return StorageFailed(f"{self.where} could not be {done} ({text}): look at the disk")
 
 
 @contextmanager
@@ -562,10 +574,14 @@ def os_errors(where: str, done: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(f"{where}: no space left on the disk, nothing was written: make some") from None
-        reason = error.strerror or str(error)
-        raise StorageFailed(f"{where} could not be {done} ({reason}): look at its path and permissions") from None
+        raise _os_error(error, where, done) from None
+
+
+def _os_error(error: OSError, where: str, done: str) -> StorageError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull(f"{where}: no space left on the disk, nothing was written: make some")
+    reason = error.strerror or str(error)
+    return StorageFailed(f"{where} could not be {done} ({reason}): look at its path and permissions")
 
 
 def sync(path: str) -> None:
@@ -580,8 +596,7 @@ def sync(path: str) -> None:
 # --------------------------------------------------------------------------------------------------------- the records
 
 
-@dataclass(frozen=True, slots=True)
-class _State:
+class _State(NamedTuple):
     """The state row: hard state, and where log and snapshot end."""
 
     term: int

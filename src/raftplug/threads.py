@@ -51,9 +51,10 @@ class _Relieved(BaseException):
 class LoopThread:
     """Runs an event loop, and goes on with it in another thread while a job of its own keeps the first.
 
-    A state machine is applied in the loop's thread, as the last thing of a turn, since a hand-over to another thread
-    costs more than most machines take.  But one that takes long must not hold up heartbeats: a watchman looks after
-    the job now and then, and lets another thread have the loop.  The first one ends with its job.
+    A state machine is applied, and a write is committed, in the loop's thread, as the last thing of a turn, since a
+    hand-over to another thread costs more than most of them take.  But one that takes long must not hold up heartbeats:
+    a watchman looks after the job now and then, and lets another thread have the loop.  The first one ends with its
+    job.
 
     Args:
         name: of the threads.
