@@ -227,6 +227,50 @@ def test_a_leader_whose_disk_takes_three_seconds_keeps_leading(world: World) -> 
     assert world.result(slow) == 2
 
 
+def test_what_is_asked_while_leadership_moves_waits_for_the_successor(world: World) -> None:
+    """It is not sent back and forth meanwhile, and does not rest for longer than the handing over takes."""
+    leader = world.elect()
+    client = world.client()
+    first, second = Future(), Future()
+    client.propose(plain.encode({"add": 1}), first, world.now + 10_000_000)
+    world.result(first)
+    asked: list[Any] = []
+
+    def heard(source: Any, target: Any, message: bytes) -> bool:
+        if source == "~client":
+            asked.append(target)
+        return False
+
+    world.hub.drop = heard
+    target = next(id for id in IDS if id != leader)
+    world.stuck[target] = []
+    world.raft(leader).transfer(target)
+    client.propose(plain.encode({"add": 1}), second, world.now + 10_000_000)
+    world.run(50)
+    assert asked == [leader] and not second.done()
+    for job in world.stuck.pop(target):
+        job()
+    world.run(20)
+    assert world.leader() == target and second.done()
+    assert asked == [leader, target]
+
+
+def test_what_waits_for_a_successor_is_taken_when_none_takes_over(world: World) -> None:
+    leader = world.elect()
+    client = world.client()
+    first, second = Future(), Future()
+    client.propose(plain.encode({"add": 1}), first, world.now + 10_000_000)
+    world.result(first)
+    target = next(id for id in IDS if id != leader)
+    world.cut = {target}
+    world.raft(leader).transfer(target)
+    client.propose(plain.encode({"add": 1}), second, world.now + 10_000_000)
+    world.run(400)
+    assert not second.done()
+    world.run(400)
+    assert world.leader() == leader and second.done()
+
+
 def test_a_turn_that_ends_in_its_apply_leaves_its_write_to_the_next_one(world: World) -> None:
     """As where a machine that takes long keeps the thread: another one goes on with the loop."""
 

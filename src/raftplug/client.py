@@ -248,9 +248,9 @@ class ClientLoop:
             self.requester.set_nodes(nodes)
         hints = Counter(leader for leader in records.values() if leader in records)
         hint = hints.most_common(1)[0][0] if hints else None
-        if hint is not None and hint != self._hint:
-            self.requester.set_leader(hint)  # Only on a change: an old hint must not outlive what an answer said.
-        self._hint = hint
+        # Only on a change: an old hint must not outlive what an answer said.
+        if hint is None or hint == self._hint or self.requester.suggest_leader(hint, now):
+            self._hint = hint
 
     def _end_all(self, conflict: str) -> None:
         """Refuse what waits, and what comes until the directory is looked at again."""

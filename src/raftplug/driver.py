@@ -248,6 +248,8 @@ class Driver:
         self._notices_at = _NEVER
         self._notice_us = settings.heartbeat_ms * 1000 // _NOTICES_A_HEARTBEAT
         self._closed = False
+        self._waiting: list[tuple[Id, int, bytes]] = []  # Requests that came while leadership moved.
+        self._moving_until = 0
         self._changes: list[Asker] = []  # Who waits for a change of the members to be over.
         self._configuration: Any = None
         self.members_changed = False
@@ -445,6 +447,7 @@ class Driver:
         self.requester.tick(now)
         self._expire(now)
         self._tick_snapshots(now)
+        self._look_after_successor()
         ready = self.raft.ready(may_write)
         if self._observes():
             for index, *entry in ready.truncated:
@@ -517,6 +520,7 @@ class Driver:
             int(self.raft.deadline()),
             self.requester.deadline(),
             self._next_expiry,
+            self._moving_until if self._waiting else _NEVER,
             self._notices_at,
             self._digests.deadline(),
             self.snapshots.deadline(),
@@ -529,7 +533,10 @@ class Driver:
         for _, _, whom in self._pending.values():
             self._resolve_error(whom, OutcomeUnknown("this node stopped before the transition was applied"), UNKNOWN)
         self._pending.clear()
+        waiting, self._waiting, self._moving_until = self._waiting, [], 0
         self.raft.resign()
+        for request in waiting:
+            self._on_request(*request)
         for read in [*self.raft.ready(False).failed_reads, *self._reads, *self._looking]:
             read.finish(_stopped())
         self._reads.clear()
@@ -643,8 +650,8 @@ class Driver:
         self._send(target, REQUEST, address(body, nonce))
         return nonce != 0
 
-    def _on_request(self, source: Id, nonce: int, body: bytes) -> None:
-        addressee, body = addressed(body)
+    def _on_request(self, source: Id, nonce: int, request: bytes) -> None:
+        addressee, body = addressed(request)
         try:
             counter, operation, args = msgpack.unpackb(body, strict_map_key=False)
             if type(counter) is not int or not isinstance(operation, str) or not isinstance(args, list):
@@ -685,7 +692,10 @@ class Driver:
                 case _:
                     self._reply(asker, MALFORMED, f"no request {operation!r} with such arguments")
         except NotLeader:
-            self._reply(asker, REFUSED_NOT_LEADER, self.raft.leader)
+            if self._is_moving() and len(self._waiting) < self.settings.max_pending:
+                self._waiting.append((source, nonce, request))
+            else:
+                self._reply(asker, REFUSED_NOT_LEADER, self.raft.leader)
         except Overloaded as error:
             self._reply(asker, REFUSED_OVERLOADED, str(error))
         except ChangeRefused as error:
@@ -707,6 +717,19 @@ class Driver:
     def _require_leader(self) -> None:
         if self.raft.role != LEADER or self.diverged is not None:
             raise NotLeader
+
+    def _is_moving(self) -> bool:
+        """Whether this leader hands over, or has, and does not know yet to whom."""
+        return self.raft.transferee is not None or (self.raft.leader is None and self.raft.now < self._moving_until)
+
+    def _look_after_successor(self) -> None:
+        """While leadership moves, what needs a leader waits here, instead of being sent back and forth."""
+        if self.raft.transferee is not None:
+            self._moving_until = self.raft.now + 1000 * self.settings.election_timeout_ms
+        if self._waiting and not self._is_moving():
+            waiting, self._waiting = self._waiting, []
+            for request in waiting:
+                self._on_request(*request)
 
     def _pend(self, asker: Asker, index: int) -> None:
         self._pending[index] = (self.raft.term, _NEVER, asker)

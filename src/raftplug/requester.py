@@ -111,9 +111,11 @@ class _Call:
         "op",
         "open",
         "refusal",
+        "rests",
         "sent_us",
         "sequence",
         "session",
+        "silences",
         "size",
         "state",
         "tainted",
@@ -140,6 +142,8 @@ class _Call:
         self.target: Id | None = None  # Whom the newest attempt went to.
         self.sent_us = 0
         self.attempts = 0
+        self.rests = 0  # Attempts that were refused and led nowhere …
+        self.silences = 0  # … and those that were left unanswered for too long.
         self.follows = 0  # Hints followed at once since the last rest: two nodes may point at each other.
         self.open: list[int] = []  # Counters of the attempts that are not answered, oldest first.
         self.tainted = False  # An attempt will never be settled.
@@ -293,6 +297,17 @@ class Requester:
                     continue  # A follower reads, too, while it is there.
                 # Not more often than every pause, should two hints contend.
                 self._set_due(call, min(call.due, max(self._now, call.sent_us + self._pause_us)))
+
+    def suggest_leader(self, leader: Id, now: int) -> bool:
+        """A directory names who leads: that may be a second old, and counts only if nobody answers who is thought to.
+
+        Returns: whether it counted.
+        """
+        answers = self._leader is not None and now - self._heard_us < self._patience_us
+        if answers and leader != self._leader:
+            return False
+        self.set_leader(leader)
+        return True
 
     def set_nodes(self, nodes: Sequence[Id]) -> None:
         """The nodes to try while the leader is unknown."""
@@ -568,6 +583,8 @@ class Requester:
         if call.kind == _OPEN and not self._writes:
             self._finish(call, None, Unavailable("no write needs the session any more"))
             return
+        if call.state == _FLYING:
+            call.silences += 1
         if call.state == _FLYING and call.to is None and call.target == self._target:
             # Silent since the attempt; or lately, if it died just after it had said something.
             silent = self._heard_us <= max(call.sent_us, call.due - self._patience_us // 2)
@@ -584,10 +601,11 @@ class Requester:
         self._ready.append(call)
 
     def _rest(self, call: _Call) -> None:
-        """Ask again after a pause that grows with the attempts, and differs from everybody else's."""
+        """Ask again after a pause that grows each time, and differs from everybody else's."""
         call.state = _RESTING
         call.follows = 0
-        pause = self._pause_us << min(call.attempts - 1, 4)
+        pause = self._pause_us << min(call.rests, 4)
+        call.rests += 1
         self._set_due(call, self._now + pause // 2 + self._random.randrange(pause))
 
     def _tidy(self) -> None:
@@ -701,8 +719,8 @@ class Requester:
         if len(call.open) > ATTEMPTS:
             del self._counters[call.open.pop(0)]
             call.tainted = True
-        patience = self._patience_us << min(call.attempts - 1, 2)
-        spread = self._random.randrange(self._patience_us // 2) if call.attempts > 1 else 0
+        patience = self._patience_us << min(call.silences, 2)
+        spread = self._random.randrange(self._patience_us // 2) if call.silences else 0
         self._set_due(call, self._now + patience + spread)
         session = call.session
         args: list[Any]
