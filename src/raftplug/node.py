@@ -283,6 +283,9 @@ class NodeLoop:
         # From here on another thread may go on with the next turn, while a machine or a disk that is stuck keeps this
         # one: that turn finds in `_busy` and `_uncommitted` what this one did not come to.
         self._busy.update(busy)
+        if self._uncommitted and not any(driver.raft.role == LEADER for driver in busy.values()):
+            return  # The leader waits for our disk, and nobody for what is applied here.
+        self.cluster.flush()
         for name, driver in busy.items():
             driver.apply()
             self._busy.pop(name, None)

@@ -271,8 +271,8 @@ class RedisStreams(Cluster):
             now = self._clock()
 
     def flush(self) -> None:
-        """Send what is queued, and ask for what is there to be read."""
-        if not self._closed:
+        """Send what is queued."""
+        if self._queue and not self._closed:
             self._send(self._clock())
 
     def wake(self) -> None:
@@ -370,12 +370,6 @@ class RedisStreams(Cluster):
                 self._read_slot(slot, now)
         self._keep(now)
         self._send(now)
-
-    def _send(self, now: float) -> None:
-        """Pack what is queued, flush, and arm."""
-        self._pack_queued(now)
-        for slot in self._writers.values():
-            self._flush_slot(slot)
         reader = self._reader
         if reader.wire is not None:
             if self._inbox_state == _READY and not reader.expected and now >= self._arm_at:
@@ -383,6 +377,11 @@ class RedisStreams(Cluster):
                 words = (b"XREAD", b"COUNT", count, b"BLOCK", block, b"STREAMS", self._inbox, self._cursor.id or START)
                 self._command(reader, _READ, self._inbox, *words)
             self._flush_slot(reader)
+
+    def _send(self, now: float) -> None:
+        self._pack_queued(now)
+        for slot in self._writers.values():
+            self._flush_slot(slot)
 
     def _select(self, limit_s: float) -> bool:
         """Wait for sockets, and read.  Returns whether `wake` was called."""
