@@ -382,7 +382,7 @@ class Driver:
             future: gets the result, or TransitionFailed, OutcomeUnknown, NotLeader, Unavailable, Overloaded.
             deadline: when the future gets an error at the latest; microseconds of the clock.
         """
-        if self._closed or self.diverged is not None:
+        if self._closed or (self._diverged and self.diverged is not None):
             future.set_exception(self._refusal())
             return
         if self.raft.role != LEADER or self.raft.transferee is not None:
@@ -395,7 +395,8 @@ class Driver:
             return
         future.transition_id = (self.raft.term, index)
         self._pending[index] = (self.raft.term, deadline, future)
-        self._next_expiry = min(self._next_expiry, deadline)
+        if deadline < self._next_expiry:
+            self._next_expiry = deadline
 
     def propose_here(self, transition: Any) -> None:
         """The seed's way: a leader appends it, anyone else registers it as Abandoned(NotLeader)."""
@@ -736,7 +737,7 @@ class Driver:
 
     def _append(self, kind: int, payload: bytes) -> int:
         log = self.raft.log
-        low = max(self.raft.commit, log.base_index) + 1
+        low = self.raft.commit + 1  # Never below the log's base.
         uncommitted = log.bytes_between(low, log.last_index + 1) if low <= log.last_index else 0
         if uncommitted > self.settings.max_uncommitted_bytes or len(self._pending) >= self.settings.max_pending:
             raise Overloaded("the leader holds as many uncommitted transitions as it may: try again later")
@@ -751,7 +752,10 @@ class Driver:
         """Whether the state machine is behind by as much as it may be."""
         if self.is_witness is not False:
             return False  # It executes nothing, or only once we know what we are: the log says it.
-        low, commit = max(self._applied, self.raft.log.base_index) + 1, self.raft.commit
+        commit = self.raft.commit
+        if commit <= self._applied:
+            return False
+        low = max(self._applied, self.raft.log.base_index) + 1
         return low <= commit and bool(self.raft.log.bytes_between(low, commit + 1) > self.settings.max_unapplied_bytes)
 
     def _change_members(self, asker: Asker, action: str, members: list[Any]) -> None:
@@ -991,6 +995,7 @@ class Driver:
 
     def _answer(self, outcomes: list[Outcome]) -> None:
         """Entries were applied: tell who waits for them."""
+        diverged = self.diverged
         for outcome in outcomes:
             index = outcome.index
             if outcome.kind == CONFIGURATION:
@@ -1003,8 +1008,8 @@ class Driver:
             proposed_term, _, whom = pending
             if proposed_term != outcome.term:
                 self._resolve_error(whom, _overwritten(), REFUSED_UNAVAILABLE)
-            elif self.diverged is not None:
-                self._resolve_error(whom, OutcomeUnknown(f"it was executed, but {self.diverged}"), UNKNOWN)
+            elif diverged is not None:
+                self._resolve_error(whom, OutcomeUnknown(f"it was executed, but {diverged}"), UNKNOWN)
             elif isinstance(whom, Asker):
                 self._reply(whom, outcome.code, outcome.value)
             elif outcome.code == FAILED:

@@ -320,14 +320,16 @@ class NodeLoop:
 
     def _run_calls(self) -> None:
         """Make the calls that wait; each is taken by one thread.  A closed driver only refuses."""
+        attended = None
         for _ in range(len(self._calls)):
             try:
                 function, *arguments = self._calls.popleft()
             except IndexError:
                 return
             owner = getattr(function, "__self__", None)
-            if isinstance(owner, Driver):
+            if owner is not attended and isinstance(owner, Driver):
                 self.attend(owner)
+                attended = owner
             function(*arguments)
 
     def _deadline_of(self, group: str) -> int:
