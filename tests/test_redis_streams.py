@@ -336,6 +336,14 @@ def pump_and_receive(streams: RedisStreams) -> list[bytes]:
     return streams.receive_messages()
 
 
+def test_what_is_flushed_leaves_though_its_sender_never_waits(redis_server: EmbeddedServer, open_streams: Open) -> None:
+    first, second = open_streams(redis_server.url, "n1"), open_streams(redis_server.url, "n2")
+    flow(first, second, "n2")
+    first.send_message("n2", b"now")
+    first.flush()
+    wait_until(lambda: b"now" in pump_and_receive(second), "it arrives")
+
+
 def test_a_failover_to_a_stale_replica_is_named_and_survived(
     redis_server: EmbeddedServer, control: redis.Redis, open_streams: Open, start_server: Callable[..., EmbeddedServer]
 ) -> None:
