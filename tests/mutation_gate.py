@@ -427,6 +427,24 @@ MUTANTS = (
         "        if kind in _COUNTED and storage is not None and not self._is_known(source, storage) and False:",
     ),
     Mutant(
+        "an older boot is accepted",
+        "node.py",
+        "        if frame.boot < boot or (frame.boot == boot and frame.nonce != nonce and not client):",
+        "        if frame.boot == boot and frame.nonce != nonce and not client:",
+    ),
+    Mutant(
+        "the highest boot is not kept on disk",
+        "node.py",
+        "            self._storage.commit(writes, heard)",
+        "            self._storage.commit(writes)",
+    ),
+    Mutant(
+        "the highest boot is not read from the disk",
+        "storage.py",
+        "            cluster, self.heard = found.cluster, heard\n",
+        "            cluster = found.cluster\n",
+    ),
+    Mutant(
         "who lost its disk campaigns",
         "raft.py",
         "        return len(voting) > 0 and not self.is_displaced()\n",

@@ -57,7 +57,7 @@ from raftplug.keys import Given, cluster_keys, other_key, require_key
 from raftplug.plugins import Plugins, default
 from raftplug.requester import check_consistency
 from raftplug.settings import Settings
-from raftplug.storage import SQLiteStorage, Storage, Write
+from raftplug.storage import Heard, SQLiteStorage, Storage, Write
 from raftplug.threads import Executor, LoopThread, Worker, run_here
 from raftplug.version import VERSION
 
@@ -71,7 +71,8 @@ _ELECTION_US = 3_000  # What one costs, amply, where three nodes share two cores
 _NEWS_US = 100_000  # However many leaders change, one announcement in this time tells of them.
 _RETRY_WRITE_US = 1_000_000
 _FAST_COMMIT_US = 5_000
-_SENDERS_REMEMBERED = 10_000
+_CLIENTS_REMEMBERED = 10_000
+_NODES_REMEMBERED = 1_000  # Also on the disk.
 _REDIRECT_S = 0.1
 _FINISH_S = 5.0  # How long a node that stops waits for its state machines.
 _FIND_S = 5.0  # How long a node that joins looks for the cluster.
@@ -136,10 +137,16 @@ class NodeLoop:
         self._calls: deque[tuple[Any, ...]] = deque()
         self._outgoing: dict[Id, list[tuple[int, int, bytes]]] = {}
         self._to_self: list[tuple[int, int, bytes]] = []
-        self._seen: OrderedDict[tuple[Id, bytes], tuple[int, int, int]] = OrderedDict()  # boot, nonce, sequence
+        # Of each sender's directory: boot, nonce and sequence of the last frame.  Clients have none, and come and go.
+        self._seen: OrderedDict[tuple[Id, bytes], tuple[int, int, int]] = OrderedDict()
+        self._seen_clients: OrderedDict[tuple[Id, bytes], tuple[int, int, int]] = OrderedDict()
+        for node, directory, boot, nonce in storage.heard:
+            self._seen[node, directory] = (boot, nonce, 0)
+        self._unkept = False  # Another life of a node was heard than the disk remembers.
+        self._keeping = False  # The commit that is under way, or waits for space, says so.
         self._lives: dict[Id, int] = {}  # The nonce that was heard last.
         self._writing: list[tuple[Driver, Write]] = []
-        self._uncommitted: list[Write] = []  # Those of them whose commit has not begun.
+        self._uncommitted: tuple[list[Write], list[Heard] | None] | None = None  # What the next commit is of.
         self._commit_us = 0  # What the last commit took.
         self._retry_at: int | None = None
         self._announced_at = -_ANNOUNCE_MANY_US
@@ -255,7 +262,7 @@ class NodeLoop:
         for name in self._agenda.take(now, self._deadline_of):
             if self._may_stand(self.drivers[name], now):
                 self.attend(self.drivers[name])
-        may_write = not self._writing
+        may_write = not (self._writing or self._keeping)
         busy, self._busy = self._busy, {}
         for name, driver in busy.items():
             write = driver.turn(now, may_write)
@@ -273,9 +280,11 @@ class NodeLoop:
             self._show_life()
         if self._outgoing:
             self._flush()
-        if self._writing and (may_write or (self._retry_at is not None and now >= self._retry_at)):
+        begins = may_write or (self._retry_at is not None and now >= self._retry_at)
+        self._keeping = self._keeping or (begins and self._unkept)
+        if begins and (self._writing or self._keeping):
             self._retry_at = None
-            self._uncommitted = [write for _, write in self._writing]
+            self._uncommitted = [write for _, write in self._writing], self._to_keep()
             if self._own_executor is None or self._commit_us > _FAST_COMMIT_US:
                 self._commit(self._executor)
         if now >= self._announce_at():
@@ -422,21 +431,28 @@ class NodeLoop:
 
     def _commit_here(self) -> bool:
         """Commit in this thread, if there is something to commit; whether that was done."""
-        if not self._uncommitted or self._own_executor is None:
+        if self._uncommitted is None or self._own_executor is None:
             return False
         self.cluster.flush()
         self._commit(self._own_executor)
         return True
 
     def _commit(self, executor: Executor) -> None:
-        writes, self._uncommitted = self._uncommitted, []
+        (writes, heard), self._uncommitted = self._uncommitted or ([], None), None
 
         def commit() -> None:
             began = self._clock()
-            self._storage.commit(writes)
+            self._storage.commit(writes, heard)
             self._commit_us = self._clock() - began
 
         executor(commit, lambda error: self.call(self._committed, error))
+
+    def _to_keep(self) -> list[Heard] | None:
+        """What the disk is to remember of other nodes from this commit on; None if that is what it remembers."""
+        if not self._keeping:
+            return None
+        self._unkept = False
+        return [Heard(*sender, boot, nonce) for sender, (boot, nonce, _) in self._seen.items()]
 
     def _with_thread(self, start: Callable[[str], Executor], group: str) -> Executor:
         """A thread for a slow state machine; what it did comes back by `call`."""
@@ -459,6 +475,7 @@ class NodeLoop:
             raise error if isinstance(error, RaftplugError) else StorageFailed(f"{type(error).__name__}: {error}")
         self.refused.pop("disk full: this node acknowledges nothing until there is space", None)
         done, self._writing = self._writing, []
+        self._keeping = False
         for driver, _ in done:
             self.attend(driver)
             driver.written()
@@ -491,17 +508,22 @@ class NodeLoop:
         if frame.source == self.id and frame.nonce != self._sender.nonce:
             return "a frame of another process with this node's id: stop one of the two"
         sender = (frame.source, frame.storage)  # A new directory begins at boot 1; whether it counts others decide.
-        boot, nonce, sequence = self._seen.get(sender, (0, frame.nonce, 0))
+        seen = self._seen_clients if client else self._seen
+        boot, nonce, sequence = seen.get(sender, (0, frame.nonce, 0))
         if frame.boot < boot or (frame.boot == boot and frame.nonce != nonce and not client):
+            # It has to know; whoever lives there now does not mind, if this is an old frame (DESIGN 7).
+            displaced = (NO_GROUP, DISPLACED, life(frame.storage, frame.nonce))
+            self._outgoing.setdefault(frame.source, []).append(displaced)
             return f"a frame of an older or copied data directory of {frame.source!r}"
         if frame.boot == boot and frame.nonce == nonce and frame.sequence <= sequence:
             return "a frame that was delivered before"
-        self._seen[sender] = (frame.boot, frame.nonce, frame.sequence)
-        self._seen.move_to_end(sender)
+        seen[sender] = (frame.boot, frame.nonce, frame.sequence)
+        seen.move_to_end(sender)
+        self._unkept = self._unkept or (not client and (frame.boot, frame.nonce) != (boot, nonce))
         self._hear(frame.source, self._lives.get(frame.source) != frame.nonce)
         self._lives[frame.source] = frame.nonce
-        if len(self._seen) > _SENDERS_REMEMBERED:
-            self._lives.pop(self._seen.popitem(last=False)[0][0], None)
+        if len(seen) > (_CLIENTS_REMEMBERED if client else _NODES_REMEMBERED):
+            self._lives.pop(seen.popitem(last=False)[0][0], None)
         return None
 
     def _life_of(self, id: Id) -> int:

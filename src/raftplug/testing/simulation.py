@@ -511,6 +511,9 @@ class _Process:
         self.given: dict[bytes, int] = {}  # … and when, by our own clock, a piece of each was given last.
         self.lost: list[_Disk] = []
         self.displaced = False  # On an empty disk, and still a member by the one that was lost.
+        # The latest life of each directory of which it took something, by id and uuid; and what its disk must say.
+        self.heard_lives: dict[tuple[Id, bytes], tuple[int, int]] = {}
+        self.kept_lives: dict[tuple[Id, bytes], tuple[int, int]] = {}
 
     def disks(self, known: bytes | None = None) -> list[_Disk]:
         """This disk and those that are lost; only the one with this uuid, if there is one."""
@@ -637,6 +640,7 @@ class Simulation:
         self._companions_committed: dict[tuple[str, int], int] = {}
         self._companions_adds: Counter[tuple[str, str]] = Counter()  # Of each: begun and acknowledged.
         self._diverged = False  # Whether a state was ever changed behind everybody's back.
+        self._boots: dict[int, int] = {}  # Of each nonce that a node had: its boot.
         self._probes: list[tuple[_Process, int, int, Future]] = []
         founders = [f"n{number}" for number in range(1, nodes + 1)]
         spare = 2 if "change_members" in self.faults else 0
@@ -716,6 +720,7 @@ class Simulation:
         process.good_rows = None
         process.rows.full = process.rows.failing = False
         process.durable, process.durable_base, process.votes = {}, 0, {}
+        process.kept_lives = {}
         process.durable_term, process.durable_last, process.term_asked = 0, (0, 0), 0
         process.configuration = configuration
         process.configurations = {0: configuration}
@@ -783,8 +788,12 @@ class Simulation:
             self._fault("old_inbox", process.id)
             link.cursor.id = START
             self.reread(link)
+        identity = storage.identity
+        self._boots[identity.nonce] = identity.boot
+        process.heard_lives = dict(process.kept_lives)
         for each in node.drivers.values():
             each._send = each.quiescence._send = self._speech(process, each._send)
+            each.receive = self._hearing(process, each.receive)  # type: ignore[method-assign]
         process.quiet_under = {}
         driver = process.driver()
         process.kept = [driver.snapshots.current.digest] if driver.snapshots.current is not None else []
@@ -850,6 +859,8 @@ class Simulation:
             self._note("stops", process.id, type(error).__name__)
             self._kill(process, self.random.randint(1, 2_000) * _MS)
             return
+        except Violation:
+            raise
         except Exception as error:
             raise Violation(f"no crash: {process.id} stops: {type(error).__name__}: {error}") from error
         self._check(process, clock)
@@ -866,8 +877,11 @@ class Simulation:
     ) -> None:
         """A commit of the node's: durable after a while, and heard of then."""
 
+        heard = dict(process.heard_lives)
+
         def durable() -> None:
             job()
+            process.kept_lives.update(heard)
             for _, write in process.node._writing if process.node is not None else ():
                 if write.group == GROUP:
                     self._record(process, write, storage)
@@ -1024,6 +1038,20 @@ class Simulation:
                 send(target, kind, body)
 
         return say
+
+    def _hearing(self, process: _Process, receive: Callable[..., None]) -> Callable[..., None]:
+        """What a node hears: never an earlier life, or a copy, of a directory of which it took something already."""
+
+        def hear(source: Id, nonce: int, kind: int, body: bytes, storage: bytes) -> None:
+            boot = self._boots.get(nonce)
+            if boot is not None and source != process.id:
+                heard = process.heard_lives.get((source, storage), (0, nonce))
+                if boot < heard[0] or (boot == heard[0] and nonce != heard[1]):
+                    raise Violation(f"identity: {process.id} takes what boot {boot} of {source} says, after {heard[0]}")
+                process.heard_lives[source, storage] = (boot, nonce)
+            receive(source, nonce, kind, body, storage)
+
+        return hear
 
     # ---------------------------------------------------------------- faults
 
@@ -2049,14 +2077,18 @@ class Simulation:
         """
         newest, known = self._newest()
         members, lost = newest.members(), any(each.lost for each in self.processes.values())
-        if newest.id in self._witnesses and lost:
+        voters = [each for each in known if members.is_voter(each.id)]  # A learner that holds it all cannot help.
+        if lost and voters and max(voters, key=self._rank).id in self._witnesses:
             return True
         return bool(members.voters) and not _is_quorum(members, {each.id for each in known})
 
     def _newest(self) -> tuple[_Process, list[_Process]]:
         """Who has the newest log, if need be a witness, and all whose disk is the one that the others know."""
         known = [each for each in self.processes.values() if not each.displaced]
-        return max(known, key=lambda each: (each.durable_last, each.id not in self._witnesses, each.id)), known
+        return max(known, key=self._rank), known
+
+    def _rank(self, process: _Process) -> tuple[tuple[int, int], bool, str]:
+        return process.durable_last, process.id not in self._witnesses, process.id
 
     def _majority(self) -> list[str]:
         fitting = [id for id, each in self.processes.items() if not each.displaced]
