@@ -428,9 +428,27 @@ MUTANTS = (
     ),
     Mutant(
         "an older boot is accepted",
-        "node.py",
-        "        if frame.boot < boot or (frame.boot == boot and frame.nonce != nonce and not client):",
-        "        if frame.boot == boot and frame.nonce != nonce and not client:",
+        "senders.py",
+        "told = _nonce_told(frame, boot) if frame.boot > boot else -1",
+        "told = _nonce_told(frame, boot) if frame.boot > boot else nonce if frame.boot < boot else -1",
+    ),
+    Mutant(
+        "a copy is accepted",
+        "senders.py",
+        "told = _nonce_told(frame, boot) if frame.boot > boot else -1",
+        "told = _nonce_told(frame, boot) if frame.boot > boot else nonce if frame.boot == boot else -1",
+    ),
+    Mutant(
+        "an older file is accepted once it was started often",
+        "senders.py",
+        "told = _nonce_told(frame, boot) if frame.boot > boot else -1",
+        "told = nonce if frame.boot > boot else -1",
+    ),
+    Mutant(
+        "whose directory is older is not told",
+        "senders.py",
+        "return Verdict(False, reason, DISPLACED, life(frame.storage, frame.nonce))",
+        "return Verdict(False, reason)",
     ),
     Mutant(
         "the highest boot is not kept on disk",

@@ -159,3 +159,50 @@ def test_a_refused_frame_is_answered_once_and_to_its_own_life_only(world: World)
     ]
     bodies = [item.body for items in answers for item in items if item.kind == DISPLACED]
     assert bodies == [frame.storage + frame.nonce.to_bytes(8, "little")]
+
+
+def test_an_older_file_is_refused_however_often_it_was_started(world: World) -> None:
+    """A counter alone would be overtaken: by a supervisor that starts it again and again while no Redis is there."""
+    older = world.copy("n1")
+    for _ in range(3):
+        world.boot("n1")
+        world.run(1_000)
+    for _ in range(10):
+        older_storage = MemoryStorage("n1", world.uuid, rows=older)
+    assert older_storage.identity.boot > world.life("n1")[0]
+    world.start_on("n1", older)
+    with pytest.raises(WrongDirectory, match="raftplug members remove n1"):
+        world.run(2_000)
+    assert any(OLDER in loop.refused for loop in world.nodes.values())
+
+
+def test_who_was_not_heard_for_many_lives_and_whose_first_frames_are_lost_is_asked_and_believed(world: World) -> None:
+    world.cut.add("n1")
+    for _ in range(150):
+        for id in PEERS:
+            world.boot(id)
+        world.run(1)
+    world.run(100)
+    world.cut.clear()
+    world.run(3_000)
+    for id in PEERS:
+        assert all(world.knows(id, other) == world.life(other) for other in PEERS if other != id)
+    assert world.result(world.propose("n1", world.names[0], 1)) == 1
+
+
+def test_two_who_do_not_believe_each_other_do_not_go_on_about_it(world: World) -> None:
+    """Both directories are older than what the other one has heard."""
+    older = {id: world.copy(id) for id in ("n1", "n2")}
+    for id in ("n1", "n2", "n1", "n2"):
+        world.boot(id)
+        world.run(300)
+    world.cut.add("n3")
+    known = {id: world.storages[id].heard for id in older}
+    for id, rows in older.items():
+        stored = MemoryStorage(id, world.uuid, rows=rows)
+        stored.commit([], known[id])
+        world.start_on(id, rows)
+    world.said.clear()
+    with pytest.raises(WrongDirectory):
+        world.run(2_000)
+    assert len([each for each in world.said if "n3" not in each]) < 20

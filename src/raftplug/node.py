@@ -14,7 +14,7 @@ import random
 import shutil
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -23,7 +23,17 @@ from raftplug import core as chosen_core
 from raftplug import plain
 from raftplug.agenda import NEVER, Agenda
 from raftplug.cluster import Cluster, read_record
-from raftplug.constants import CANDIDATE, DISPLACED, LEADER, LINEARIZABLE, NO_GROUP, NODE_HEARTBEAT, PRE_CANDIDATE
+from raftplug.constants import (
+    CANDIDATE,
+    DISPLACED,
+    LEADER,
+    LINEARIZABLE,
+    LIVES,
+    LIVES_WANTED,
+    NO_GROUP,
+    NODE_HEARTBEAT,
+    PRE_CANDIDATE,
+)
 from raftplug.driver import Driver, ignore
 from raftplug.errors import (
     DiskFull,
@@ -56,6 +66,7 @@ from raftplug.future import Future
 from raftplug.keys import Given, cluster_keys, other_key, require_key
 from raftplug.plugins import Plugins, default
 from raftplug.requester import check_consistency
+from raftplug.senders import ABOUT_LIVES, Senders, boot_wanted, tell_lives
 from raftplug.settings import Settings
 from raftplug.storage import Heard, SQLiteStorage, Storage, Write
 from raftplug.threads import Executor, LoopThread, Worker, run_here
@@ -71,8 +82,6 @@ _ELECTION_US = 3_000  # What one costs, amply, where three nodes share two cores
 _NEWS_US = 100_000  # However many leaders change, one announcement in this time tells of them.
 _RETRY_WRITE_US = 1_000_000
 _FAST_COMMIT_US = 5_000
-_CLIENTS_REMEMBERED = 10_000
-_NODES_REMEMBERED = 1_000  # Also on the disk.
 _REDIRECT_S = 0.1
 _FINISH_S = 5.0  # How long a node that stops waits for its state machines.
 _FIND_S = 5.0  # How long a node that joins looks for the cluster.
@@ -137,12 +146,9 @@ class NodeLoop:
         self._calls: deque[tuple[Any, ...]] = deque()
         self._outgoing: dict[Id, list[tuple[int, int, bytes]]] = {}
         self._to_self: list[tuple[int, int, bytes]] = []
-        # Of each sender's directory: boot, nonce and sequence of the last frame.  Clients have none, and come and go.
-        self._seen: OrderedDict[tuple[Id, bytes], tuple[int, int, int]] = OrderedDict()
-        self._seen_clients: OrderedDict[tuple[Id, bytes], tuple[int, int, int]] = OrderedDict()
-        for node, directory, boot, nonce in storage.heard:
-            self._seen[node, directory] = (boot, nonce, 0)
-        self._unkept = False  # Another life of a node was heard than the disk remembers.
+        self._identity = identity
+        self._senders = Senders(storage.heard)
+        self._introduced: set[Id] = set()  # Whom we have told which lives our directory had.
         self._keeping = False  # The commit that is under way, or waits for space, says so.
         self._lives: dict[Id, int] = {}  # The nonce that was heard last.
         self._writing: list[tuple[Driver, Write]] = []
@@ -281,7 +287,7 @@ class NodeLoop:
         if self._outgoing:
             self._flush()
         begins = may_write or (self._retry_at is not None and now >= self._retry_at)
-        self._keeping = self._keeping or (begins and self._unkept)
+        self._keeping = self._keeping or (begins and self._senders.unkept)
         if begins and (self._writing or self._keeping):
             self._retry_at = None
             self._uncommitted = [write for _, write in self._writing], self._to_keep()
@@ -451,8 +457,8 @@ class NodeLoop:
         """What the disk is to remember of other nodes from this commit on; None if that is what it remembers."""
         if not self._keeping:
             return None
-        self._unkept = False
-        return [Heard(*sender, boot, nonce) for sender, (boot, nonce, _) in self._seen.items()]
+        self._senders.unkept = False
+        return self._senders.lives()
 
     def _with_thread(self, start: Callable[[str], Executor], group: str) -> Executor:
         """A thread for a slow state machine; what it did comes back by `call`."""
@@ -489,42 +495,42 @@ class NodeLoop:
         """Take a frame, or refuse it; what is damaged or foreign is counted, and changes nothing."""
         try:
             frame = decode_frame(data, self._keys)
-            refusal = self._refusal(frame)
+            refusal = self._is_foreign(frame)
             if refusal is not None:
                 self._refuse(refusal)
                 return
+            believed = self._believes(frame)
             for item in frame.items:
-                if item.kind != NODE_HEARTBEAT:
+                if item.kind in ABOUT_LIVES:
+                    self._learn_of_lives(frame.source, item.kind, item.body)
+                elif believed and item.kind != NODE_HEARTBEAT:
                     self._deliver(frame.source, frame.nonce, item.group, item.kind, item.body, frame.storage)
         except MalformedMessage as error:
             self._refuse(str(error))
 
-    def _refusal(self, frame: Frame) -> str | None:
+    def _is_foreign(self, frame: Frame) -> str | None:
         if frame.target != self.id:
             return f"a frame for {frame.target!r}"
-        client = isinstance(frame.source, str) and frame.source.startswith("~")
-        if frame.cluster != self._sender.cluster and not (client and frame.cluster == NO_CLUSTER):
+        if frame.cluster != self._sender.cluster and not (_is_client(frame.source) and frame.cluster == NO_CLUSTER):
             return f"a frame of another cluster, from {frame.source!r}: is its --prefix or --group ours by mistake?"
         if frame.source == self.id and frame.nonce != self._sender.nonce:
             return "a frame of another process with this node's id: stop one of the two"
-        sender = (frame.source, frame.storage)  # A new directory begins at boot 1; whether it counts others decide.
-        seen = self._seen_clients if client else self._seen
-        boot, nonce, sequence = seen.get(sender, (0, frame.nonce, 0))
-        if frame.boot < boot or (frame.boot == boot and frame.nonce != nonce and not client):
-            # It has to know; whoever lives there now does not mind, if this is an old frame (DESIGN 7).
-            displaced = (NO_GROUP, DISPLACED, life(frame.storage, frame.nonce))
-            self._outgoing.setdefault(frame.source, []).append(displaced)
-            return f"a frame of an older or copied data directory of {frame.source!r}"
-        if frame.boot == boot and frame.nonce == nonce and frame.sequence <= sequence:
-            return "a frame that was delivered before"
-        seen[sender] = (frame.boot, frame.nonce, frame.sequence)
-        seen.move_to_end(sender)
-        self._unkept = self._unkept or (not client and (frame.boot, frame.nonce) != (boot, nonce))
+        return None
+
+    def _believes(self, frame: Frame) -> bool:
+        """Whether it is of the latest life of its sender.  (Whether a new directory counts, others decide.)"""
+        verdict = self._senders.judge(frame, _is_client(frame.source))
+        if verdict.kind:
+            self._outgoing.setdefault(frame.source, []).append((NO_GROUP, verdict.kind, verdict.body))
+        if not verdict.believed:
+            if verdict.reason is not None:
+                self._refuse(verdict.reason)
+            return False
         self._hear(frame.source, self._lives.get(frame.source) != frame.nonce)
         self._lives[frame.source] = frame.nonce
-        if len(seen) > (_CLIENTS_REMEMBERED if client else _NODES_REMEMBERED):
-            self._lives.pop(seen.popitem(last=False)[0][0], None)
-        return None
+        if self._senders.forgotten is not None:
+            self._lives.pop(self._senders.forgotten, None)
+        return True
 
     def _life_of(self, id: Id) -> int:
         if id == self.id:
@@ -538,15 +544,18 @@ class NodeLoop:
             _logger.warning("%s: refused %s", self.id, reason)
         self.refused[reason] = self.refused.get(reason, 0) + 1
 
+    def _learn_of_lives(self, source: Id, kind: int, body: bytes) -> None:
+        """Take what somebody says of the lives of our directory, or asks; what is meant for another one is for that."""
+        if kind == DISPLACED and body == life(self._sender.storage, self._sender.nonce):
+            raise WrongDirectory(
+                f"the others know {self.id} by another data directory; this one is new, or old, or a copy, and may "
+                f"lack what that one acknowledged. If that one is lost: raftplug members remove {self.id}, "
+                f"then start with --join on a new directory, and raftplug members add {self.id}"
+            )
+        if kind == LIVES_WANTED and (boot := boot_wanted(self._identity, body)) is not None:
+            self._outgoing.setdefault(source, []).append((NO_GROUP, LIVES, tell_lives(self._identity, boot)))
+
     def _deliver(self, source: Id, nonce: int, group: int, kind: int, body: bytes, storage: bytes) -> None:
-        if kind == DISPLACED:
-            if body == life(self._sender.storage, self._sender.nonce):  # Else it was meant for another life.
-                raise WrongDirectory(
-                    f"the others know {self.id} by another data directory; this one is new, or old, or a copy, and may "
-                    f"lack what that one acknowledged. If that one is lost: raftplug members remove {self.id}, "
-                    f"then start with --join on a new directory, and raftplug members add {self.id}"
-                )
-            return
         driver = self._by_number.get(group)
         if driver is None:
             self._refuse(f"a message for a group that this node does not carry, from {source!r}")
@@ -567,6 +576,9 @@ class NodeLoop:
         """One frame a destination, unless it grew too large."""
         outgoing, self._outgoing = self._outgoing, {}
         for target, items in outgoing.items():
+            if target not in self._introduced and not _is_client(target):
+                self._introduced.add(target)
+                items.insert(0, (NO_GROUP, LIVES, tell_lives(self._identity)))
             start = size = 0
             for end, item in enumerate(items):
                 if size and size + len(item[2]) > _FRAME_BYTES:
@@ -1044,6 +1056,10 @@ class Node:
         worker = Worker(f"raftplug-apply-{self.id}-{group}")
         self._workers.append(worker)
         return worker.submit
+
+
+def _is_client(id: Id) -> bool:
+    return isinstance(id, str) and id.startswith("~")
 
 
 def _named(groups: Iterable[str]) -> str:

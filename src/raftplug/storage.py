@@ -4,8 +4,8 @@ Two layers.  `Transactional` is rows of bytes that change all at once or not at 
 disk.  `RecordStorage` is everything that is ours, written once above it::
 
     table           name    number            value
-    node            ""      0                 seal, node id, cluster uuid, storage uuid, boot counter, nonce, and the
-                                              last life of every other node's directory that was heard
+    node            ""      0                 seal, node id, cluster uuid, storage uuid, boot counter, nonce, the last
+                                              life of every other node that was heard, our own earlier nonces
     configuration   group   0                 seal, the configuration that the group was founded with
     state           group   0                 seal, term, vote, last index and its check, snapshot's index and its check
     snapshot        group   0                 seal, what there is to know of the snapshot but its bytes, and their slot
@@ -75,6 +75,7 @@ _CHECKED_BYTES: Final = 21
 _SNAPSHOT: Final = Struct("<QQIQI32sI")
 _CURRENT: Final = 0
 _INCOMING: Final = 1
+_PAST: Final = 4_096  # Lives of ours that we remember.
 _SLOT: Final = 1 << 32  # Numbers of pieces from one slot to the next.
 _SEAL: Final = Struct("<I")
 _REPLACE: Final = "replace this node by a new one, with an empty directory and a new id"
@@ -207,6 +208,7 @@ class Identity:
         storage: random uuid of this storage, 16 bytes, made with it.
         boot: how often it has been opened, from 1 on.
         nonce: random, 63 bits, another one at each opening: tells a copied directory from the original.
+        past: the nonces of the boots before this one, as far back as they are remembered, the last one last.
     """
 
     node: str | int
@@ -214,6 +216,7 @@ class Identity:
     storage: bytes
     boot: int
     nonce: int
+    past: tuple[int, ...] = ()
 
 
 class Heard(NamedTuple):
@@ -716,6 +719,7 @@ class RecordStorage(Storage):
         if record is not None:
             found, heard = self._read_identity(record)
         storage, boot = (found.storage, found.boot + 1) if found is not None else (self._entropy(16), 1)
+        past = (*found.past, found.nonce)[-_PAST:] if found is not None else ()
         if found is not None and used:
             if found.node != node:
                 text = f"{where} belongs to node {found.node!r}, not {node!r}"
@@ -730,19 +734,20 @@ class RecordStorage(Storage):
             # No group yet: a founding died halfway.  It promised nothing to anybody, so it can be begun again.
             raise _is_new(where)
         nonce = int.from_bytes(self._entropy(8), "little") & _LAST_NUMBER
-        return Identity(node, cluster or self._entropy(16), storage, boot, nonce)
+        return Identity(node, cluster or self._entropy(16), storage, boot, nonce, past)
 
     def _read_identity(self, body: bytes) -> tuple[Identity, list[Heard]]:
-        record = self._unpacked("node", "", body, 5, 6)  # The first versions remembered nobody.
-        heard = record[5] if len(record) == 6 else []
+        record = self._unpacked("node", "", body, 5, 7)  # The first versions remembered nobody.
+        heard, past = record[5:] or ([], [])
         try:
-            return Identity(*record[:5]), [Heard(*each) for each in heard]
+            node, cluster, storage, boot, nonce = record[:5]
+            return Identity(node, cluster, storage, boot, nonce, tuple(past)), [Heard(*each) for each in heard]
         except TypeError:
             raise self._corrupt("", "the node row is not one of ours") from None
 
     def _seal_identity(self, heard: Sequence[Heard]) -> Put:
         i = self.identity
-        record = [i.node, i.cluster, i.storage, i.boot, i.nonce, [list(each) for each in heard]]
+        record = [i.node, i.cluster, i.storage, i.boot, i.nonce, [list(each) for each in heard], i.past]
         return self._sealed("node", "", msgpack.packb(record))
 
     # -------------------------------------------------------------------- rows
