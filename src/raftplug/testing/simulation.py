@@ -559,10 +559,16 @@ class _Process:
             account[name] = getattr(self, name)
         return _Older(self.boot, self.rows.copy(), account)
 
-    def put_back(self, older: _Older) -> None:
+    def put_back(self) -> None:
         """Make the disk what it was; what was on it is lost."""
+        older, self.older = self.older, None
+        if older is None:
+            return
         self.lost = self.disks()
         self.outdated = True
+        self._take(older)
+
+    def _take(self, older: _Older) -> None:
         self.rows.put_back(older.rows)
         self.rows.full = self.rows.failing = False
         self.good_rows, self.term_asked = None, 0
@@ -577,8 +583,7 @@ class _Process:
         other.node, other.link, other.wake_at, other.applies = None, None, -1, []
         other.arrived, other.heard, other.quiet_under = set(), {}, {}
         other.lost = list(self.lost)
-        other.put_back(older)
-        other.lost, other.outdated = list(self.lost), False
+        other._take(older)
         return other
 
     def driver(self) -> Any:
@@ -689,6 +694,7 @@ class Simulation:
         self._companions_leaders: dict[tuple[str, int], Id] = {}
         self._companions_committed: dict[tuple[str, int], int] = {}
         self._companions_adds: Counter[tuple[str, str]] = Counter()  # Of each: begun and acknowledged.
+        self._reads = 0  # In the history.
         self._diverged = False  # Whether a state was ever changed behind everybody's back.
         self._boots: dict[int, int] = {}  # Of each nonce that a node had: its boot.
         self._false: set[int] = set()  # Nonces of lives on disks that were put back.
@@ -720,7 +726,7 @@ class Simulation:
             self.after(self.random.randint(0, 50 * _MS), self._next_probe)
             if self._companions:
                 self.after(self.random.randint(0, 50 * _MS), self._next_companion)
-            while not self._ended and (report.events < self._limit or len(report.history) < self._operations):
+            while not self._ended and (report.events < self._limit or self._wants_operations()):
                 self._step()
             if not self._is_bereft():
                 self._liveness()
@@ -732,6 +738,10 @@ class Simulation:
             self._note("VIOLATION", report.violation)
         report.trace_sha256 = self._hash.hexdigest()
         return report
+
+    def _wants_operations(self) -> bool:
+        """Whether there are too few, or too few reads: one that fails has certainly not happened, unlike a write."""
+        return len(self.report.history) < self._operations or 10 * self._reads < 3 * self._operations
 
     def _step(self) -> None:
         at, _, function, arguments = heapq.heappop(self._queue)
@@ -1417,26 +1427,29 @@ class Simulation:
         down = self._down_for()
         self._kill(node, down)
         if self.random.random() < 0.5:
-            self.after(down + self.random.randint(10, 500) * _MS, self._need, node)
-        self.after(self._while(), self._replace, node)
+            self.after(down + self.random.randint(10, 500) * _MS, self._need, node.id)
+        self.after(self._while(), self._replace, node.id)
 
     def _do_older_file(self) -> None:
-        """First a copy is made of a disk, and after restarts it is put back.
+        """First copies are made of disks, and after restarts one is put back.
 
         Only if that would be a start which all others know, on their disks, to have been, with another nonce: whoever
         knows of no later one has to take it for a restart, and nothing could be safe (see docs/divergence.md).
         """
-        node = self._some_node()
-        if node is None or node.good_rows is not None or node.displaced:
-            return
-        if node.older is None or (node.older.boot == node.boot) or self.random.random() < 0.1:
-            node.older = node.keep_copy()
-        elif self._is_expendable(node) and self._all_know(node, node.older.boot + 1):
-            self._fault("older_file", node.id, node.older.boot, node.boot)
+        fitting = [each for each in self.processes.values() if each.good_rows is None and not each.displaced]
+        for node in fitting:
+            if node.older is None:
+                node.older = node.keep_copy()
+        known = [each for each in fitting if each.older is not None and self._all_know(each, each.older.boot + 1)]
+        known = [each for each in known if self._is_expendable(each)]
+        if not known:  # Of these some restart, for the others to hear.
+            self._do_crash()
+        else:
+            node = self.random.choice(known)
+            self._fault("older_file", node.id)
             node.displaced = True
             self._go_without(node)
-            node.put_back(node.older)
-            node.older = None
+            node.put_back()
 
     def _all_know(self, node: _Process, boot: int) -> bool:
         """Whether all others have on their disks that this boot of the node's directory, or a later one, has been."""
@@ -1475,8 +1488,9 @@ class Simulation:
             original.paused_until = self.now + 50 * _MS
             self.after(20 * _MS, self._hold, original, boot)
 
-    def _need(self, node: _Process) -> None:
-        """So many others die that the rest could go on with `node`, if it counted, and cannot without it."""
+    def _need(self, id: str) -> None:
+        """So many others die that the rest could go on with the node, if it counted, and cannot without it."""
+        node = self.processes[id]
         up = [each for each in self.processes.values() if each.node is not None and each is not node]
         if not self._quiet and node.displaced and node.node is not None:
             stays = self.random.sample(up, min(len(up), len(node.first.voters) // 2))
@@ -1484,10 +1498,11 @@ class Simulation:
                 if each not in stays:
                     self._kill(each, self.random.choice((1_500, 3_000)) * _MS)
 
-    def _replace(self, node: _Process) -> None:
+    def _replace(self, id: str) -> None:
         """What an operator does about a node whose disk is lost."""
         if self._quiet:
             return
+        node = self.processes[id]
         leading = [each.driver().raft for each in self.processes.values() if each.node and each.id != node.id]
         settled = [each for each in leading if each.role == LEADER and each.commit >= each.configuration_index]
         if (
@@ -1506,7 +1521,7 @@ class Simulation:
             return
         else:
             self._ask("members", ["witness" if node.id in self._witnesses else "add", [node.id]])
-        self.after(1_000 * _MS, self._replace, node)
+        self.after(1_000 * _MS, self._replace, node.id)
 
     def _do_slow_apply(self) -> None:
         node = self._some_node()
@@ -2171,6 +2186,12 @@ class Simulation:
                 self.after(_MS, process.complete)  # A slow disk is fast again.
                 self._wake(process, 0)
         chosen = [self.processes[id] for id in majority]
+        for (
+            id,
+            process,
+        ) in self.processes.items():  # A client need not look for them: records age.
+            if process.node is None:
+                self.directory.pop(id, None)
         limit = self.now + 20 * self.settings.election_timeout_ms * _MS
         client = _Client(self, len(self._clients), idle=True)
         self._clients.append(client)
@@ -2425,6 +2446,7 @@ class _Client:
         low = world._adds_acknowledged[key]
         if operation["op"] == "add":
             world._adds_begun[key] += 1
+        world._reads += operation["op"] == "get"
         self._pending += 1
 
         def ended(_: Future) -> None:
@@ -2443,6 +2465,7 @@ class _Client:
                 report.unknown += 1
             else:
                 report.history.remove(recorded)  # It certainly did not happen.
+                world._reads -= operation["op"] == "get"
             world._note(self.id, operation["op"], operation["key"], type(error).__name__ if error else "ok")
 
         report.history.append(recorded)
