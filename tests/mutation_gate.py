@@ -105,8 +105,8 @@ MUTANTS = (
     Mutant(
         "leader counts itself before fsync",
         "raft.py",
-        "quorum_match(voters, self.progress, self.id, self.stable)",
-        "quorum_match(voters, self.progress, self.id, self.log.last_index)",
+        "= quorum_match(self.configuration.voters, self.progress, self.id, self.stable)",
+        "= quorum_match(self.configuration.voters, self.progress, self.id, self.log.last_index)",
     ),
     Mutant(
         "commit by counting an old-term entry",
@@ -220,7 +220,7 @@ MUTANTS = (
     Mutant(
         "read answered before its index is applied",
         "driver.py",
-        "return bool(self._reads) and self._reads[0].index <= self.applied",
+        "return bool(self._reads) and self._reads[0].index <= self._applied",
         "return bool(self._reads)",
     ),
     Mutant(
@@ -363,8 +363,8 @@ MUTANTS = (
     Mutant(
         "learner counted in the quorum",
         "raft.py",
-        "self._quorum_match(self.configuration.voters)",
-        "self._quorum_match(self.configuration.voters + self.configuration.learners)",
+        "= quorum_match(self.configuration.voters, ",
+        "= quorum_match(self.configuration.voters + self.configuration.learners, ",
     ),
     Mutant(
         "leader counts itself after its removal",
@@ -387,7 +387,7 @@ MUTANTS = (
     Mutant(
         "joint configuration commits with one majority",
         "raft.py",
-        "            index = min(index, self._quorum_match(self.configuration.outgoing))\n",
+        "            index = min(index, quorum_match(self.configuration.outgoing, self.progress, self.id, self.stable))\n",
         "            pass\n",
     ),
     Mutant(
@@ -425,6 +425,42 @@ MUTANTS = (
         "driver.py",
         "        if kind in _COUNTED and storage is not None and not self._is_known(source, storage):",
         "        if kind in _COUNTED and storage is not None and not self._is_known(source, storage) and False:",
+    ),
+    Mutant(
+        "an older boot is accepted",
+        "senders.py",
+        "told = _nonce_told(frame, boot) if frame.boot > boot else -1",
+        "told = _nonce_told(frame, boot) if frame.boot > boot else nonce if frame.boot < boot else -1",
+    ),
+    Mutant(
+        "a copy is accepted",
+        "senders.py",
+        "told = _nonce_told(frame, boot) if frame.boot > boot else -1",
+        "told = _nonce_told(frame, boot) if frame.boot > boot else nonce if frame.boot == boot else -1",
+    ),
+    Mutant(
+        "an older file is accepted once it was started often",
+        "senders.py",
+        "told = _nonce_told(frame, boot) if frame.boot > boot else -1",
+        "told = nonce if frame.boot > boot else -1",
+    ),
+    Mutant(
+        "whose directory is older is not told",
+        "senders.py",
+        "return Verdict(False, reason, DISPLACED, life(frame.storage, frame.nonce))",
+        "return Verdict(False, reason)",
+    ),
+    Mutant(
+        "the highest boot is not kept on disk",
+        "node.py",
+        "            self._storage.commit(writes, heard)",
+        "            self._storage.commit(writes)",
+    ),
+    Mutant(
+        "the highest boot is not read from the disk",
+        "storage.py",
+        "            cluster, self.heard = found.cluster, heard\n",
+        "            cluster = found.cluster\n",
     ),
     Mutant(
         "who lost its disk campaigns",
@@ -551,8 +587,8 @@ MUTANTS = (
     Mutant(
         "a new member executes before it knows whether it is a witness",
         "driver.py",
-        "elif self.raft.applicable() > self.applied and self.is_witness is False:",
-        "elif self.raft.applicable() > self.applied:",
+        "elif self.raft.applicable() > self._applied and self.is_witness is False:",
+        "elif self.raft.applicable() > self._applied:",
     ),
     Mutant(
         "truncation not written",

@@ -21,7 +21,7 @@ FLOORS = (
     {"raft", "requester", "quiescence", "hooks", "redis_streams"},
     {"core", "plugins"},
     {"storage"},
-    {"snapshots"},
+    {"snapshots", "senders"},
     {"apply"},
     {"driver", "events", "backup"},
     {"replica", "node", "client", "recovery"},

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+import msgpack
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -29,6 +30,7 @@ from raftplug._core_py import Log
 from raftplug.storage import (
     Delete,
     Discarded,
+    Heard,
     Identity,
     Incoming,
     MemoryRows,
@@ -384,6 +386,38 @@ def test_votes_keep_their_type(disk: Disk) -> None:
         assert type(loaded(disk.open()).vote) is type(vote)
 
 
+def test_the_lives_of_other_nodes_are_kept_until_others_take_their_place(disk: Disk) -> None:
+    opened = disk.found()
+    assert opened.heard == ()
+    first, second = Heard("n2", CLUSTER, 7, 8), Heard(3, b"another sixteen ", 1, 2**63 - 1)
+    opened.commit([Write(GROUP, 1, None)], [first])
+    opened.commit([], [first, second])
+    opened.commit([Write(GROUP, 2, None)])
+    assert list(disk.open().heard) == [first, second]
+    opened = disk.open()
+    with pytest.raises(errors.InvariantViolated):
+        opened.commit([Write(GROUP, 1, None)], [])
+    assert list(opened.heard) == list(disk.open().heard) == [first, second]
+
+
+def test_a_directory_that_remembers_no_other_node_opens(disk: Disk) -> None:
+    """As those of the first versions."""
+    identity = disk.found().identity
+    body = msgpack.packb([identity.node, identity.cluster, identity.storage, identity.boot, identity.nonce])
+    disk.tamper(Put("node", "", 0, struct.pack("<I", crc32(body, crc32(b"node//0"))) + body))
+    opened = disk.open()
+    assert (opened.identity.storage, opened.identity.boot, list(opened.heard)) == (identity.storage, 2, [])
+
+
+@pytest.mark.parametrize("heard", [[1], [["n2", CLUSTER]], 7])
+def test_a_node_row_that_is_not_ours_is_refused(disk: Disk, heard: Any) -> None:
+    body = msgpack.packb(["n1", CLUSTER, disk.found().identity.storage, 1, 5, heard])
+    disk.tamper(Put("node", "", 0, struct.pack("<I", crc32(body, crc32(b"node//0"))) + body))
+    with pytest.raises(errors.Corrupt) as caught:
+        disk.open()
+    assert "the node row is not one of ours" in one_line(caught)
+
+
 def test_a_closed_storage_raises_only_our_errors(disk: Disk) -> None:
     opened = disk.found()
     opened.close()
@@ -526,7 +560,7 @@ def filled(disk: Disk) -> Stored:
     opened.commit([Write(GROUP, 1, None, 1, block[: cuts[0]])])
     opened.commit([Write(GROUP, 3, "n1", 2, block[cuts[0] : cuts[1]])])
     made = snapshot_of(3, 2, log.check_at(3), b"the state")
-    opened.commit([Write(GROUP, 3, "n1", 5, block[cuts[1] :], **made)])
+    opened.commit([Write(GROUP, 3, "n1", 5, block[cuts[1] :], **made)], [Heard("n2", CLUSTER, 7, 8)])
     return loaded(opened)
 
 

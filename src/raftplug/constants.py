@@ -43,6 +43,9 @@ PIECE_REQUEST: Final = 38
 PIECE: Final = 39
 # … a member tells a process that the group knows it by another data directory (see `frames.life`) …
 DISPLACED: Final = 40
+# … or asks it which lives its directory had, and is told: see `senders` …
+LIVES_WANTED: Final = 41
+LIVES: Final = 42
 # … and a node that has nothing else to say is there; it belongs to no group.
 NODE_HEARTBEAT: Final = 36
 NO_GROUP: Final = 0

@@ -14,7 +14,7 @@ import random
 import shutil
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -23,7 +23,17 @@ from raftplug import core as chosen_core
 from raftplug import plain
 from raftplug.agenda import NEVER, Agenda
 from raftplug.cluster import Cluster, read_record
-from raftplug.constants import CANDIDATE, DISPLACED, LEADER, LINEARIZABLE, NO_GROUP, NODE_HEARTBEAT, PRE_CANDIDATE
+from raftplug.constants import (
+    CANDIDATE,
+    DISPLACED,
+    LEADER,
+    LINEARIZABLE,
+    LIVES,
+    LIVES_WANTED,
+    NO_GROUP,
+    NODE_HEARTBEAT,
+    PRE_CANDIDATE,
+)
 from raftplug.driver import Driver, ignore
 from raftplug.errors import (
     DiskFull,
@@ -56,8 +66,9 @@ from raftplug.future import Future
 from raftplug.keys import Given, cluster_keys, other_key, require_key
 from raftplug.plugins import Plugins, default
 from raftplug.requester import check_consistency
+from raftplug.senders import ABOUT_LIVES, Senders, boot_wanted, tell_lives
 from raftplug.settings import Settings
-from raftplug.storage import SQLiteStorage, Storage, Write
+from raftplug.storage import Heard, SQLiteStorage, Storage, Write
 from raftplug.threads import Executor, LoopThread, Worker, run_here
 from raftplug.version import VERSION
 
@@ -71,7 +82,6 @@ _ELECTION_US = 3_000  # What one costs, amply, where three nodes share two cores
 _NEWS_US = 100_000  # However many leaders change, one announcement in this time tells of them.
 _RETRY_WRITE_US = 1_000_000
 _FAST_COMMIT_US = 5_000
-_SENDERS_REMEMBERED = 10_000
 _REDIRECT_S = 0.1
 _FINISH_S = 5.0  # How long a node that stops waits for its state machines.
 _FIND_S = 5.0  # How long a node that joins looks for the cluster.
@@ -136,10 +146,13 @@ class NodeLoop:
         self._calls: deque[tuple[Any, ...]] = deque()
         self._outgoing: dict[Id, list[tuple[int, int, bytes]]] = {}
         self._to_self: list[tuple[int, int, bytes]] = []
-        self._seen: OrderedDict[tuple[Id, bytes], tuple[int, int, int]] = OrderedDict()  # boot, nonce, sequence
+        self._identity = identity
+        self._senders = Senders(storage.heard)
+        self._introduced: set[Id] = set()  # Whom we have told which lives our directory had.
+        self._keeping = False  # The commit that is under way, or waits for space, says so.
         self._lives: dict[Id, int] = {}  # The nonce that was heard last.
         self._writing: list[tuple[Driver, Write]] = []
-        self._uncommitted: list[Write] = []  # Those of them whose commit has not begun.
+        self._uncommitted: tuple[list[Write], list[Heard] | None] | None = None  # What the next commit is of.
         self._commit_us = 0  # What the last commit took.
         self._retry_at: int | None = None
         self._announced_at = -_ANNOUNCE_MANY_US
@@ -255,7 +268,7 @@ class NodeLoop:
         for name in self._agenda.take(now, self._deadline_of):
             if self._may_stand(self.drivers[name], now):
                 self.attend(self.drivers[name])
-        may_write = not self._writing
+        may_write = not (self._writing or self._keeping)
         busy, self._busy = self._busy, {}
         for name, driver in busy.items():
             write = driver.turn(now, may_write)
@@ -273,9 +286,11 @@ class NodeLoop:
             self._show_life()
         if self._outgoing:
             self._flush()
-        if self._writing and (may_write or (self._retry_at is not None and now >= self._retry_at)):
+        begins = may_write or (self._retry_at is not None and now >= self._retry_at)
+        self._keeping = self._keeping or (begins and self._senders.unkept)
+        if begins and (self._writing or self._keeping):
             self._retry_at = None
-            self._uncommitted = [write for _, write in self._writing]
+            self._uncommitted = [write for _, write in self._writing], self._to_keep()
             if self._own_executor is None or self._commit_us > _FAST_COMMIT_US:
                 self._commit(self._executor)
         if now >= self._announce_at():
@@ -427,21 +442,28 @@ class NodeLoop:
 
     def _commit_here(self) -> bool:
         """Commit in this thread, if there is something to commit; whether that was done."""
-        if not self._uncommitted or self._own_executor is None:
+        if self._uncommitted is None or self._own_executor is None:
             return False
         self.cluster.flush()
         self._commit(self._own_executor)
         return True
 
     def _commit(self, executor: Executor) -> None:
-        writes, self._uncommitted = self._uncommitted, []
+        (writes, heard), self._uncommitted = self._uncommitted or ([], None), None
 
         def commit() -> None:
             began = self._clock()
-            self._storage.commit(writes)
+            self._storage.commit(writes, heard)
             self._commit_us = self._clock() - began
 
         executor(commit, lambda error: self.call(self._committed, error))
+
+    def _to_keep(self) -> list[Heard] | None:
+        """What the disk is to remember of other nodes from this commit on; None if that is what it remembers."""
+        if not self._keeping:
+            return None
+        self._senders.unkept = False
+        return self._senders.lives()
 
     def _with_thread(self, start: Callable[[str], Executor], group: str) -> Executor:
         """A thread for a slow state machine; what it did comes back by `call`."""
@@ -464,6 +486,7 @@ class NodeLoop:
             raise error if isinstance(error, RaftplugError) else StorageFailed(f"{type(error).__name__}: {error}")
         self.refused.pop("disk full: this node acknowledges nothing until there is space", None)
         done, self._writing = self._writing, []
+        self._keeping = False
         for driver, _ in done:
             self.attend(driver)
             driver.written()
@@ -477,37 +500,42 @@ class NodeLoop:
         """Take a frame, or refuse it; what is damaged or foreign is counted, and changes nothing."""
         try:
             frame = decode_frame(data, self._keys)
-            refusal = self._refusal(frame)
+            refusal = self._is_foreign(frame)
             if refusal is not None:
                 self._refuse(refusal)
                 return
+            believed = self._believes(frame)
             for item in frame.items:
-                if item.kind != NODE_HEARTBEAT:
+                if item.kind in ABOUT_LIVES:
+                    self._learn_of_lives(frame.source, item.kind, item.body)
+                elif believed and item.kind != NODE_HEARTBEAT:
                     self._deliver(frame.source, frame.nonce, item.group, item.kind, item.body, frame.storage)
         except MalformedMessage as error:
             self._refuse(str(error))
 
-    def _refusal(self, frame: Frame) -> str | None:
+    def _is_foreign(self, frame: Frame) -> str | None:
         if frame.target != self.id:
             return f"a frame for {frame.target!r}"
-        client = isinstance(frame.source, str) and frame.source.startswith("~")
-        if frame.cluster != self._sender.cluster and not (client and frame.cluster == NO_CLUSTER):
+        if frame.cluster != self._sender.cluster and not (_is_client(frame.source) and frame.cluster == NO_CLUSTER):
             return f"a frame of another cluster, from {frame.source!r}: is its --prefix or --group ours by mistake?"
         if frame.source == self.id and frame.nonce != self._sender.nonce:
             return "a frame of another process with this node's id: stop one of the two"
-        sender = (frame.source, frame.storage)  # A new directory begins at boot 1; whether it counts others decide.
-        boot, nonce, sequence = self._seen.get(sender, (0, frame.nonce, 0))
-        if frame.boot < boot or (frame.boot == boot and frame.nonce != nonce and not client):
-            return f"a frame of an older or copied data directory of {frame.source!r}"
-        if frame.boot == boot and frame.nonce == nonce and frame.sequence <= sequence:
-            return "a frame that was delivered before"
-        self._seen[sender] = (frame.boot, frame.nonce, frame.sequence)
-        self._seen.move_to_end(sender)
+        return None
+
+    def _believes(self, frame: Frame) -> bool:
+        """Whether it is of the latest life of its sender.  (Whether a new directory counts, others decide.)"""
+        verdict = self._senders.judge(frame, _is_client(frame.source))
+        if verdict.kind:
+            self._outgoing.setdefault(frame.source, []).append((NO_GROUP, verdict.kind, verdict.body))
+        if not verdict.believed:
+            if verdict.reason is not None:
+                self._refuse(verdict.reason)
+            return False
         self._hear(frame.source, self._lives.get(frame.source) != frame.nonce)
         self._lives[frame.source] = frame.nonce
-        if len(self._seen) > _SENDERS_REMEMBERED:
-            self._lives.pop(self._seen.popitem(last=False)[0][0], None)
-        return None
+        if self._senders.forgotten is not None:
+            self._lives.pop(self._senders.forgotten, None)
+        return True
 
     def _life_of(self, id: Id) -> int:
         if id == self.id:
@@ -521,15 +549,18 @@ class NodeLoop:
             _logger.warning("%s: refused %s", self.id, reason)
         self.refused[reason] = self.refused.get(reason, 0) + 1
 
+    def _learn_of_lives(self, source: Id, kind: int, body: bytes) -> None:
+        """Take what somebody says of the lives of our directory, or asks; what is meant for another one is for that."""
+        if kind == DISPLACED and body == life(self._sender.storage, self._sender.nonce):
+            raise WrongDirectory(
+                f"the others know {self.id} by another data directory; this one is new, or old, or a copy, and may "
+                f"lack what that one acknowledged. If that one is lost: raftplug members remove {self.id}, "
+                f"then start with --join on a new directory, and raftplug members add {self.id}"
+            )
+        if kind == LIVES_WANTED and (boot := boot_wanted(self._identity, body)) is not None:
+            self._outgoing.setdefault(source, []).append((NO_GROUP, LIVES, tell_lives(self._identity, boot)))
+
     def _deliver(self, source: Id, nonce: int, group: int, kind: int, body: bytes, storage: bytes) -> None:
-        if kind == DISPLACED:
-            if body == life(self._sender.storage, self._sender.nonce):  # Else it was meant for another life.
-                raise WrongDirectory(
-                    f"the others know {self.id} by another data directory; this one is new, or old, or a copy, and may "
-                    f"lack what that one acknowledged. If that one is lost: raftplug members remove {self.id}, "
-                    f"then start with --join on a new directory, and raftplug members add {self.id}"
-                )
-            return
         driver = self._by_number.get(group)
         if driver is None:
             self._refuse(f"a message for a group that this node does not carry, from {source!r}")
@@ -550,6 +581,9 @@ class NodeLoop:
         """One frame a destination, unless it grew too large."""
         outgoing, self._outgoing = self._outgoing, {}
         for target, items in outgoing.items():
+            if target not in self._introduced and not _is_client(target):
+                self._introduced.add(target)
+                items.insert(0, (NO_GROUP, LIVES, tell_lives(self._identity)))
             start = size = 0
             for end, item in enumerate(items):
                 if size and size + len(item[2]) > _FRAME_BYTES:
@@ -1027,6 +1061,10 @@ class Node:
         worker = Worker(f"raftplug-apply-{self.id}-{group}")
         self._workers.append(worker)
         return worker.submit
+
+
+def _is_client(id: Id) -> bool:
+    return isinstance(id, str) and id.startswith("~")
 
 
 def _named(groups: Iterable[str]) -> str:

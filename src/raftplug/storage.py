@@ -4,7 +4,8 @@ Two layers.  `Transactional` is rows of bytes that change all at once or not at 
 disk.  `RecordStorage` is everything that is ours, written once above it::
 
     table           name    number            value
-    node            ""      0                 seal, node id, cluster uuid, storage uuid, boot counter, nonce
+    node            ""      0                 seal, node id, cluster uuid, storage uuid, boot counter, nonce, the last
+                                              life of every other node that was heard, our own earlier nonces
     configuration   group   0                 seal, the configuration that the group was founded with
     state           group   0                 seal, term, vote, last index and its check, snapshot's index and its check
     snapshot        group   0                 seal, what there is to know of the snapshot but its bytes, and their slot
@@ -74,6 +75,7 @@ _CHECKED_BYTES: Final = 21
 _SNAPSHOT: Final = Struct("<QQIQI32sI")
 _CURRENT: Final = 0
 _INCOMING: Final = 1
+_PAST: Final = 4_096  # Lives of ours that we remember.
 _SLOT: Final = 1 << 32  # Numbers of pieces from one slot to the next.
 _SEAL: Final = Struct("<I")
 _REPLACE: Final = "replace this node by a new one, with an empty directory and a new id"
@@ -206,10 +208,26 @@ class Identity:
         storage: random uuid of this storage, 16 bytes, made with it.
         boot: how often it has been opened, from 1 on.
         nonce: random, 63 bits, another one at each opening: tells a copied directory from the original.
+        past: the nonces of the boots before this one, as far back as they are remembered, the last one last.
     """
 
     node: str | int
     cluster: bytes
+    storage: bytes
+    boot: int
+    nonce: int
+    past: tuple[int, ...] = ()
+
+
+class Heard(NamedTuple):
+    """The last life of another node's data directory that was heard: whatever is older there lacks something.
+
+    Args:
+        node: id of that node.
+        storage, boot, nonce: as in its `Identity`.
+    """
+
+    node: str | int
     storage: bytes
     boot: int
     nonce: int
@@ -219,6 +237,8 @@ class Storage(ABC):
     """Durable state of all replicas of a node.  One thread at a time commits; any thread reads."""
 
     identity: Identity
+    heard: Sequence[Heard] = ()
+    """What the last commit that said something of other nodes said."""
 
     @abstractmethod
     def groups(self) -> list[str]:
@@ -273,8 +293,12 @@ class Storage(ABC):
         """
 
     @abstractmethod
-    def commit(self, writes: Sequence[Write]) -> None:
+    def commit(self, writes: Sequence[Write], heard: Sequence[Heard] | None = None) -> None:
         """Make the writes durable, all or none of them; return when they are.
+
+        Args:
+            writes: one at most of each group.
+            heard: takes the place of all that is remembered of other nodes; None leaves that as it is.
 
         Raises:
             DiskFull: no space; nothing was written, and the same writes may be committed later.
@@ -683,9 +707,7 @@ class RecordStorage(Storage):
         self._failed: str | None = None
         self._entropy = entropy
         self.identity = self._identify(node, cluster, bootstrap, set(groups))
-        i = self.identity
-        record = msgpack.packb([i.node, i.cluster, i.storage, i.boot, i.nonce])
-        self._apply([self._sealed("node", "", record)])
+        self._apply([self._seal_identity(self.heard)])
 
     def _identify(self, node: str | int, cluster: bytes | None, bootstrap: bool, groups: set[str]) -> Identity:
         where, used = self._rows.where, self.groups()
@@ -695,8 +717,9 @@ class RecordStorage(Storage):
             raise Corrupt(f"{where}: the row that says whose it is is gone: {_REPLACE}")
         found: Identity | None = None
         if record is not None:
-            found = Identity(*self._unpacked("node", "", record, 5))
+            found, heard = self._read_identity(record)
         storage, boot = (found.storage, found.boot + 1) if found is not None else (self._entropy(16), 1)
+        past = (*found.past, found.nonce)[-_PAST:] if found is not None else ()
         if found is not None and used:
             if found.node != node:
                 text = f"{where} belongs to node {found.node!r}, not {node!r}"
@@ -706,12 +729,26 @@ class RecordStorage(Storage):
             if cluster is not None and not bootstrap and found.cluster != cluster:
                 text = f"{where} belongs to cluster {found.cluster.hex()}, not {cluster.hex()}"
                 raise WrongDirectory(f"{text}: give this node a directory of its own")
-            cluster = found.cluster
+            cluster, self.heard = found.cluster, heard
         elif not bootstrap:
             # No group yet: a founding died halfway.  It promised nothing to anybody, so it can be begun again.
             raise _is_new(where)
         nonce = int.from_bytes(self._entropy(8), "little") & _LAST_NUMBER
-        return Identity(node, cluster or self._entropy(16), storage, boot, nonce)
+        return Identity(node, cluster or self._entropy(16), storage, boot, nonce, past)
+
+    def _read_identity(self, body: bytes) -> tuple[Identity, list[Heard]]:
+        record = self._unpacked("node", "", body, 5, 7)  # The first versions remembered nobody.
+        heard, past = record[5:] or ([], [])
+        try:
+            node, cluster, storage, boot, nonce = record[:5]
+            return Identity(node, cluster, storage, boot, nonce, tuple(past)), [Heard(*each) for each in heard]
+        except TypeError:
+            raise self._corrupt("", "the node row is not one of ours") from None
+
+    def _seal_identity(self, heard: Sequence[Heard]) -> Put:
+        i = self.identity
+        record = [i.node, i.cluster, i.storage, i.boot, i.nonce, [list(each) for each in heard], i.past]
+        return self._sealed("node", "", msgpack.packb(record))
 
     # -------------------------------------------------------------------- rows
 
@@ -727,10 +764,10 @@ class RecordStorage(Storage):
             raise self._corrupt(name, f"the {table} row fails its checksum")
         return body
 
-    def _unpacked(self, table: str, name: str, body: bytes, length: int) -> list[Any]:
+    def _unpacked(self, table: str, name: str, body: bytes, *lengths: int) -> list[Any]:
         try:
             record = msgpack.unpackb(body)
-            if len(record) == length:
+            if len(record) in lengths:
                 return list(record)
         except (ValueError, TypeError, msgpack.exceptions.UnpackException):
             pass
@@ -887,7 +924,7 @@ class RecordStorage(Storage):
         record = [state.term, state.vote, state.last, state.check, state.base, state.base_check]
         return self._sealed("state", group, msgpack.packb(record))
 
-    def commit(self, writes: Sequence[Write]) -> None:
+    def commit(self, writes: Sequence[Write], heard: Sequence[Heard] | None = None) -> None:
         with self._lock:
             if self._failed is not None:
                 raise StorageFailed(self._failed)
@@ -897,9 +934,12 @@ class RecordStorage(Storage):
                 if write.group in after:
                     raise InvariantViolated(f"two writes of group {write.group!r} in one commit")
                 after[write.group] = self._plan(write, changes)
+            if heard is not None:
+                changes.append(self._seal_identity(heard))
             if changes:
                 self._apply(changes)
                 self._states.update(after)
+                self.heard = self.heard if heard is None else heard
 
     def _plan(self, write: Write, changes: list[Put | Delete]) -> _State:
         """Add to `changes` what the write asks for; return the state after it."""

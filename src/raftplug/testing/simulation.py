@@ -15,6 +15,7 @@ elect, commit and converge.
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import heapq
 import random
@@ -108,6 +109,8 @@ FAULTS: dict[str, str] = {
     "row_loss": "a row on the disk of a dead process is gone; its restart must notice",
     "row_swap": "two rows on the disk of a dead process change places; its restart must notice",
     "lose_disk": "a node's disk is lost; it starts on an empty one, and an operator makes it a new member",
+    "older_file": "a dead node's disk is put back as it was before its last start; the others must refuse it",
+    "start_twice": "a copy of a running node's directory is started; the original must stop",
     "node_burst": "a node's own process proposes many transitions at once",
     "early_request": "a candidate hears its voters, and of clients that count on it, all at once",
     "mute_candidate": "a candidate is not heard by some any more once it has asked for votes",
@@ -174,10 +177,14 @@ _THEMES: tuple[tuple[tuple[str, ...], dict[str, int]], ...] = (
         {"snapshot_entries": 20, "keep_entries": 0, "digest_entries": 8, "max_unapplied_bytes": 2_000},
     ),
     (("lose_disk",), {}),
+    (("older_file", "start_twice", "restart_all", "crash"), {}),
 )
 # Those of them that are long stories: mostly they are told where little else happens.
-_LONG = tuple(theme for theme in _THEMES if theme[0] == ("lose_disk",) or "crash_in_fetch" in theme[0])
+_LONG = tuple(
+    theme for theme in _THEMES if theme[0][:1] in (("lose_disk",), ("older_file",)) or "crash_in_fetch" in theme[0]
+)
 _CLOCKS = frozenset({"clock_fast", "clock_slow", "clock_jump", "strand_leader"})
+_OF_DIRECTORIES = frozenset({"lose_disk", "older_file", "start_twice"})
 _THEMED = frozenset({"diverge"})  # Faults that happen only where a seed is about them.
 # Somebody else leads while a leader may think that it has a lease: only where there are any.
 _LEASED = ("deaf_leader", "late_answers", "early_rival")
@@ -463,6 +470,15 @@ class _Disk:
     votes: dict[int, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class _Older:
+    """A disk as it was, and what was known of it: values of those attributes of its process that say so."""
+
+    boot: int
+    rows: dict[tuple[str, str], dict[int, bytes]]
+    account: dict[str, Any]
+
+
 class _Process:
     """A node's process: what dies with it, and its disk, which does not."""
 
@@ -510,11 +526,18 @@ class _Process:
         self.kept: list[bytes] = []  # The snapshots of this life, the current one last, by digest …
         self.given: dict[bytes, int] = {}  # … and when, by our own clock, a piece of each was given last.
         self.lost: list[_Disk] = []
-        self.displaced = False  # On an empty disk, and still a member by the one that was lost.
+        self.displaced = False  # On another disk than the one by which it still is a member, or with an older life.
+        self.outdated = False  # That disk was put back as it was.
+        self.older: _Older | None = None
+        # The latest life of each directory of which it took something, by id and uuid; and what its disk must say.
+        self.heard_lives: dict[tuple[Id, bytes], tuple[int, int]] = {}
+        self.kept_lives: dict[tuple[Id, bytes], tuple[int, int]] = {}
+        self.boot = 0
 
     def disks(self, known: bytes | None = None) -> list[_Disk]:
         """This disk and those that are lost; only the one with this uuid, if there is one."""
-        disks = [_Disk(self.storage, self.durable, self.durable_base, self.votes), *self.lost]
+        disks = [] if self.outdated else [_Disk(self.storage, self.durable, self.durable_base, self.votes)]
+        disks += self.lost
         return [disk for disk in disks if known in (None, disk.storage)]
 
     def holds(self, index: int, check: int, known: bytes | None = None) -> bool:
@@ -527,6 +550,41 @@ class _Process:
     def members(self) -> Any:
         """The last configuration that is on this disk."""
         return self.configurations[max(self.configurations)]
+
+    def keep_copy(self) -> _Older:
+        """The disk as it is now."""
+        names = ("machine_disk", "durable", "votes", "configurations", "kept_lives")
+        account: dict[str, Any] = {name: dict(getattr(self, name)) for name in names}
+        for name in ("configuration", "durable_base", "durable_term", "durable_last"):
+            account[name] = getattr(self, name)
+        return _Older(self.boot, self.rows.copy(), account)
+
+    def put_back(self) -> None:
+        """Make the disk what it was; what was on it is lost."""
+        older, self.older = self.older, None
+        if older is None:
+            return
+        self.lost = self.disks()
+        self.outdated = True
+        self._take(older)
+
+    def _take(self, older: _Older) -> None:
+        self.rows.put_back(older.rows)
+        self.rows.full = self.rows.failing = False
+        self.good_rows, self.term_asked = None, 0
+        for name, value in older.account.items():
+            setattr(self, name, value)
+
+    def copied(self) -> _Process:
+        """Another process, on a copy of the disk."""
+        other = copy.copy(self)
+        other.rows = SimulatedRows(self.id)
+        older = self.keep_copy()
+        other.node, other.link, other.wake_at, other.applies = None, None, -1, []
+        other.arrived, other.heard, other.quiet_under = set(), {}, {}
+        other.lost = list(self.lost)
+        other._take(older)
+        return other
 
     def driver(self) -> Any:
         return self.node.drivers[GROUP] if self.node is not None else None
@@ -631,12 +689,15 @@ class Simulation:
         self._histories: dict[int, int] = {0: 0}
         self._adds_begun: Counter[str] = Counter()
         self._adds_acknowledged: Counter[str] = Counter()
-        one = self.faults & {"change_members", "lose_disk"}  # An operator knows of one group.
+        one = self.faults & {"change_members", *_OF_DIRECTORIES}  # An operator knows of one group.
         self._companions = () if one else COMPANIONS[: chance.choice((0, 0, 1, 2))]
         self._companions_leaders: dict[tuple[str, int], Id] = {}
         self._companions_committed: dict[tuple[str, int], int] = {}
         self._companions_adds: Counter[tuple[str, str]] = Counter()  # Of each: begun and acknowledged.
+        self._reads = 0  # In the history.
         self._diverged = False  # Whether a state was ever changed behind everybody's back.
+        self._boots: dict[int, int] = {}  # Of each nonce that a node had: its boot.
+        self._false: set[int] = set()  # Nonces of lives on disks that were put back.
         self._probes: list[tuple[_Process, int, int, Future]] = []
         founders = [f"n{number}" for number in range(1, nodes + 1)]
         spare = 2 if "change_members" in self.faults else 0
@@ -644,8 +705,10 @@ class Simulation:
         # Nobody, one that is to be added, or one of the founders.
         witnesses = chance.choice(([], self._ids[-1:], founders[1:][-1:])) if spare else []
         self._witnesses = set(witnesses)
+        self._reluctant = chance.choice(self._ids)
         self._uuid = cluster_uuid(GROUP, founders)
         self.processes = {}
+        self._originals: list[_Process] = []  # Those whose directory was copied, and started elsewhere.
         for id in self._ids:
             first = self.core.Configuration(tuple(founders) if id in founders else (), witnesses=witnesses)
             process = self.processes[id] = _Process(id, first)
@@ -663,7 +726,7 @@ class Simulation:
             self.after(self.random.randint(0, 50 * _MS), self._next_probe)
             if self._companions:
                 self.after(self.random.randint(0, 50 * _MS), self._next_companion)
-            while not self._ended and (report.events < self._limit or len(report.history) < self._operations):
+            while not self._ended and (report.events < self._limit or self._wants_operations()):
                 self._step()
             if not self._is_bereft():
                 self._liveness()
@@ -675,6 +738,10 @@ class Simulation:
             self._note("VIOLATION", report.violation)
         report.trace_sha256 = self._hash.hexdigest()
         return report
+
+    def _wants_operations(self) -> bool:
+        """Whether there are too few, or too few reads: one that fails has certainly not happened, unlike a write."""
+        return len(self.report.history) < self._operations or 10 * self._reads < 3 * self._operations
 
     def _step(self) -> None:
         at, _, function, arguments = heapq.heappop(self._queue)
@@ -710,12 +777,14 @@ class Simulation:
 
     def _lose_disk(self, process: _Process, configuration: Any) -> None:
         """An empty disk takes the place of this one; the configuration is what a new node is started with."""
-        process.lost += process.disks(process.storage)
+        process.lost = process.disks()
+        process.outdated, process.older = False, None
         process.rows.put_back({})
         process.machine_disk = {}
         process.good_rows = None
         process.rows.full = process.rows.failing = False
         process.durable, process.durable_base, process.votes = {}, 0, {}
+        process.kept_lives = {}
         process.durable_term, process.durable_last, process.term_asked = 0, (0, 0), 0
         process.configuration = configuration
         process.configurations = {0: configuration}
@@ -734,7 +803,7 @@ class Simulation:
         process.applies = []
         process.told_leader, process.told_term, process.told_members = None, 0, None
         settings = self.settings
-        if "reluctant_node" in self.faults and process.id == self._ids[0]:
+        if "reluctant_node" in self.faults and process.id == self._reluctant:
             self._fault("reluctant_node", process.id)
             settings = replace(settings, lead_reluctance=1)
         machine = self.random.choice(self._machines)(self._applied)
@@ -783,8 +852,14 @@ class Simulation:
             self._fault("old_inbox", process.id)
             link.cursor.id = START
             self.reread(link)
+        identity = storage.identity
+        self._boots[identity.nonce] = process.boot = identity.boot
+        if process.outdated:
+            self._false.add(identity.nonce)
+        process.heard_lives = dict(process.kept_lives)
         for each in node.drivers.values():
             each._send = each.quiescence._send = self._speech(process, each._send)
+            each.receive = self._hearing(process, each.receive)  # type: ignore[method-assign]
         process.quiet_under = {}
         driver = process.driver()
         process.kept = [driver.snapshots.current.digest] if driver.snapshots.current is not None else []
@@ -806,13 +881,16 @@ class Simulation:
         return stored.term, stored.vote, stored.snapshot, log.slice(log.base_index + 1, log.last_index + 1)
 
     def _boot_if_down(self, process: _Process) -> None:
-        if process.node is None:
+        if process.node is None and self.processes[process.id] is process:
             self._boot(process)
 
     def _kill(self, process: _Process, restart_after: int | None) -> None:
         process.node = None
         process.job = None
-        self.links.pop(process.id, None)
+        if process in self._originals:
+            self._originals.remove(process)
+        else:
+            self.links.pop(process.id, None)
         self._note("down", process.id)
         if restart_after is not None:
             self.after(restart_after, self._boot_if_down, process)
@@ -850,6 +928,8 @@ class Simulation:
             self._note("stops", process.id, type(error).__name__)
             self._kill(process, self.random.randint(1, 2_000) * _MS)
             return
+        except Violation:
+            raise
         except Exception as error:
             raise Violation(f"no crash: {process.id} stops: {type(error).__name__}: {error}") from error
         self._check(process, clock)
@@ -866,8 +946,11 @@ class Simulation:
     ) -> None:
         """A commit of the node's: durable after a while, and heard of then."""
 
+        heard = dict(process.heard_lives)
+
         def durable() -> None:
             job()
+            process.kept_lives.update(heard)
             for _, write in process.node._writing if process.node is not None else ():
                 if write.group == GROUP:
                     self._record(process, write, storage)
@@ -971,6 +1054,11 @@ class Simulation:
             if target in self.processes:
                 self.processes[str(target)].arrived.add(source)
             link.read()
+        for process in self._originals:
+            if process.id == target and process.link is not None:
+                process.arrived.add(source)
+                process.link.read()
+                self._wake(process, 0)
 
     def reread(self, link: _Link) -> None:
         """An inbox is read from its beginning."""
@@ -1024,6 +1112,22 @@ class Simulation:
                 send(target, kind, body)
 
         return say
+
+    def _hearing(self, process: _Process, receive: Callable[..., None]) -> Callable[..., None]:
+        """What a node hears: never an earlier life, or a copy, of a directory of which it took something already."""
+
+        def hear(source: Id, nonce: int, kind: int, body: bytes, storage: bytes) -> None:
+            boot = self._boots.get(nonce)
+            if boot is not None and source != process.id:
+                heard = process.heard_lives.get((source, storage), (0, nonce))
+                if boot < heard[0] or (boot == heard[0] and nonce != heard[1]):
+                    raise Violation(f"identity: {process.id} takes what boot {boot} of {source} says, after {heard[0]}")
+                if nonce in self._false:
+                    raise Violation(f"identity: {process.id} takes what {source} says on a disk that was put back")
+                process.heard_lives[source, storage] = (boot, nonce)
+            receive(source, nonce, kind, body, storage)
+
+        return hear
 
     # ---------------------------------------------------------------- faults
 
@@ -1299,27 +1403,94 @@ class Simulation:
 
     def _do_lose_disk(self) -> None:
         """Only where all know the node by that disk: nobody can tell a lost one from a new one before."""
-        node, displaced = self._some_node(), [each for each in self.processes.values() if each.displaced]
-        if node is None or displaced or self.random.random() < 0.3:
-            return
+        node = self._some_node()
+        if node is not None and self.random.random() < 0.7 and self._is_expendable(node):
+            self._fault("lose_disk", node.id)
+            node.displaced = True
+            self._go_without(node)
+            self._lose_disk(node, node.first)
+
+    def _is_expendable(self, node: _Process) -> bool:
+        """Whether all know the node by its disk, the others are enough without it, and no other one is gone."""
+        if self._originals or any(each.displaced for each in self.processes.values()):
+            return False
         if self.now - self._change_asked_at < 4_000 * _MS:  # It may be on its way: to where this node is needed.
-            return
+            return False
         known = [each.members() for each in self.processes.values()]
         # A change that is under way may be on no disk yet.
         known += [each.driver().raft.configuration for each in self.processes.values() if each.node is not None]
         known = [each for each in known if each.voters]
-        if all(len(each.voters) > 2 and each.storages.get(node.id) == node.storage for each in known):
-            self._fault("lose_disk", node.id)
-            down = self._down_for()
-            self._kill(node, down)
-            if self.random.random() < 0.5:
-                self.after(down + self.random.randint(10, 500) * _MS, self._need, node)
-            node.displaced = True
-            self._lose_disk(node, node.first)
-            self.after(self._while(), self._replace, node)
+        return all(len(each.voters) > 2 and each.storages.get(node.id) == node.storage for each in known)
 
-    def _need(self, node: _Process) -> None:
-        """So many others die that the rest could go on with `node`, if it counted, and cannot without it."""
+    def _go_without(self, node: _Process) -> None:
+        """The node's disk is not what it was: until an operator has replaced the node, the others must do."""
+        down = self._down_for()
+        self._kill(node, down)
+        if self.random.random() < 0.5:
+            self.after(down + self.random.randint(10, 500) * _MS, self._need, node.id)
+        self.after(self._while(), self._replace, node.id)
+
+    def _do_older_file(self) -> None:
+        """First copies are made of disks, and after restarts one is put back.
+
+        Only if that would be a start which all others know, on their disks, to have been, with another nonce: whoever
+        knows of no later one has to take it for a restart, and nothing could be safe (see docs/divergence.md).
+        """
+        fitting = [each for each in self.processes.values() if each.good_rows is None and not each.displaced]
+        for node in fitting:
+            if node.older is None:
+                node.older = node.keep_copy()
+        known = [each for each in fitting if each.older is not None and self._all_know(each, each.older.boot + 1)]
+        known = [each for each in known if self._is_expendable(each)]
+        if not known:  # Of these some restart, for the others to hear.
+            self._do_crash()
+        else:
+            node = self.random.choice(known)
+            self._fault("older_file", node.id)
+            node.displaced = True
+            self._go_without(node)
+            node.put_back()
+
+    def _all_know(self, node: _Process, boot: int) -> bool:
+        """Whether all others have on their disks that this boot of the node's directory, or a later one, has been."""
+        others = [each for each in self.processes.values() if each.id != node.id]
+        return all(each.kept_lives.get((node.id, node.storage), (0, 0))[0] >= boot for each in others)
+
+    def _do_start_twice(self) -> None:
+        """The original stands still until all others know of the copy, on their disks.
+
+        What it acknowledges before, the copy may lack, and who was not told of the copy has to believe it.  A directory
+        itself is not opened twice: that its lock sees to, which lies below what is simulated (tests/test_storage.py).
+        """
+        node = self._some_node()
+        if node is None or node.node is None or node.good_rows is not None or not self._is_expendable(node):
+            return
+        busy = node.job is not None or node.node._writing or node.node._keeping or node.node._unwritten
+        if busy or node.rows.full or node.rows.failing:  # What is written later is not on the copy.
+            return
+        self._fault("start_twice", node.id)
+        copied = self.processes[node.id] = node.copied()
+        self._originals.append(node)
+        node.displaced = True
+        self._boot(copied)
+        self._hold(node, copied.boot)
+
+    def _hold(self, original: _Process, boot: int) -> None:
+        """Let the original go on when that is safe; if it never is, somebody kills it."""
+        if original.node is None:
+            return
+        if self._all_know(original, boot):
+            original.paused_until = self.now
+            self._wake(original, 0)
+        elif self._quiet:
+            self._kill(original, None)
+        else:
+            original.paused_until = self.now + 50 * _MS
+            self.after(20 * _MS, self._hold, original, boot)
+
+    def _need(self, id: str) -> None:
+        """So many others die that the rest could go on with the node, if it counted, and cannot without it."""
+        node = self.processes[id]
         up = [each for each in self.processes.values() if each.node is not None and each is not node]
         if not self._quiet and node.displaced and node.node is not None:
             stays = self.random.sample(up, min(len(up), len(node.first.voters) // 2))
@@ -1327,10 +1498,11 @@ class Simulation:
                 if each not in stays:
                     self._kill(each, self.random.choice((1_500, 3_000)) * _MS)
 
-    def _replace(self, node: _Process) -> None:
+    def _replace(self, id: str) -> None:
         """What an operator does about a node whose disk is lost."""
         if self._quiet:
             return
+        node = self.processes[id]
         leading = [each.driver().raft for each in self.processes.values() if each.node and each.id != node.id]
         settled = [each for each in leading if each.role == LEADER and each.commit >= each.configuration_index]
         if (
@@ -1349,7 +1521,7 @@ class Simulation:
             return
         else:
             self._ask("members", ["witness" if node.id in self._witnesses else "add", [node.id]])
-        self.after(1_000 * _MS, self._replace, node)
+        self.after(1_000 * _MS, self._replace, node.id)
 
     def _do_slow_apply(self) -> None:
         node = self._some_node()
@@ -1383,7 +1555,7 @@ class Simulation:
     def _do_change_members(self) -> None:
         """By way of a client.  Whoever is added is running."""
         leading = [each for each in self.processes.values() if each.node and each.driver().raft.role == LEADER]
-        if not leading or any(each.displaced for each in self.processes.values()):
+        if not leading or self._originals or any(each.displaced for each in self.processes.values()):
             return
         members = leading[-1].configuration
         id = self.random.choice([*self._ids, *self._witnesses])
@@ -1976,7 +2148,7 @@ class Simulation:
         self._redis_down_until = 0
         for link in sorted(self._clogged, key=str):
             self._unclog(link)
-        if self.faults & {"change_members", "lose_disk"}:
+        if self.faults & {"change_members", *_OF_DIRECTORIES}:
             for client in self._clients:  # No change that is still on its way makes another majority count.
                 client.crash()
             for reader in self.links.values():
@@ -2000,7 +2172,7 @@ class Simulation:
             if id == bridged:  # By a clock that hardly runs it would not notice in time that it reaches one only.
                 process.offset, process.started_at, process.rate = self._clock(process), self.now, 1.0
                 self._wake(process, 0)
-            elif id not in majority:
+            elif id not in majority and not process.outdated:
                 if process.node is not None:
                     self._kill(process, None)
                 process.life += 1
@@ -2014,6 +2186,12 @@ class Simulation:
                 self.after(_MS, process.complete)  # A slow disk is fast again.
                 self._wake(process, 0)
         chosen = [self.processes[id] for id in majority]
+        for (
+            id,
+            process,
+        ) in self.processes.items():  # A client need not look for them: records age.
+            if process.node is None:
+                self.directory.pop(id, None)
         limit = self.now + 20 * self.settings.election_timeout_ms * _MS
         client = _Client(self, len(self._clients), idle=True)
         self._clients.append(client)
@@ -2036,11 +2214,24 @@ class Simulation:
                 future = client.propose({"op": "add", "key": key, "value": 1} if written else {"op": "get", "key": key})
             elif not written:
                 written, future = True, client.propose({"op": "add", "key": key, "value": 1})
-            elif self._converged(chosen) and all(self._agree(chosen, *each) for each in adds.items()):
+            elif (
+                self._converged(chosen)
+                and all(self._agree(chosen, *each) for each in adds.items())
+                and not self._unwanted()
+            ):
                 self._check_companions_counters()
                 self._divergence(chosen, client)
                 return
+        if self._unwanted():
+            raise Violation(f"identity: {', '.join(self._unwanted())} runs on, though all others know a later life")
         raise Violation(f"liveness: {', '.join(sorted(majority))} did not elect, commit and converge in time")
+
+    def _unwanted(self) -> list[str]:
+        """Who runs on an older file, or on a directory of which a copy was started: they must be told to stop."""
+        return [each.id for each in (*self.processes.values(), *self._originals) if each.node and self._is_old(each)]
+
+    def _is_old(self, process: _Process) -> bool:
+        return process.outdated or process in self._originals
 
     def _is_bereft(self) -> bool:
         """Whether nobody can go on: a demotion was on its way when a disk was lost, which all the others now need.
@@ -2049,14 +2240,18 @@ class Simulation:
         """
         newest, known = self._newest()
         members, lost = newest.members(), any(each.lost for each in self.processes.values())
-        if newest.id in self._witnesses and lost:
+        voters = [each for each in known if members.is_voter(each.id)]  # A learner that holds it all cannot help.
+        if lost and voters and max(voters, key=self._rank).id in self._witnesses:
             return True
         return bool(members.voters) and not _is_quorum(members, {each.id for each in known})
 
     def _newest(self) -> tuple[_Process, list[_Process]]:
         """Who has the newest log, if need be a witness, and all whose disk is the one that the others know."""
         known = [each for each in self.processes.values() if not each.displaced]
-        return max(known, key=lambda each: (each.durable_last, each.id not in self._witnesses, each.id)), known
+        return max(known, key=self._rank), known
+
+    def _rank(self, process: _Process) -> tuple[tuple[int, int], bool, str]:
+        return process.durable_last, process.id not in self._witnesses, process.id
 
     def _majority(self) -> list[str]:
         fitting = [id for id, each in self.processes.items() if not each.displaced]
@@ -2251,6 +2446,7 @@ class _Client:
         low = world._adds_acknowledged[key]
         if operation["op"] == "add":
             world._adds_begun[key] += 1
+        world._reads += operation["op"] == "get"
         self._pending += 1
 
         def ended(_: Future) -> None:
@@ -2269,6 +2465,7 @@ class _Client:
                 report.unknown += 1
             else:
                 report.history.remove(recorded)  # It certainly did not happen.
+                world._reads -= operation["op"] == "get"
             world._note(self.id, operation["op"], operation["key"], type(error).__name__ if error else "ok")
 
         report.history.append(recorded)
