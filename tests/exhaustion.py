@@ -205,6 +205,8 @@ class Exhaustion:
         log._entries, log._terms, log._ends = log._entries[:], log._terms[:], log._ends[:]
         fields["log"] = log
         fields["progress"] = {peer: copy(each) for peer, each in raft.progress.items()}
+        for progress in other.progress.values():
+            progress._ends = progress._ends[:]
         return other
 
     def number_local(self, id: int, raft: Any, disk: Disk, writing: Any, compacted: tuple[Any, ...]) -> int:
@@ -226,6 +228,7 @@ class Exhaustion:
         for progress in raft.progress.values():
             progress.contact = max(progress.contact - late, LONG_AGO - ELECTION)
             progress.sent = max(progress.sent - late, LONG_AGO - 2 * ELECTION)
+            progress.in_flight()  # Forgets what is acknowledged.
         key = (id, _frozen(raft), disk, _frozen_ready(writing), compacted)
         number = self.local_numbers.get(key)
         if number is None:
@@ -668,7 +671,7 @@ def _frozen(value: Any) -> Any:
         entries = value.slice(value.base_index + 1, value.last_index + 1) if len(value) else b""
         return value.base_index, value.base_term, value.base_check, entries
     if hasattr(value, "__slots__"):
-        return tuple(getattr(value, name) for name in value.__slots__)
+        return tuple(_frozen(getattr(value, name)) for name in value.__slots__)
     return value
 
 

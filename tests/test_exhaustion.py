@@ -71,8 +71,9 @@ class AcknowledgesBeforeTheDisk(Raft):
 
 
 class CommitsWithoutAQuorum(Raft):
-    def _quorum_match(self, voters: Any) -> int:
-        return self.log.last_index
+    def _advance_commit(self) -> None:
+        if self.log.last_term == self.term:
+            self.commit = self.log.last_index
 
 
 class CommitsWhatIsNotVerified(Raft):
