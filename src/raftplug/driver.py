@@ -921,6 +921,8 @@ class Driver:
 
     def _has_work(self) -> bool:
         """Whether there is something that the machine could do now."""
+        if self._is_overtaken():
+            return False
         if self._notes or self._is_snapshot_due() or self._may_look():
             return True
         return self.is_witness is not None and (self._loading is not None or self.raft.applicable() > self._applied)
@@ -942,9 +944,15 @@ class Driver:
         """Whether what the first read must see is applied."""
         return bool(self._reads) and self._reads[0].index <= self._applied
 
+    def _is_overtaken(self) -> bool:
+        """Whether a newer snapshot takes the place of the one that is to be loaded next, whose pieces then go."""
+        return self._loading is not None and (self._installing is not None or self._writing_install is not None)
+
     def _begin(self, until: int) -> bool:
         """Give the machine its next job; False if there is none."""
         applier = self.applier
+        if self._is_overtaken():
+            return False
         if self._loading is not None and self.is_witness is False:
             install = self._loading
             self._run(lambda: applier.load(install), lambda _: self._loaded(install))
