@@ -38,6 +38,7 @@ from rich.progress import Progress
 
 from raftplug import Client
 from raftplug.benchmarks.record import machine
+from raftplug.cli.ycsb import percentile
 from raftplug.embedded import EmbeddedServer
 from raftplug.errors import RaftplugError
 
@@ -88,7 +89,7 @@ def start(id: str, directory: Path, url: str, *more: str) -> subprocess.Popen[by
 
 
 def wait_for(client: Client, id: str | None = None) -> int:
-    """Wait until there is a leader, and until node `id` has applied what was committed.
+    """Wait until there is a leader, and until node `id` says how far it is behind that.
 
     Returns: the term.
     """
@@ -104,10 +105,10 @@ def wait_for(client: Client, id: str | None = None) -> int:
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Median, 99th percentile (of fewer than 100 values the largest), and the largest."""
-    ordered = sorted(values)
-    p99 = ordered[min(len(ordered) - 1, -(-99 * len(ordered) // 100) - 1)]
-    return {"median": round(statistics.median(ordered), 1), "p99": round(p99, 1), "largest": round(ordered[-1], 1)}
+    """Median, 99th percentile (of fewer than 100 values the largest), and the largest; there must be one."""
+    p99 = percentile(sorted(values), 99)
+    assert p99 is not None
+    return {"median": round(statistics.median(values), 1), "p99": round(p99, 1), "largest": round(max(values), 1)}
 
 
 def measure(rounds: int, writers: int, directory: Path) -> dict[str, Any]:

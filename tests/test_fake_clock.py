@@ -152,6 +152,12 @@ class World:
         self.nodes[id].call(driver.propose, plain.encode(transition), future, self.now + 1000 * timeout_ms)
         return future
 
+    def ask(self, client: ClientLoop, transition: Any) -> Future:
+        """Propose through a client."""
+        future = Future()
+        client.propose(plain.encode(transition), future, self.now + 10_000_000)
+        return future
+
     def read(self, id: str, timeout_ms: int = 5_000, consistency: str = LINEARIZABLE) -> Future:
         future = Future()
         driver = self.nodes[id].drivers[GROUP]
@@ -187,8 +193,7 @@ def test_a_read_on_any_node_sees_what_was_acknowledged_before_it(world: World) -
 def test_a_client_writes_and_reads_without_being_a_member(world: World) -> None:
     world.elect()
     client = world.client()
-    write = Future()
-    client.propose(plain.encode({"add": 3}), write, world.now + 10_000_000)
+    write = world.ask(client, {"add": 3})
     assert (
         plain.decode(world.result(write)) == 3 if isinstance(world.result(write), bytes) else world.result(write) == 3
     )
@@ -231,9 +236,7 @@ def test_what_is_asked_while_leadership_moves_waits_for_the_successor(world: Wor
     """It is not sent back and forth meanwhile, and does not rest for longer than the handing over takes."""
     leader = world.elect()
     client = world.client()
-    first, second = Future(), Future()
-    client.propose(plain.encode({"add": 1}), first, world.now + 10_000_000)
-    world.result(first)
+    world.result(world.ask(client, {"add": 1}))
     asked: list[Any] = []
 
     def heard(source: Any, target: Any, message: bytes) -> bool:
@@ -245,7 +248,7 @@ def test_what_is_asked_while_leadership_moves_waits_for_the_successor(world: Wor
     target = next(id for id in IDS if id != leader)
     world.stuck[target] = []
     world.raft(leader).transfer(target)
-    client.propose(plain.encode({"add": 1}), second, world.now + 10_000_000)
+    second = world.ask(client, {"add": 1})
     world.run(50)
     assert asked == [leader] and not second.done()
     for job in world.stuck.pop(target):
@@ -258,13 +261,11 @@ def test_what_is_asked_while_leadership_moves_waits_for_the_successor(world: Wor
 def test_what_waits_for_a_successor_is_taken_when_none_takes_over(world: World) -> None:
     leader = world.elect()
     client = world.client()
-    first, second = Future(), Future()
-    client.propose(plain.encode({"add": 1}), first, world.now + 10_000_000)
-    world.result(first)
+    world.result(world.ask(client, {"add": 1}))
     target = next(id for id in IDS if id != leader)
     world.cut = {target}
     world.raft(leader).transfer(target)
-    client.propose(plain.encode({"add": 1}), second, world.now + 10_000_000)
+    second = world.ask(client, {"add": 1})
     world.run(400)
     assert not second.done()
     world.run(400)

@@ -22,7 +22,7 @@ from typing import Any
 from raftplug import core as chosen_core
 from raftplug import plain
 from raftplug.agenda import NEVER, Agenda
-from raftplug.cluster import Cluster, read_record
+from raftplug.cluster import Cluster, is_client, read_record
 from raftplug.constants import (
     CANDIDATE,
     DISPLACED,
@@ -516,7 +516,7 @@ class NodeLoop:
     def _is_foreign(self, frame: Frame) -> str | None:
         if frame.target != self.id:
             return f"a frame for {frame.target!r}"
-        if frame.cluster != self._sender.cluster and not (_is_client(frame.source) and frame.cluster == NO_CLUSTER):
+        if frame.cluster != self._sender.cluster and not (is_client(frame.source) and frame.cluster == NO_CLUSTER):
             return f"a frame of another cluster, from {frame.source!r}: is its --prefix or --group ours by mistake?"
         if frame.source == self.id and frame.nonce != self._sender.nonce:
             return "a frame of another process with this node's id: stop one of the two"
@@ -524,7 +524,7 @@ class NodeLoop:
 
     def _believes(self, frame: Frame) -> bool:
         """Whether it is of the latest life of its sender.  (Whether a new directory counts, others decide.)"""
-        verdict = self._senders.judge(frame, _is_client(frame.source))
+        verdict = self._senders.judge(frame, is_client(frame.source))
         if verdict.kind:
             self._outgoing.setdefault(frame.source, []).append((NO_GROUP, verdict.kind, verdict.body))
         if not verdict.believed:
@@ -581,7 +581,7 @@ class NodeLoop:
         """One frame a destination, unless it grew too large."""
         outgoing, self._outgoing = self._outgoing, {}
         for target, items in outgoing.items():
-            if target not in self._introduced and not _is_client(target):
+            if target not in self._introduced and not is_client(target):
                 self._introduced.add(target)
                 items.insert(0, (NO_GROUP, LIVES, tell_lives(self._identity)))
             start = size = 0
@@ -1061,10 +1061,6 @@ class Node:
         worker = Worker(f"raftplug-apply-{self.id}-{group}")
         self._workers.append(worker)
         return worker.submit
-
-
-def _is_client(id: Id) -> bool:
-    return isinstance(id, str) and id.startswith("~")
 
 
 def _named(groups: Iterable[str]) -> str:

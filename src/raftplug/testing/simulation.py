@@ -2186,12 +2186,9 @@ class Simulation:
                 self.after(_MS, process.complete)  # A slow disk is fast again.
                 self._wake(process, 0)
         chosen = [self.processes[id] for id in majority]
-        for (
-            id,
-            process,
-        ) in self.processes.items():  # A client need not look for them: records age.
+        for id, process in self.processes.items():
             if process.node is None:
-                self.directory.pop(id, None)
+                self.directory.pop(id, None)  # A client need not look for it: records age.
         limit = self.now + 20 * self.settings.election_timeout_ms * _MS
         client = _Client(self, len(self._clients), idle=True)
         self._clients.append(client)
@@ -2228,10 +2225,8 @@ class Simulation:
 
     def _unwanted(self) -> list[str]:
         """Who runs on an older file, or on a directory of which a copy was started: they must be told to stop."""
-        return [each.id for each in (*self.processes.values(), *self._originals) if each.node and self._is_old(each)]
-
-    def _is_old(self, process: _Process) -> bool:
-        return process.outdated or process in self._originals
+        older = [each for each in self.processes.values() if each.outdated]
+        return [each.id for each in (*older, *self._originals) if each.node]
 
     def _is_bereft(self) -> bool:
         """Whether nobody can go on: a demotion was on its way when a disk was lost, which all the others now need.
