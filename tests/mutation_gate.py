@@ -487,6 +487,30 @@ MUTANTS = (
         "        if raft.leader is not None and raft.leader != self.leader:\n            self.leader = raft.leader\n",
     ),
     Mutant(
+        "an observer that raises ends what tells it",
+        "events.py",
+        "        except Exception:\n            if not has_raised:",
+        "        except LookupError:\n            if not has_raised:",
+    ),
+    Mutant(
+        "an observer is not told how many events it lost",
+        "events.py",
+        "                self._dropped += 1\n",
+        "",
+    ),
+    Mutant(
+        "recovery in the next term only",
+        "recovery.py",
+        "_TERMS_AHEAD = 1 << 20\n",
+        "_TERMS_AHEAD = 1\n",
+    ),
+    Mutant(
+        "recovery keeps the lost voters",
+        "recovery.py",
+        "core.Configuration([id], storages",
+        "core.Configuration(sorted({id, *plain.decode(storage.configuration(group))[0]}), storages",
+    ),
+    Mutant(
         "transfer never times out",
         "raft.py",
         "if self.transferee is not None and self.now >= self._transfer_deadline:",

@@ -217,7 +217,7 @@ class Events:
             subscription.close()
         elif callback is not None:
             name, arguments = f"raftplug-events-{self._node}", (subscription, callback)
-            thread = threading.Thread(target=_call_for_each, args=arguments, name=name, daemon=True)
+            thread = threading.Thread(target=call_for_each, args=arguments, name=name, daemon=True)
             self._threads = [*(each for each in self._threads if each.is_alive()), thread]
             thread.start()
 
@@ -230,7 +230,8 @@ class Events:
         self._plugins.events(_HOOK + event.kind, only=plugin, node=event.node, **more, **event.details)
 
 
-def _call_for_each(subscription: Subscription, callback: Callable[[Event], object]) -> None:
+def call_for_each(subscription: Subscription, callback: Callable[[Event], object]) -> None:
+    """Call a function with each event until the subscription ends; one that raises gets the next one all the same."""
     has_raised = False
     for event in subscription:
         try:

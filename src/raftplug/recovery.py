@@ -15,7 +15,11 @@ from raftplug import core, plain, snapshots
 from raftplug.constants import CONFIGURATION, HIGHEST
 from raftplug.errors import Corrupt, InvalidArgument, MalformedMessage
 from raftplug.frames import Id
-from raftplug.storage import SQLiteStorage, Write
+from raftplug.storage import RecordStorage, SQLiteStorage, Write
+
+_TERMS_AHEAD = 1 << 20
+"""How far the new term is ahead: the lost nodes may have been in terms that this one never heard of, and an entry of
+ours in one of those would pass for theirs where old frames are still under way (Ongaro 2014 §3.5)."""
 
 
 def recover(data_dir: str | os.PathLike[str], id: Id) -> list[dict[str, Any]]:
@@ -37,14 +41,20 @@ def recover(data_dir: str | os.PathLike[str], id: Id) -> list[dict[str, Any]]:
             raise InvalidArgument(f"{data_dir} carries no group")
         writes, told = [], []
         for group in groups:
-            write, report = _sole_voter(storage, group, id)
+            write, report = sole_voter(storage, group, id)
             writes.append(write)
             told.append(report)
         storage.commit(writes)
         return told
 
 
-def _sole_voter(storage: SQLiteStorage, group: str, id: Id) -> tuple[Write, dict[str, Any]]:
+def sole_voter(storage: RecordStorage, group: str, id: Id) -> tuple[Write, dict[str, Any]]:
+    """What is to be written to make the node of a storage the only voter of a group, and what `recover` returns of it.
+
+    Raises:
+        Corrupt: the log cannot be read.
+        InvalidArgument: it is a witness's, or there is no term left.
+    """
     stored = storage.load(group)
     if stored is None:
         raise Corrupt(f"group {group!r} is listed, and is not there")
@@ -62,13 +72,13 @@ def _sole_voter(storage: SQLiteStorage, group: str, id: Id) -> tuple[Write, dict
         members = plain.decode(log.payload_at(at))
         at = log.find(CONFIGURATION, at + 1)
     term, last = max(stored.term, log.last_term), log.last_index
-    if term >= HIGHEST:
+    if term > HIGHEST - _TERMS_AHEAD:
         raise InvalidArgument(f"group {group!r} has no term left")
     alone = core.Configuration([id], storages={id: storage.identity.storage})
-    index = log.append(term + 1, CONFIGURATION, alone.encode())
+    index = log.append(term + _TERMS_AHEAD, CONFIGURATION, alone.encode())
     before = core.Configuration.from_plain(members)
     if id in before.witnesses or kind == snapshots.WITNESS:
         raise InvalidArgument(f"{id} is a witness of group {group!r}: it has no state; take another node's directory")
     voters = list(before.voters)
     report = {"group": group, "last": last, "term": term, "voters_before": voters}
-    return Write(group, term + 1, None, first=index, block=log.slice(index, index + 1)), report
+    return Write(group, term + _TERMS_AHEAD, None, first=index, block=log.slice(index, index + 1)), report

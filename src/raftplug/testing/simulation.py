@@ -44,10 +44,12 @@ from raftplug.constants import (
     VOTE_RESPONSE,
 )
 from raftplug.errors import Corrupt, DiskFull, OutcomeUnknown, RaftplugError, Removed, StorageFailed, WrongDirectory
+from raftplug.events import LOST, Event, Subscription, call_for_each
 from raftplug.frames import Id, cluster_uuid
 from raftplug.future import Future
 from raftplug.node import NodeLoop
 from raftplug.redis_streams import START, Cursor
+from raftplug.recovery import sole_voter
 from raftplug.sessions import SESSION_TIMEOUT_US, Sessions
 from raftplug.settings import Settings
 from raftplug.state_machine import Snapshot, StateMachine
@@ -63,6 +65,7 @@ _MS = 1_000
 _KEYS = 5
 _LIVENESS_EVENTS = 200_000
 _INBOX_ENTRIES = 50
+_EVENTS_WAIT = 4
 _NEVER = 1 << 62
 _CHECK_STEPS = 1_000_000
 _UPTIME_US = 30 * 24 * 3_600 * 1_000_000  # A machine may have been on for so long when a process starts on it.
@@ -109,6 +112,7 @@ FAULTS: dict[str, str] = {
     "row_loss": "a row on the disk of a dead process is gone; its restart must notice",
     "row_swap": "two rows on the disk of a dead process change places; its restart must notice",
     "lose_disk": "a node's disk is lost; it starts on an empty one, and an operator makes it a new member",
+    "lose_quorum": "all disks but one are lost; an operator makes that one's node the only voter, then adds the others",
     "older_file": "a dead node's disk is put back as it was before its last start; the others must refuse it",
     "start_twice": "a copy of a running node's directory is started; the original must stop",
     "node_burst": "a node's own process proposes many transitions at once",
@@ -126,6 +130,8 @@ FAULTS: dict[str, str] = {
     "deaf_leader": "a leader that hands over hears nobody any more once its successor campaigns, and is asked",
     "late_answers": "answers to a leader come up to a second late, and nothing else does; it is asked meanwhile",
     "early_rival": "all who hear a leader start anew while one who does not campaigns; the leader is asked meanwhile",
+    "slow_observer": "an observer of a node's events takes none for a while; it is told how many it missed",
+    "raising_observer": "an observer of a node's events raises at each of them",
     "client_crash": "a client is gone, with everything that it waited for",
     "client_burst": "a client begins many operations at once",
 }
@@ -176,7 +182,7 @@ _THEMES: tuple[tuple[tuple[str, ...], dict[str, int]], ...] = (
         ("slow_apply", "diverge", "lose_snapshot", "old_inbox", "cut_both_ways", "isolate"),
         {"snapshot_entries": 20, "keep_entries": 0, "digest_entries": 8, "max_unapplied_bytes": 2_000},
     ),
-    (("lose_disk",), {}),
+    (("lose_disk", "lose_quorum"), {}),
     (("older_file", "start_twice", "restart_all", "crash"), {}),
 )
 # Those of them that are long stories: mostly they are told where little else happens.
@@ -184,7 +190,7 @@ _LONG = tuple(
     theme for theme in _THEMES if theme[0][:1] in (("lose_disk",), ("older_file",)) or "crash_in_fetch" in theme[0]
 )
 _CLOCKS = frozenset({"clock_fast", "clock_slow", "clock_jump", "strand_leader"})
-_OF_DIRECTORIES = frozenset({"lose_disk", "older_file", "start_twice"})
+_OF_DIRECTORIES = frozenset({"lose_disk", "lose_quorum", "older_file", "start_twice"})
 _THEMED = frozenset({"diverge"})  # Faults that happen only where a seed is about them.
 # Somebody else leads while a leader may think that it has a lease: only where there are any.
 _LEASED = ("deaf_leader", "late_answers", "early_rival")
@@ -509,6 +515,11 @@ class _Process:
         self.told_leader: Id | None = None
         self.told_term = 0
         self.told_members: Any = None
+        # An observer with a queue; how many events there were, and how many it took or was told to have lost.
+        self.events = Subscription(id, most=_EVENTS_WAIT)
+        self.event_count = self.events_seen = 0
+        self.observes_at = 0
+        self.observer_raises = False
         # What the checks remember of this life, and of the disk.
         self.term = self.commit = self.applied = 0
         self.last_as_leader: tuple[int, int, int] | None = None  # term, last index, its check
@@ -637,7 +648,9 @@ class Simulation:
         if alone:
             density, theme = 0.05, () if leases else theme
         elsewhere = _THEMED.union(_LEASED)
-        chosen = [name for name in FAULTS if (chance.random() < density and name not in elsewhere) or name in theme]
+        # Of each its own chance, so that what a seed is stays when faults are added that it does not have.
+        drawn = [name for name in FAULTS if random.Random(f"{seed} {name}").random() < density]
+        chosen = [name for name in FAULTS if (name in drawn and name not in elsewhere) or name in theme]
         if leases:
             chosen = [name for name in chosen if name not in _CLOCKS]
             chosen += [name for name in _LEASED if chance.random() < 0.7]
@@ -741,6 +754,8 @@ class Simulation:
 
     def _wants_operations(self) -> bool:
         """Whether there are too few, or too few reads: one that fails has certainly not happened, unlike a write."""
+        if self.report.events % 1_000 == 0 and self._is_bereft():  # There will be no more.
+            return False
         return len(self.report.history) < self._operations or 10 * self._reads < 3 * self._operations
 
     def _step(self) -> None:
@@ -802,6 +817,9 @@ class Simulation:
         process.apply_us = 0
         process.applies = []
         process.told_leader, process.told_term, process.told_members = None, 0, None
+        process.events = Subscription(process.id, most=_EVENTS_WAIT)
+        process.event_count = process.events_seen = process.observes_at = 0
+        process.observer_raises = False
         settings = self.settings
         if "reluctant_node" in self.faults and process.id == self._reluctant:
             self._fault("reluctant_node", process.id)
@@ -1410,6 +1428,37 @@ class Simulation:
             self._go_without(node)
             self._lose_disk(node, node.first)
 
+    def _do_lose_quorum(self) -> None:
+        """`members recover`, where the disk that is left holds all that is committed: else nothing could be promised."""
+        if self._originals or any(each.displaced for each in self.processes.values()):
+            return
+        last = self._highest_commit
+        fitting = [
+            each
+            for each in self.processes.values()
+            if each.good_rows is None and each.id not in self._witnesses and each.members().is_voter(each.id)
+            if max(each.durable_base, max(each.durable, default=0)) >= last
+            if last <= each.durable_base or each.durable.get(last) == self._committed[last]
+        ]
+        if not fitting or self.random.random() < 0.7:
+            return
+        survivor = self.random.choice(fitting)
+        self._fault("lose_quorum", survivor.id)
+        before = survivor.members().members()
+        for each in self.processes.values():
+            self._kill(each, None)
+            if each is not survivor:
+                self._lose_disk(each, self.core.Configuration(()))
+                self.after(self._down_for(), self._boot_if_down, each)
+                if each.id in before:
+                    self.after(self._while(), self._replace, each.id)
+        survivor.rows.full = survivor.rows.failing = False
+        storage = RecordStorage(survivor.rows, survivor.id, entropy=self.random.randbytes)
+        write, _ = sole_voter(storage, GROUP, survivor.id)
+        storage.commit([write])
+        self._record(survivor, write, storage)
+        self._boot(survivor)
+
     def _is_expendable(self, node: _Process) -> bool:
         """Whether all know the node by its disk, the others are enough without it, and no other one is gone."""
         if self._originals or any(each.displaced for each in self.processes.values()):
@@ -1682,6 +1731,18 @@ class Simulation:
         self._silent_until = self.now + self.random.choice((500, 1_500, 4_000)) * _MS
         self._fault("quiet_wanted")
 
+    def _do_slow_observer(self) -> None:
+        node = self._some_node()
+        if node is not None:
+            self._fault("slow_observer", node.id)
+            node.observes_at = self.now + self._while()
+
+    def _do_raising_observer(self) -> None:
+        node = self._some_node()
+        if node is not None:
+            self._fault("raising_observer", node.id)
+            node.observer_raises = True
+
     def _do_client_burst(self) -> None:
         client = self.random.choice(self._clients)
         self._fault("client_burst", client.id)
@@ -1849,6 +1910,7 @@ class Simulation:
 
     def _observe(self, process: _Process, name: str, arguments: dict[str, Any]) -> None:
         """Observers are told what is so, in order; what arrives damaged or twice is sorted out before it is stored."""
+        self._tell(process)
         if arguments.get("group") == GROUP and name == "raftplug_leader_changed":
             if arguments["term"] < process.told_term:
                 raise Violation(f"events: {process.id} tells of term {arguments['term']} after {process.told_term}")
@@ -1859,6 +1921,29 @@ class Simulation:
             if not process.rotten:
                 raise Violation(f"snapshots: {process.id} put the pieces of one together as something else")
             process.rotten = False
+
+    def _tell(self, process: _Process) -> None:
+        """An event for the observer with a queue: it takes what is there, unless it is slow."""
+        process.event_count += 1
+        process.events.put(Event("peer", None, process.id, {"number": process.event_count}))
+        if self.now < process.observes_at:
+            return
+        taken, process.events = process.events, Subscription(process.id, most=_EVENTS_WAIT)
+        taken.close()
+
+        def observe(event: Event) -> None:
+            if event.kind == LOST:
+                process.events_seen += event.details["count"]
+            else:
+                process.events_seen += 1
+                if event.details["number"] != process.events_seen:
+                    process.events_seen = -_NEVER  # It must not raise this here.
+            if process.observer_raises:
+                raise ValueError("an observer raises")
+
+        call_for_each(taken, observe)
+        if process.events_seen != process.event_count:
+            raise Violation(f"events: an observer of {process.id} lost some, and is not told how many")
 
     def _check_told(self, process: _Process, raft: Any) -> None:
         """Observers were told of every change: of who leads, and of the members."""
@@ -2224,9 +2309,14 @@ class Simulation:
         raise Violation(f"liveness: {', '.join(sorted(majority))} did not elect, commit and converge in time")
 
     def _unwanted(self) -> list[str]:
-        """Who runs on an older file, or on a directory of which a copy was started: they must be told to stop."""
+        """Who runs on an older file, or on a directory of which a copy was started: they must be told to stop.
+
+        But for one that waits to be added: it says nothing before somebody speaks to it, and nobody does.
+        """
+        members = self._newest()[0].members().members()
         older = [each for each in self.processes.values() if each.outdated]
-        return [each.id for each in (*older, *self._originals) if each.node]
+        running = [each for each in (*older, *self._originals) if each.node is not None]
+        return [each.id for each in running if each.id in members or each.driver().raft.configuration.voters]
 
     def _is_bereft(self) -> bool:
         """Whether nobody can go on: a demotion was on its way when a disk was lost, which all the others now need.
