@@ -423,8 +423,8 @@ MUTANTS = (
     Mutant(
         "answers of a lost disk are counted",
         "driver.py",
-        "        if kind in _COUNTED and storage is not None and not self._is_known(source, storage):",
-        "        if kind in _COUNTED and storage is not None and not self._is_known(source, storage) and False:",
+        "        if kind in _COUNTED and storage is not None and not self._is_known(message, storage):",
+        "        if kind in _COUNTED and storage is not None and not self._is_known(message, storage) and False:",
     ),
     Mutant(
         "an older boot is accepted",
@@ -496,6 +496,12 @@ MUTANTS = (
         "an observer is not told how many events it lost",
         "events.py",
         "                self._dropped += 1\n",
+        "",
+    ),
+    Mutant(
+        "a late answer tells by which directory a member is known",
+        "driver.py",
+        "        if known is None and answer.term != self.raft.term:\n            return True\n",
         "",
     ),
     Mutant(
@@ -623,12 +629,13 @@ MUTANTS = (
 )
 
 CHILD = """
-import json, sys
+import gc, json, sys
 import raftplug
 from raftplug import core
 from raftplug.testing import simulation
 import logging
 logging.disable(logging.CRITICAL)
+gc.set_threshold(50_000, 20, 100)
 first, count = int(sys.argv[1]), int(sys.argv[2])
 namespace = core.load("python")
 for seed in range(first, first + count):

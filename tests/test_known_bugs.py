@@ -692,6 +692,19 @@ def test_a_member_that_lost_its_disk_does_not_count_under_its_old_id(core: Any) 
         world.run(20_000)
 
 
+def test_a_late_answer_of_an_earlier_directory_does_not_make_it_the_one_that_the_group_knows(core: Any) -> None:
+    """`raftplug sim --seed 249 --long`: the member's new directory was refused, and its node stopped."""
+    world = World(core)
+    late = IDS[-1]
+    world.cut = {late}
+    leader = world.elect()
+    driver, late_answer = world.nodes[leader].drivers[GROUP], core.Message(APPEND_RESPONSE, world.raft(leader).term - 1)
+    driver.receive(late, 1, APPEND_RESPONSE, late_answer.encode(), b"the directory before")
+    world.cut = set()
+    world.run(2_000)
+    assert world.raft(leader).configuration.storages[late] == world.storages[late].identity.storage
+
+
 def test_who_lost_its_disk_asks_for_no_vote(core: Any) -> None:
     """33, at the level of the rules: it does not count itself either."""
     members = core.Configuration((1, 2, 3), storages={1: b"first", 2: b"second", 3: b"third"})

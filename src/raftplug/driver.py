@@ -592,7 +592,7 @@ class Driver:
         if message.kind != kind:
             raise MalformedMessage("an item whose kind is not its message's")
         message.peer = source
-        if kind in _COUNTED and storage is not None and not self._is_known(source, storage):
+        if kind in _COUNTED and storage is not None and not self._is_known(message, storage):
             # Another disk may lack what the first one acknowledged: nothing that it says is counted (DESIGN 7).
             configuration, index = self.raft.configuration, self.raft.configuration_index
             if self.raft.role == LEADER and source in configuration.storages and self.raft.commit >= index:
@@ -615,9 +615,14 @@ class Driver:
         self.snapshots.consider(offer, source, self.raft.now)
         self._install()
 
-    def _is_known(self, member: Id, storage: bytes) -> bool:
-        """Whether `storage` is the one by which the group knows `member`, or else the one that was heard first."""
-        known = self.raft.configuration.storages.get(member)
+    def _is_known(self, answer: Any, storage: bytes) -> bool:
+        """Whether `storage` is the one by which the group knows the member, or else the one that answered first.
+
+        An answer of another term counts for nothing, and may be of a member's directory before the present one.
+        """
+        member, known = answer.peer, self.raft.configuration.storages.get(answer.peer)
+        if known is None and answer.term != self.raft.term:
+            return True
         return storage == (known or self._heard_storages.setdefault(member, storage))
 
     def _pin_storages(self) -> None:

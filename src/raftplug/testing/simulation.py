@@ -436,10 +436,14 @@ class _Link(Cluster):
     def read(self) -> None:
         """XREAD: what lies beyond the cursor.  If that is nothing, the idle check comes in its time."""
         read = int((self.cursor.id or START).partition(b"-")[0])
-        new = [(id, message) for id, message in self.stream.entries if id > read]
+        new = []
+        for id, message in reversed(self.stream.entries):
+            if id <= read:
+                break
+            new.append(message)
         if new:
-            self.inbox += [message for _, message in new]
-            self.cursor.id = b"%d-0" % new[-1][0]
+            self.inbox += reversed(new)
+            self.cursor.id = b"%d-0" % self.stream.entries[-1][0]
             self.world.wake_owner(self.id)
         elif not self.looking:
             self.looking = True
@@ -497,7 +501,8 @@ class _Process:
         self.node: NodeLoop | None = None
         self.link: _Link | None = None
         self.life = 0
-        self.wake_at = -1
+        self.wake_at = -1  # When there is to be a turn …
+        self.timer_at = -1  # … and when the first timer comes, which may be before.
         self.paused_until = 0
         self.started_at = 0
         self.rate = 1.0
@@ -591,7 +596,8 @@ class _Process:
         other = copy.copy(self)
         other.rows = SimulatedRows(self.id)
         older = self.keep_copy()
-        other.node, other.link, other.wake_at, other.applies = None, None, -1, []
+        other.node, other.link, other.applies = None, None, []
+        other.wake_at = other.timer_at = -1
         other.arrived, other.heard, other.quiet_under = set(), {}, {}
         other.lost = list(self.lost)
         other._take(older)
@@ -807,6 +813,7 @@ class Simulation:
 
     def _boot(self, process: _Process) -> None:
         process.life += 1
+        process.wake_at = process.timer_at = -1
         process.started_at = self.now
         process.offset = self.random.randint(0, _UPTIME_US)
         process.rate = 1.0
@@ -917,12 +924,23 @@ class Simulation:
         at = self.now + max(0, delay)
         if process.wake_at < 0 or at < process.wake_at or process.wake_at < self.now:
             process.wake_at = at
+            self._set_timer(process)
+
+    def _set_timer(self, process: _Process) -> None:
+        """One that comes too early is set again then."""
+        at = process.wake_at
+        if at >= 0 and not 0 <= process.timer_at <= at:
+            process.timer_at = at
             self.after(at - self.now, self._turn, process, process.life, at)
 
     def _turn(self, process: _Process, life: int, at: int) -> None:
         node = process.node
+        if life == process.life and at == process.timer_at:
+            process.timer_at = -1
         if node is None or life != process.life or at != process.wake_at:
             self.report.events -= 1  # A timer that was overtaken is no event.
+            if node is not None and life == process.life:
+                self._set_timer(process)
             return
         process.wake_at = -1
         if self.now < process.paused_until:
