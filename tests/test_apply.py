@@ -397,6 +397,16 @@ class SlowWorld(World):
         return leader
 
 
+def test_a_machine_that_was_held_up_once_in_a_run_stays_in_the_loop(core: Any) -> None:
+    """Another thread had the interpreter for 5 ms: that says nothing of the machine."""
+    world = SlowWorld(core)
+    leader = world.elect()
+    for slow in (0, 6):
+        proposed = [world.propose(leader, {"add": 1, "ms": slow * (number == 70)}) for number in range(80)]
+        assert [world.result(each) for each in proposed] == [world.machines[leader].value - 79 + n for n in range(80)]
+    assert world.modes() == {"loop"}
+
+
 def test_a_quick_machine_stays_in_the_loop(core: Any) -> None:
     world = SlowWorld(core)
     leader = world.elect()

@@ -40,6 +40,7 @@ from raftplug.constants import (
     PIECE,
     PIECE_REQUEST,
     SNAPSHOT,
+    STALE,
     VOTE,
     VOTE_RESPONSE,
 )
@@ -2215,6 +2216,10 @@ class Simulation:
             return
         key = key or f"c{self.random.randrange(_KEYS)}"
         low, future = self._adds_acknowledged[key], Future()
+        if consistency is None and self.random.random() < 0.05:
+            consistency, low = STALE, 0
+        elif consistency is None:
+            consistency = LEASE if self.settings.lease_ms and self.random.random() < 0.7 else LINEARIZABLE
 
         def ended(_: Future) -> None:
             if future.exception(0) is None:
@@ -2223,8 +2228,6 @@ class Simulation:
         future.add_done_callback(ended)
         deadline = self._clock(process) + 2_000 * _MS
         self._probes.append((process, process.life, deadline, future))
-        if consistency is None:
-            consistency = LEASE if self.settings.lease_ms and self.random.random() < 0.7 else LINEARIZABLE
         node.call(process.driver().read, lambda machine: machine.values.get(key), future, deadline, consistency)
         self._wake(process, 0)
 
