@@ -49,8 +49,8 @@ from raftplug.events import LOST, Event, Subscription, call_for_each
 from raftplug.frames import Id, cluster_uuid
 from raftplug.future import Future
 from raftplug.node import NodeLoop
-from raftplug.redis_streams import START, Cursor
 from raftplug.recovery import sole_voter
+from raftplug.redis_streams import START, Cursor
 from raftplug.sessions import SESSION_TIMEOUT_US, Sessions
 from raftplug.settings import Settings
 from raftplug.state_machine import Snapshot, StateMachine
@@ -567,6 +567,11 @@ class _Process:
     def members(self) -> Any:
         """The last configuration that is on this disk."""
         return self.configurations[max(self.configurations)]
+
+    def known_from_snapshot(self) -> list[Any]:
+        """The configurations that a new member is told of."""
+        first = max(index for index in self.configurations if index <= self.durable_base)
+        return [members for index, members in self.configurations.items() if index >= first]
 
     def keep_copy(self) -> _Older:
         """The disk as it is now."""
@@ -1448,7 +1453,11 @@ class Simulation:
             self._lose_disk(node, node.first)
 
     def _do_lose_quorum(self) -> None:
-        """`members recover`, where the disk that is left holds all that is committed: else nothing could be promised."""
+        """`members recover`, where the disk that is left holds all that is committed: else nothing could be promised.
+
+        The others come back under their ids, and are given the log: no members may stand in it that are known by id
+        alone, since by those these empty disks were a quorum.  (Hence an operator has to give them new ids.)
+        """
         if self._originals or any(each.displaced for each in self.processes.values()):
             return
         last = self._highest_commit
@@ -1458,6 +1467,7 @@ class Simulation:
             if each.good_rows is None and each.id not in self._witnesses and each.members().is_voter(each.id)
             if max(each.durable_base, max(each.durable, default=0)) >= last
             if last <= each.durable_base or each.durable.get(last) == self._committed[last]
+            if all(known.storages.keys() >= set(known.members()) for known in each.known_from_snapshot())
         ]
         if not fitting or self.random.random() < 0.7:
             return
