@@ -717,6 +717,21 @@ def test_who_lost_its_disk_asks_for_no_vote(core: Any) -> None:
     assert [message.kind for message in old.ready().messages] == [PRE_VOTE, PRE_VOTE]
 
 
+def test_who_joined_does_not_help_a_lost_disk_to_found_the_group_anew(core: Any) -> None:
+    """33: there was a log, or nobody would have joined (found by `raftplug sim --long`)."""
+
+    def grants(of: Any, index: int) -> bool:
+        raft = of.Raft(1, of.Configuration(()), of.Log(), 0, None, 0, ELECTION, HEARTBEAT, lambda bound: 0)
+        raft.tick(2 * ELECTION)
+        raft.step(_from(2, of.Message(PRE_VOTE, 1, index=index, log_term=index)))
+        (answer,) = raft.ready().messages
+        return bool(answer.flag)
+
+    assert not grants(core, 0)
+    assert grants(core, 1)
+    assert grants(mutated("if message.index == 0 and not self.configuration.voters:", "if False:"), 0)
+
+
 def test_an_answer_to_a_request_of_a_lost_disk_elects_nobody(core: Any) -> None:
     """33: the lost disk asked in the same term, and may have led it (found by `raftplug sim --seed 1233`)."""
     raft = core.Raft(

@@ -1465,7 +1465,6 @@ class Simulation:
             each
             for each in self.processes.values()
             if each.good_rows is None and each.id not in self._witnesses and each.members().is_voter(each.id)
-            if max(each.durable_base, max(each.durable, default=0)) >= last
             if last <= each.durable_base or each.durable.get(last) == self._committed[last]
             if all(known.storages.keys() >= set(known.members()) for known in each.known_from_snapshot())
         ]
