@@ -44,6 +44,7 @@ class Net:
         self.configuration = configuration
         self.limits = limits
         self.draws: dict[int, int] = {}
+        self.joined: dict[int, bool] = {}
         self.ids = list(range(1, size + 1))
         self.now = 1_000_000
         self.disks = {id: (logs or {}).get(id) or Disk(core) for id in self.ids}
@@ -63,6 +64,7 @@ class Net:
             log.restore(disk.log.slice(disk.log.base_index + 1, disk.log.last_index + 1))
         self.writing.pop(id, None)
         configuration = self.configuration or self.core.Configuration(tuple(self.ids))
+        self.joined[id] = self.joined.get(id, not configuration.voters)
         self.rafts[id] = self.core.Raft(
             id,
             configuration,
@@ -73,6 +75,7 @@ class Net:
             ELECTION,
             HEARTBEAT,
             lambda bound: self.draws.get(id, 0),
+            joined=self.joined[id],
             **self.limits,
         )
         return self.rafts[id]

@@ -16,6 +16,7 @@ from raftplug.constants import (
     APPEND,
     APPEND_RESPONSE,
     CANDIDATE,
+    CONFIGURATION,
     FOLLOWER,
     LEADER,
     PRE_CANDIDATE,
@@ -717,19 +718,51 @@ def test_who_lost_its_disk_asks_for_no_vote(core: Any) -> None:
     assert [message.kind for message in old.ready().messages] == [PRE_VOTE, PRE_VOTE]
 
 
-def test_who_joined_does_not_help_a_lost_disk_to_found_the_group_anew(core: Any) -> None:
-    """33: there was a log, or nobody would have joined (found by `raftplug sim --long`)."""
+def test_who_joined_has_no_part_in_elections_until_the_log_names_its_directory(core: Any) -> None:
+    """33: as members of old, by id alone, new disks would found the group anew (`raftplug sim --seed 102945`)."""
+    old, new = {2: b"second"}, {1: b"new", 2: b"second"}
 
-    def grants(of: Any, index: int) -> bool:
-        raft = of.Raft(1, of.Configuration(()), of.Log(), 0, None, 0, ELECTION, HEARTBEAT, lambda bound: 0)
+    def part(of: Any, *storages: dict[int, bytes] | None, joined: bool = True) -> tuple[bool, bool]:
+        """Whether it would vote for another, and campaign, by a log that names members with these directories."""
+        log = of.Log()
+        for number, each in enumerate(storages):
+            members = (1, 2, 3) if each is not None else (2, 3)
+            log.append(number + 1, CONFIGURATION, of.Configuration(members, storages=each).encode())
+        first = of.Configuration(() if joined else (1, 2, 3))
+        limits = (ELECTION, HEARTBEAT, lambda bound: 0)
+        raft = of.Raft(1, first, log, log.last_term, None, 0, *limits, storage=b"new", joined=joined)
         raft.tick(2 * ELECTION)
-        raft.step(_from(2, of.Message(PRE_VOTE, 1, index=index, log_term=index)))
+        campaigns = [message.kind for message in raft.ready().messages] == [PRE_VOTE, PRE_VOTE]
+        raft.step(_from(2, of.Message(PRE_VOTE, log.last_term + 1, index=9, log_term=log.last_term)))
         (answer,) = raft.ready().messages
-        return bool(answer.flag)
+        return bool(answer.flag), campaigns
 
-    assert not grants(core, 0)
-    assert grants(core, 1)
-    assert grants(mutated("if message.index == 0 and not self.configuration.voters:", "if False:"), 0)
+    assert part(core) == part(core, {}) == part(core, old) == (False, False)
+    assert part(core, old, new) == part(core, new, None) == (True, True)
+    assert part(core, joined=False) == part(core, old, joined=False) == (True, True)
+    assert part(mutated("return not self._joined or", "return self.id in self.configuration.members() or"), old)[0]
+
+
+def test_nobody_becomes_a_voter_who_does_not_know_its_own_directory_in_the_log(core: Any) -> None:
+    """17 with 33: who joined votes only once the log names it, so as a voter it has to have that on its disk."""
+
+    def promotes(storages: dict[int, bytes], match: int) -> bool:
+        members = core.Configuration((1,), (), (2,), (2,), {1: b"first", **storages})
+        log = core.Log()
+        log.append(1, CONFIGURATION, members.encode())
+        raft = core.Raft(1, members, log, 1, 1, 0, ELECTION, HEARTBEAT, lambda bound: 0, storage=b"first")
+        raft.tick(2 * ELECTION)
+        for _ in range(3):
+            if raft.ready().write:
+                raft.persisted()
+        answer = {"index": match, "hint": match, "flag": True}
+        raft.step(_from(2, core.Message(APPEND_RESPONSE, raft.term, **answer)))
+        raft.ready()
+        return 2 in raft.configuration.voters
+
+    assert promotes({2: b"second"}, 1)
+    assert not promotes({2: b"second"}, 0)
+    assert not promotes({}, 1)
 
 
 def test_an_answer_to_a_request_of_a_lost_disk_elects_nobody(core: Any) -> None:

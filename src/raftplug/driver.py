@@ -279,6 +279,7 @@ class Driver:
             log = stored.log(self.core) if adopted is None else adopted
         except MalformedMessage as error:
             raise Corrupt(f"group {group!r}: the stored log: {error}") from None
+        joined = not configuration[0]
         self.applier.start(log.last_index)
         if stored.snapshot is not None:
             try:
@@ -304,6 +305,7 @@ class Driver:
             settings.window_appends,
             storage,
             settings.lease_ms * 1000,
+            joined,
         )
         self._storage = storage
         self._heard_storages: dict[Id, bytes] = {}  # Of those who answered us in this term.

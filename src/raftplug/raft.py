@@ -63,6 +63,7 @@ class Raft:
         storage: uuid of the data directory that this is; None if there is none.
         lease: how long a leader may answer reads after it sent a round that a quorum answered, microseconds, less than
             the election timeout by what clocks may differ; 0 is never (Ongaro 2014 §6.4.1).
+        joined: whether its log began empty, in a group that had one: see `_may_vote`.
 
     Raises:
         InvariantViolated: the hard state is behind the log.
@@ -93,6 +94,7 @@ class Raft:
     storage: Any = cython.declare(object, visibility="readonly")
     quiet: cython.bint = cython.declare(cython.bint, visibility="readonly")
 
+    _joined: cython.bint
     _configurations: list[Any]
     _mark: cython.longlong
     _lease: cython.longlong
@@ -149,11 +151,13 @@ class Raft:
         window_appends: cython.longlong = 128,
         storage: Any = None,
         lease: cython.longlong = 0,
+        joined: cython.bint = False,
     ) -> None:
         if term < log.last_term:
             raise InvariantViolated(f"the hard state's term {term} is behind the log's {log.last_term}")
         self.id = id
         self.storage = storage
+        self._joined = joined
         self._lease = lease
         self._lease_until = 0
         self._transferred = False
@@ -565,6 +569,22 @@ class Raft:
                 self._emit(peer, self._vote_request(PRE_VOTE, self.term + 1))
 
     @cython.cfunc
+    def _standing(self) -> list[Any]:
+        """The newest configuration, and those before it of which it is not known to be over."""
+        over: cython.longlong = len([index for index, _ in self._configurations if index <= self.commit]) - 1
+        return [configuration for _, configuration in self._configurations[over:]]
+
+    @cython.cfunc
+    def _may_vote(self) -> cython.bint:
+        """Whether we have a part in elections: who joined has none until its log names it, by its own directory.
+
+        Before, a member that it knows, or is, by id alone may be one whose disk is lost, with what it acknowledged:
+        new disks under old ids would found the group anew.  Nobody becomes a voter before (`_has_caught_up`).
+        """
+        members: list[Any] = [each for each in self._standing() if self.id in each.members()]
+        return not self._joined or self.storage in [each.storages.get(self.id) for each in members]
+
+    @cython.cfunc
     def _may_campaign(self) -> cython.bint:
         """Whether we vote, and are no witness, by the newest configuration or by one not yet known to be over.
 
@@ -572,9 +592,8 @@ class Raft:
         lead, or nobody could (Ongaro 2014 §4.2.2).  Who lost its disk holds less than it once acknowledged: it does not
         lead, nor count itself.
         """
-        over: cython.longlong = len([index for index, _ in self._configurations if index <= self.commit]) - 1
-        voting: list[Any] = [each for _, each in self._configurations[over:] if each.may_lead(self.id)]
-        return len(voting) > 0 and not self.is_displaced()
+        voting: list[Any] = [each for each in self._standing() if each.may_lead(self.id)]
+        return len(voting) > 0 and not self.is_displaced() and self._may_vote()
 
     @cython.cfunc
     def _become_candidate(self, transfer: cython.bint) -> None:
@@ -641,10 +660,10 @@ class Raft:
     # ---------------------------------------------------------------- voting
 
     @cython.cfunc
-    def _log_is_current(self, message: Message) -> cython.bint:
+    def _may_elect(self, message: Message) -> cython.bint:
         """Whether the sender's log is at least as up to date as ours: last term first, then length (§3.6.1)."""
-        if message.index == 0 and not self.configuration.voters:
-            return False  # We joined a group that has a log: who has none lost its disk, and would found it anew.
+        if not self._may_vote():
+            return False
         if message.log_term != self.log.last_term:
             return message.log_term > self.log.last_term
         return message.index >= self.log.last_index
@@ -652,7 +671,7 @@ class Raft:
     @cython.cfunc
     def _on_pre_vote(self, message: Message) -> None:
         # Nothing of ours changes: no term, no vote, no timer.
-        granted: cython.bint = message.term > self.term and not self._hears_leader() and self._log_is_current(message)
+        granted: cython.bint = message.term > self.term and not self._hears_leader() and self._may_elect(message)
         answer: Message = Message(PRE_VOTE_RESPONSE, message.term if granted else self.term, flag=granted)
         answer.context = message.context
         settled: cython.bint = self.commit >= self.configuration_index and self.commit >= self._term_start
@@ -684,7 +703,7 @@ class Raft:
         # A known leader of this term has had its quorum: nobody else can win, and our vote stays unspent.
         granted: cython.bint = (
             self.vote == message.peer or (self.vote is None and self.leader is None)
-        ) and self._log_is_current(message)
+        ) and self._may_elect(message)
         if granted:
             self.role = FOLLOWER
             self._hard_durable = self._hard_durable and self.vote == message.peer
@@ -805,17 +824,9 @@ class Raft:
         hint: cython.longlong = min(message.index, self.log.last_index)
         while hint > self.commit and self.log.term_at(hint) > message.log_term:
             hint -= 1
-        self._send(
-            message.peer,
-            Message(
-                APPEND_RESPONSE,
-                self.term,
-                index=message.index,
-                log_term=max(self.log.term_at(hint), 0),
-                context=self._context,
-                hint=hint,
-            ),
-        )
+        answer: Message = Message(APPEND_RESPONSE, self.term, index=message.index, context=self._context, hint=hint)
+        answer.log_term = max(self.log.term_at(hint), 0)
+        self._send(message.peer, answer)
 
     @cython.cfunc
     def _on_snapshot(self, message: Message) -> None:
@@ -843,8 +854,7 @@ class Raft:
     @cython.cfunc
     def _on_timeout_now(self, message: Message) -> None:
         """Our leader hands over: campaign at once.  A repeated request is of an older term then (Ongaro 2014 §3.10)."""
-        voter: cython.bint = self.configuration.may_lead(self.id) and not self.is_displaced()
-        if self.leader == message.peer and self.term < HIGHEST and voter:
+        if self.leader == message.peer and self.term < HIGHEST and self._may_campaign():
             self.leader = None
             self._become_candidate(True)
 
@@ -913,10 +923,16 @@ class Raft:
 
     @cython.cfunc
     def _has_caught_up(self, peer: Any) -> cython.bint:
-        """Whether what `peer` lacks goes out at once, so that as a voter it holds up no commit (Ongaro 2014 §4.2.1)."""
+        """Whether what `peer` lacks goes out at once, so that as a voter it holds up no commit (Ongaro 2014 §4.2.1).
+
+        And whether it can vote: the configuration that names it by its directory is on its disk.
+        """
         progress: Progress = self.progress[peer]
         heard: cython.bint = self.now - progress.contact < self._election_timeout
-        return heard and progress.state == REPLICATE and self._lag(progress) <= self._window_bytes
+        named: cython.bint = self.storage is None or peer in self.configuration.storages
+        if not heard or not named or progress.match < self.configuration_index:
+            return False
+        return progress.state == REPLICATE and self._lag(progress) <= self._window_bytes
 
     @cython.cfunc
     def _lag(self, progress: Progress) -> cython.longlong:

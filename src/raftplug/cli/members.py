@@ -157,8 +157,7 @@ _WHAT_IS_LOST: Final = """\
 This makes {id} the only voter of every group in {data_dir}, from what lies there:
 - What only the lost nodes had is lost, even if it was acknowledged.
 - What this node had, and nobody had acknowledged, comes true.
-- The other old nodes must never run again: start new ones on new directories, with --join and under new ids, and add
-  them. (The log still says who voted before: under their ids, empty directories could be taken for those.)
+- The other old nodes must never run again: start new ones on new directories, with --join, and add them.
 Take the directory of the node whose log is longest: `raftplug status`, or the logs of the nodes, may tell.
 """
 
