@@ -568,7 +568,7 @@ MUTANTS = (
     ),
     Mutant(
         "snapshot that grows while it is written",
-        "testing/simulation.py",
+        "testing/simulation/machines.py",
         "        return (captured[at : at + 50] for at in range(0, len(captured), 50))",
         "        return (plain.encode(self.create_snapshot(index, term).data)[at : at + 50] for at in range(0, len(captured), 50))",
     ),

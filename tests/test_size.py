@@ -8,6 +8,8 @@ import re
 import tokenize
 from pathlib import Path
 
+import pytest
+
 from raftplug.settings import Settings
 from raftplug.testing.simulation import FAULTS
 
@@ -93,6 +95,16 @@ def _rooms() -> dict[str, set[str]]:
     return {own: others for own, others in found.items() if own not in FACES}
 
 
+def _files(package: str) -> dict[str, set[str]]:
+    """Each file of a package, and the other files of it that it imports."""
+    root = SOURCE.parent
+    modules = {
+        ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in (root / package.replace(".", "/")).rglob("*.py")
+    }
+    return {own: {each for each in _imports(path) if each in modules} - {own} for own, path in modules.items()}
+
+
 def test_the_rules_hold_fewer_than_1000_lines_of_code() -> None:
     lines = {name: _lines_of_code(SOURCE / name) for name in ("raft.py", "configuration.py")}
     assert sum(lines.values()) < 1000, lines
@@ -114,8 +126,9 @@ def test_imports_point_down_only() -> None:
             assert floor[room] < floor[own] or (own, room) in SIDEWAYS, f"{own} imports {room}, which is not below it"
 
 
-def test_imports_go_in_no_circle() -> None:
-    left = _rooms()
+@pytest.mark.parametrize("graph", [_rooms(), _files("raftplug.testing")], ids=["rooms", "testing"])
+def test_imports_go_in_no_circle(graph: dict[str, set[str]]) -> None:
+    left = dict(graph)
     while True:  # Take away whatever imports nothing that is left, until nothing is.
         ground = [own for own, others in left.items() if not others & left.keys()]
         if not ground:

@@ -1,0 +1,179 @@
+"""Faults of whole data directories: lost, put back, copied; and what an operator does about it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from raftplug.constants import LEADER
+from raftplug.recovery import sole_voter
+from raftplug.storage import RecordStorage
+from raftplug.testing.simulation.faults.kind import Kind
+from raftplug.testing.simulation.plan import GROUP, MS
+
+if TYPE_CHECKING:
+    from raftplug.testing.simulation.process import Process
+
+
+class DirectoryFaults(Kind):
+    """What happens to a data directory, after which its node is no longer the member that it was."""
+
+    def do_lose_disk(self) -> None:
+        """Only where all know the node by that disk: nobody can tell a lost one from a new one before."""
+        node = self.world.some_node()
+        if node is not None and self.random.random() < 0.7 and self._is_expendable(node):
+            self.world.fault("lose_disk", node.id)
+            node.displaced = True
+            self._go_without(node)
+            node.lose_disk(node.first)
+
+    def do_lose_quorum(self) -> None:
+        """`members recover`, where the disk that is left holds all that is committed: else nothing could be promised.
+
+        The others come back under their ids, and are given the log: no members may stand in it that are known by id
+        alone, since by those these empty disks were a quorum.  (Hence an operator has to give them new ids.)
+        """
+        if self.world.originals or any(each.displaced for each in self.world.processes.values()):
+            return
+        last = self.world.invariants.highest_commit
+        fitting = [
+            each
+            for each in self.world.processes.values()
+            if each.good_rows is None and each.id not in self.plan.witnesses and each.disk.members().is_voter(each.id)
+            if last <= each.disk.base or each.disk.durable.get(last) == self.world.invariants.committed[last]
+            if all(known.storages.keys() >= set(known.members()) for known in each.disk.known_from_snapshot())
+        ]
+        if not fitting or self.random.random() < 0.7:
+            return
+        survivor = self.random.choice(fitting)
+        self.world.fault("lose_quorum", survivor.id)
+        before = survivor.disk.members().members()
+        for each in self.world.processes.values():
+            each.kill(None)
+            if each is not survivor:
+                each.lose_disk(self.world.core.Configuration(()))
+                self.world.after(self.down_for(), each.boot_if_down)
+                if each.id in before:
+                    self.world.after(self.for_a_while(), self._replace, each.id)
+        survivor.rows.full = survivor.rows.failing = False
+        storage = RecordStorage(survivor.rows, survivor.id, entropy=self.random.randbytes)
+        write, _ = sole_voter(storage, GROUP, survivor.id)
+        storage.commit([write])
+        survivor.record(write, storage)
+        survivor.boot()
+
+    def _is_expendable(self, node: Process) -> bool:
+        """Whether all know the node by its disk, the others are enough without it, and no other one is gone."""
+        if self.world.originals or any(each.displaced for each in self.world.processes.values()):
+            return False
+        if (
+            self.world.now - self.world.faults.operators.change_asked_at < 4_000 * MS
+        ):  # It may be on its way: to where this node is needed.
+            return False
+        known = [each.disk.members() for each in self.world.processes.values()]
+        # A change that is under way may be on no disk yet.
+        known += [each.driver().raft.configuration for each in self.world.processes.values() if each.node is not None]
+        known = [each for each in known if each.voters]
+        return all(len(each.voters) > 2 and each.storages.get(node.id) == node.disk.storage for each in known)
+
+    def _go_without(self, node: Process) -> None:
+        """The node's disk is not what it was: until an operator has replaced the node, the others must do."""
+        down = self.down_for()
+        node.kill(down)
+        if self.random.random() < 0.5:
+            self.world.after(down + self.random.randint(10, 500) * MS, self._need, node.id)
+        self.world.after(self.for_a_while(), self._replace, node.id)
+
+    def do_older_file(self) -> None:
+        """First copies are made of disks, and after restarts one is put back.
+
+        Only if that would be a start which all others know, on their disks, to have been, with another nonce: whoever
+        knows of no later one has to take it for a restart, and nothing could be safe (see docs/divergence.md).
+        """
+        fitting = [each for each in self.world.processes.values() if each.good_rows is None and not each.displaced]
+        for node in fitting:
+            if node.older is None:
+                node.older = node.keep_copy()
+        known = [each for each in fitting if each.older is not None and self._all_know(each, each.older.boots + 1)]
+        known = [each for each in known if self._is_expendable(each)]
+        if not known:  # Of these some restart, for the others to hear.
+            self.world.faults.processes.do_crash()
+        else:
+            node = self.random.choice(known)
+            self.world.fault("older_file", node.id)
+            node.displaced = True
+            self._go_without(node)
+            node.put_back()
+
+    def _all_know(self, node: Process, boot: int) -> bool:
+        """Whether all others have on their disks that this boot of the node's directory, or a later one, has been."""
+        others = [each for each in self.world.processes.values() if each.id != node.id]
+        return all(each.disk.kept_lives.get((node.id, node.disk.storage), (0, 0))[0] >= boot for each in others)
+
+    def do_start_twice(self) -> None:
+        """The original stands still until all others know of the copy, on their disks.
+
+        What it acknowledges before, the copy may lack, and who was not told of the copy has to believe it.  A directory
+        itself is not opened twice: that its lock sees to, which lies below what is simulated (tests/test_storage.py).
+        """
+        node = self.world.some_node()
+        if node is None or node.node is None or node.good_rows is not None or not self._is_expendable(node):
+            return
+        busy = node.job is not None or node.node._writing or node.node._keeping or node.node._unwritten
+        if busy or node.rows.full or node.rows.failing:  # What is written later is not on the copy.
+            return
+        self.world.fault("start_twice", node.id)
+        copied = self.world.processes[node.id] = node.copied()
+        self.world.originals.append(node)
+        node.displaced = True
+        copied.boot()
+        self._hold(node, copied.boots)
+
+    def _hold(self, original: Process, boot: int) -> None:
+        """Let the original go on when that is safe; if it never is, somebody kills it."""
+        if original.node is None:
+            return
+        if self._all_know(original, boot):
+            original.paused_until = self.world.now
+            original.wake(0)
+        elif self.world.quiet:
+            original.kill(None)
+        else:
+            original.paused_until = self.world.now + 50 * MS
+            self.world.after(20 * MS, self._hold, original, boot)
+
+    def _need(self, id: str) -> None:
+        """So many others die that the rest could go on with the node, if it counted, and cannot without it."""
+        node = self.world.processes[id]
+        up = [each for each in self.world.processes.values() if each.node is not None and each is not node]
+        if not self.world.quiet and node.displaced and node.node is not None:
+            stays = self.random.sample(up, min(len(up), len(node.first.voters) // 2))
+            for each in up:
+                if each not in stays:
+                    each.kill(self.random.choice((1_500, 3_000)) * MS)
+
+    def _replace(self, id: str) -> None:
+        """What an operator does about a node whose disk is lost."""
+        if self.world.quiet:
+            return
+        node = self.world.processes[id]
+        leading = [each.driver().raft for each in self.world.processes.values() if each.node and each.id != node.id]
+        settled = [each for each in leading if each.role == LEADER and each.commit >= each.configuration_index]
+        if (
+            node.displaced
+            and settled
+            and node.id not in max(settled, key=lambda each: each.term).configuration.members()
+        ):
+            if node.node is not None:
+                node.kill(None)
+            node.displaced = False
+            node.lose_disk(self.world.core.Configuration(()))
+            node.boot()
+        elif node.displaced:
+            self.world.faults.operators.ask("members", ["remove", [node.id]])
+        elif any(node.id in each.configuration.members() for each in settled):
+            return
+        else:
+            self.world.faults.operators.ask(
+                "members", ["witness" if node.id in self.plan.witnesses else "add", [node.id]]
+            )
+        self.world.after(1_000 * MS, self._replace, node.id)

@@ -1,0 +1,65 @@
+"""What operators ask for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from raftplug.frames import Id
+from raftplug.future import Future
+from raftplug.testing.simulation.faults.kind import Kind
+from raftplug.testing.simulation.plan import MS, NEVER
+
+if TYPE_CHECKING:
+    from raftplug.testing.simulation.world import Simulation
+
+
+class Operators(Kind):
+    """What operators ask for, by way of a client."""
+
+    def __init__(self, world: Simulation) -> None:
+        super().__init__(world)
+        self.change_asked_at = -NEVER
+
+    def do_change_members(self) -> None:
+        """By way of a client.  Whoever is added is running."""
+        leading = self.world.leaders()
+        if not leading or self.world.originals or any(each.displaced for each in self.world.processes.values()):
+            return
+        members = leading[-1].configuration
+        id = self.random.choice([*self.plan.ids, *self.plan.witnesses])
+        strangers = [id for id in self.plan.ids if not members.is_voter(id)]
+        if strangers and self.is_ending() and self.random.random() < 0.5:
+            id, action = self.random.choice(strangers), "add"
+        elif id in members.learners:
+            action = self.random.choice(("promote", "remove"))
+        elif members.is_voter(id):
+            few = len(members.voters) < 2 + (self.random.random() < 0.5)  # Of two, one may go, too.
+            action = "add" if few else self.random.choice(("remove", "demote"))
+        else:
+            action = self.random.choice(("add", "add", "learn"))
+        if id in self.plan.witnesses:  # The same node always: what is on its disk tells what it is.
+            action = "witness" if action in ("add", "learn") else self.random.choice((action, "remove"))
+        self.world.fault("change_members", action, id)
+        self.world.processes[id].boot_if_down()
+        self.change_asked_at = self.world.now
+        self.ask("members", [action, [id]])
+
+    def is_ending(self) -> bool:
+        """Whether the next change of the members is where the faults end."""
+        return self.plan.ends_in_change and 2 * self.world.report.events > self.world.events and not self.world.quiet
+
+    def do_operator_snapshot(self) -> None:
+        target = self.random.choice(self.plan.ids)
+        self.world.fault("operator_snapshot", target)
+        self.ask("snapshot", [None], target)
+
+    def do_transfer_leadership(self) -> None:
+        target = self.random.choice([None, self.random.choice(self.plan.ids)])
+        self.world.fault("transfer_leadership", target)
+        self.ask("transfer", [target])
+
+    def ask(self, operation: str, arguments: list[Any], to: Id | None = None) -> None:
+        """Ask the group, or the node `to`, for something."""
+        client = self.random.choice(self.world.clients)
+        client.loop.requester.ask(operation, arguments, Future(), self.world.now + 3_000 * MS, to)
+        client.turn()

@@ -1,0 +1,98 @@
+"""Faults of processes: of their lives, their clocks, their machines and their observers."""
+
+from __future__ import annotations
+
+from raftplug.constants import LEADER
+from raftplug.testing.simulation.faults.kind import Kind
+from raftplug.testing.simulation.plan import MS
+
+
+class ProcessFaults(Kind):
+    """What happens to a process."""
+
+    def do_strand_leader(self) -> None:
+        node = self.world.some_node()
+        if node is not None and node.driver().raft.role == LEADER:
+            self.world.fault("strand_leader", node.id)
+            node.set_rate(0.1)
+            self.world.network.cut_off(node.id, 3_000 * MS)
+
+    def do_crash(self) -> None:
+        node = self.world.some_node()
+        if node is not None:
+            self.world.fault("crash", node.id)
+            node.kill(self.down_for())
+
+    def do_crash_after_sync(self) -> None:
+        fitting = [each for each in self.world.processes.values() if each.job is not None and not each.rows.full]
+        if fitting:
+            node = self.random.choice(fitting)
+            self.world.fault("crash_after_sync", node.id)
+            job = node.job
+            if job is not None and not node.rows.failing:
+                job()
+            node.kill(self.down_for())
+
+    def do_restart_all(self) -> None:
+        if self.random.random() < 0.2:
+            self.world.fault("restart_all")
+            for node in self.world.processes.values():
+                if node.node is not None:
+                    node.kill(self.random.randint(1, 500) * MS)
+
+    def do_pause(self) -> None:
+        node = self.world.some_node()
+        if node is not None:
+            self.world.fault("pause", node.id)
+            node.paused_until = self.world.now + self.for_a_while()
+
+    def _set_rate(self, name: str, rate: float) -> None:
+        node = self.world.some_node()
+        if node is not None:
+            self.world.fault(name, node.id)
+            node.set_rate(rate)
+            node.wake(0)
+
+    def do_clock_fast(self) -> None:
+        self._set_rate("clock_fast", 1.0 + self.random.random())
+
+    def do_clock_slow(self) -> None:
+        self._set_rate("clock_slow", self.random.choice((0.5, 0.1)))
+
+    def do_clock_jump(self) -> None:
+        node = self.world.some_node()
+        if node is not None:
+            self.world.fault("clock_jump", node.id)
+            node.offset += self.random.randint(1, 5_000) * MS
+            node.wake(0)
+
+    def do_slow_apply(self) -> None:
+        node = self.world.some_node()
+        if node is not None:
+            self.world.fault("slow_apply", node.id)
+            node.apply_us = self.random.choice((20, 300, 3_000, 10_000)) * MS
+            self.world.after(self.for_a_while(), setattr, node, "apply_us", 0)
+
+    def do_diverge(self) -> None:
+        node = self.world.some_node()
+        if (
+            node is not None
+            and not self.world.diverged
+            and self.plan.settings.digest_entries
+            and node.id not in self.plan.witnesses
+        ):
+            self.world.fault("diverge", node.id)
+            self.world.diverged = True
+            node.driver().machine.flipped = 1
+
+    def do_slow_observer(self) -> None:
+        node = self.world.some_node()
+        if node is not None:
+            self.world.fault("slow_observer", node.id)
+            node.observer.observes_at = self.world.now + self.for_a_while()
+
+    def do_raising_observer(self) -> None:
+        node = self.world.some_node()
+        if node is not None:
+            self.world.fault("raising_observer", node.id)
+            node.observer.raises = True

@@ -1,0 +1,233 @@
+"""What must hold after every event (Ongaro 2014, figure 3.2), and that an acknowledgement means synced on a quorum."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from raftplug import snapshots
+from raftplug.constants import CANDIDATE, CONFIGURATION, FOLLOWER, LEADER
+from raftplug.frames import Id
+from raftplug.sessions import SESSION_TIMEOUT_US, Sessions
+from raftplug.testing.simulation.part import Part
+from raftplug.testing.simulation.plan import GROUP, NEVER
+from raftplug.testing.simulation.report import Violation
+
+if TYPE_CHECKING:
+    from raftplug.testing.simulation.process import Process
+    from raftplug.testing.simulation.world import Simulation
+
+
+class Invariants(Part):
+    """What all nodes must agree on, and each must keep to."""
+
+    def __init__(self, world: Simulation) -> None:
+        super().__init__(world)
+        self.committed: dict[int, int] = {0: 0}  # Of each entry by index: its check.
+        self.highest_commit = 0
+        self._commit_term = 0  # No lower than that of the leader that committed it.
+        self._leaders: dict[int, Id] = {}  # By term.
+        self._checks: dict[tuple[int, int], int] = {}  # Of the entries up to a last one: index, term.
+        self._histories: dict[int, int] = {0: 0}  # Of what was executed, by its number.
+
+    def check(self, process: Process, clock: int) -> None:
+        """The invariants, as far as this process can have broken them since its last turn."""
+        driver = process.driver()
+        raft = driver.raft
+        log = raft.log
+        term, commit, last, base = raft.term, raft.commit, log.last_index, log.base_index
+        if term < process.term:
+            raise Violation(f"monotony: term of {process.id} went from {process.term} to {term}")
+        if commit < process.commit or driver.applied < process.applied:
+            raise Violation(f"monotony: commit or applied index of {process.id} went back")
+        last_check = log.check_at(last)
+        if self._checks.setdefault((last, log.last_term), last_check) != last_check:
+            raise Violation(f"log matching: {process.id} has another history up to entry {last}, term {log.last_term}")
+        if raft.role == CANDIDATE and term != process.term_campaigned:
+            process.term_campaigned = term
+            self.world.faults.leaders.deafen(process)
+        if raft.role == CANDIDATE and process.disk.votes.get(term) == process.id and term != process.term_asked:
+            process.term_asked = term
+            self.world.faults.moments.asked_for_votes(process)
+        if raft.role == LEADER:
+            if self._leaders.setdefault(term, process.id) != process.id:
+                raise Violation(f"election safety: {self._leaders[term]} and {process.id} lead term {term}")
+            before = process.last_as_leader
+            if before is not None and before[0] == term:
+                if last < before[1] or (before[1] >= base and log.check_at(before[1]) != before[2]):
+                    raise Violation(f"leader append-only: {process.id} changed its log in term {term}")
+            else:
+                self._elected(process, term, log, clock)
+            process.last_as_leader = (term, last, last_check)
+            for peer, progress in raft.progress.items():
+                holder, match = self.world.processes[peer], progress.match
+                on_disk = holder.disk.term != term or match <= max(holder.disk.base, base)
+                if not on_disk and not holder.holds(match, log.check_at(match)):
+                    raise Violation(
+                        f"durability: {process.id} counts entry {match}, which is not on the disk of {peer}"
+                    )
+                if progress.in_flight() > self.plan.settings.window_appends:
+                    raise Violation(f"window: {process.id} has more appends on their way to {peer} than it may")
+            if raft.configuration is not process.configuration or raft.quiet or GROUP in process.quiet_under:
+                process.elected_at = clock  # New members, and those who were quiet, had no time to say anything.
+            oldest = clock - 2_000 * self.plan.settings.election_timeout_ms
+            heard = {id for id in self.plan.ids if process.heard.get(id, -1) >= oldest} | {process.id}
+            if not is_quorum(raft.configuration, heard) and process.elected_at < oldest:
+                raise Violation(f"check-quorum: {process.id} leads, and has not heard of a quorum for too long")
+        if commit > process.commit:
+            for index in range(max(process.commit, base) + 1, commit + 1):
+                self._commit(process, index, log.check_at(index))
+        elif commit >= base and commit in self.committed and log.check_at(commit) != self.committed[commit]:
+            raise Violation(f"state machine safety: {process.id} replaced the committed entry {commit}")
+        self._check_witnesses(process, driver)
+        self._check_members(process, raft)
+        if process.observer.leader != raft.leader or raft.configuration is not process.configuration:
+            process.observer.check_told(raft)
+        self._check_quiet(process, clock)
+        for group in self.plan.companions:
+            self.world.companions.check(process, group)
+        if driver._diverged and not self.world.diverged:
+            raise Violation(f"divergence: {process.id} says {', '.join(map(str, driver._diverged.values()))}")
+        if driver.sessions.now_us > SESSION_TIMEOUT_US:  # No run is as long as a session lives.
+            raise Violation(f"sessions: logged time leapt to {driver.sessions.now_us} us on {process.id}")
+        if len(driver._pending) > self.plan.settings.max_pending:
+            raise Violation(f"bounded queues: {process.id} holds {len(driver._pending)} proposals")
+        waits = process.node is not None and (process.node._writing or GROUP in process.node._unwritten)
+        at_rest = not (raft.writing or waits) and raft.vote is not None and term == process.disk.term
+        if at_rest and process.disk.votes.get(term) != raft.vote:
+            raise Violation(f"durability: the vote of {process.id} in term {term} is not on its disk")
+        process.configuration = raft.configuration
+        self.world.faults.moments.fetches(process, driver.snapshots.fetch)
+        changed = (term, commit) != (process.term, process.commit)
+        process.term, process.commit, process.applied = term, commit, driver.applied
+        if changed or raft.role == LEADER:
+            self.world.note(process.id, raft.role, term, last, commit, driver.applied)
+
+    def _check_quiet(self, process: Process, clock: int) -> None:
+        """Nobody sleeps on whose leader's node is lost or another process now, or who leads and hears no quorum."""
+        oldest = clock - 2_000 * self.plan.settings.election_timeout_ms
+        node = process.node
+        if node is None:
+            return
+        for group, driver in node.drivers.items():
+            raft = driver.raft
+            if not raft.quiet:
+                process.quiet_under.pop(group, None)
+                continue
+            under = (raft.term, raft.leader, node._life_of(raft.leader))
+            before, process.quiet_under[group] = process.quiet_under.get(group, under), under
+            if before[0] == raft.term and before != under:  # In one turn it may have woken, and slept in a later term.
+                raise Violation(f"quiet: {process.id} sleeps on in {group}, and another process is {raft.leader} now")
+            heard = {id for id in self.plan.ids if process.heard.get(id, -1) >= oldest} | {process.id}
+            alone = raft.leader not in heard or (raft.role == LEADER and not is_quorum(raft.configuration, heard))
+            if alone and process.late_at < oldest:  # Who did not look cannot have heard.
+                raise Violation(f"quiet: {process.id} sleeps on in {group}, and has not heard who must be there")
+            if raft.commit != raft.log.last_index:
+                raise Violation(f"quiet: {process.id} sleeps in {group}, and does not know all to be committed")
+            # Whoever a quiet leader's node hears holds, durably, all that the leader holds.
+            for peer, progress in raft.progress.items() if raft.role == LEADER else ():
+                if peer not in node._lost and progress.match != raft.log.last_index:
+                    raise Violation(f"quiet: {process.id} sleeps and leads {group}, and {peer} lacks entries")
+
+    def _check_witnesses(self, process: Process, driver: Any) -> None:
+        """A witness never leads and executes nothing; what it holds, somebody holds who may lead."""
+        if driver.raft.transferee in self.plan.witnesses:
+            raise Violation(f"witnesses: {process.id} hands leadership to one")
+        if process.id not in self.plan.witnesses:
+            return
+        if driver.raft.role in (CANDIDATE, LEADER):
+            raise Violation(f"witnesses: {process.id} is one, and wants to lead")
+        if driver.machine.count or driver.sessions.snapshot() != Sessions().snapshot():
+            raise Violation(f"witnesses: {process.id} is one, and executed something")
+        others = [each for each in self.world.processes.values() if each.id not in self.plan.witnesses]
+        if not any(each.lost or each.disk.last >= process.disk.last for each in others):
+            raise Violation(f"witnesses: {process.id} alone holds the newest entries")
+
+    def _check_members(self, process: Process, raft: Any) -> None:
+        """The configuration is the log's; one change at a time, by leaders that know what is committed."""
+        index, log = raft.configuration_index, raft.log
+        if index > log.base_index and (index > log.last_index or log.kind_at(index) != CONFIGURATION):
+            raise Violation(f"members: {process.id} goes by entry {index}, which is no configuration of its log")
+        known = raft.configuration.storages.get(process.id, process.disk.storage)
+        if known != process.disk.storage and raft.role != FOLLOWER:
+            raise Violation(f"members: {process.id} is known by another disk, and wants to lead")
+        if raft.role == LEADER and raft.configuration is not process.configuration:
+            if log.term_at(index) == raft.term and log.term_at(raft.commit) != raft.term:
+                raise Violation(f"members: {process.id} changes them before it committed anything in its term")
+            self.world.faults.moments.changed_members(
+                process, set(raft.configuration.voters) - set(process.configuration.voters)
+            )
+            if sum(each > self.highest_commit for each in process.disk.configurations) > 1:
+                raise Violation(f"members: {process.id} has two changes under way")
+
+    def _elected(self, process: Process, term: int, log: Any, clock: int) -> None:
+        """A process leads a new term."""
+        process.elected_at = clock
+        # Who leaves may lead until that is committed (Ongaro 2014 §4.2.2).
+        if not any(members.is_voter(process.id) for members in process.disk.configurations.values()):
+            raise Violation(f"election safety: {process.id} leads term {term} and is no voter")
+        # Of another disk than the one by which a member is known, nothing counts.
+        members = process.driver().raft.configuration
+        everybody = self.world.processes.values()
+        voters = {each.id for each in everybody if each.voted_for(process.id, term, members.storages.get(each.id))}
+        if not is_quorum(members, voters):
+            raise Violation(f"election safety: {process.id} leads term {term} with votes on {len(voters)} disks")
+        self._check_completeness(process.id, term, log)
+        self.world.faults.moments.elected(process)
+
+    def _check_completeness(self, id: str, term: int, log: Any) -> None:
+        """A new leader holds what leaders of earlier terms have committed; later terms may be ahead of it already."""
+        highest = self.highest_commit
+        if term <= self._commit_term or highest < log.base_index:
+            return
+        if highest > log.last_index or log.check_at(highest) != self.committed[highest]:
+            raise Violation(f"leader completeness: {id} leads term {term} without what is committed")
+
+    def _commit(self, process: Process, index: int, check: int) -> None:
+        if self.committed.setdefault(index, check) != check:
+            raise Violation(f"state machine safety: {process.id} committed another entry {index}")
+        if index > self.highest_commit:
+            self.highest_commit, self._commit_term = index, process.driver().raft.term
+            # The configuration that counted may have been replaced since.
+            for members in (process.configuration, process.driver().raft.configuration):
+                everybody = self.world.processes.values()
+                holders = {each.id for each in everybody if each.holds(index, check, members.storages.get(each.id))}
+                if is_quorum(members, holders):
+                    break
+            else:
+                raise Violation(f"durability: entry {index} is committed, and on {len(holders)} disks only")
+            self._check_electable(index, check)
+
+    def _check_electable(self, index: int, check: int) -> None:
+        """Nobody who lacks what is committed could yet win an election (Ongaro 2014 §3.6.1, figure 3.7)."""
+        known = [each for each in self.world.processes.values() if not each.displaced]
+        for each in known:
+            members = each.disk.members()
+            if each.disk.durable.get(index) != check and each.disk.base < index and members.is_voter(each.id):
+                # The vote of another disk than the one by which it knows a member does not count.
+                counted = [
+                    other for other in known if other.disk.storage == members.storages.get(other.id, other.disk.storage)
+                ]
+                voters = {other.id for other in counted if other.disk.last <= each.disk.last}
+                if is_quorum(members, voters):
+                    raise Violation(f"leader completeness: entry {index} is committed, {each.id} could win without it")
+
+    def applied(self, count: int, history: int) -> None:
+        """A machine has executed so many transitions; `history` is their check."""
+        if self._histories.setdefault(count, history) != history:
+            # The machine must not raise this: to the driver it would be the transition's result.
+            self.world.raise_soon(Violation(f"state machine safety: transition {count} differs between machines"))
+
+    def check_given(self, process: Process, body: bytes) -> None:
+        """Whoever fetches a snapshot gets all of it, though a newer one was made meanwhile."""
+        digest, _, data = snapshots.decode_piece(body)
+        now, recently = process.clock(), 2_000 * self.plan.settings.election_timeout_ms
+        if data is not None:
+            process.given[digest] = now
+        elif digest in process.kept[-2:] and now - process.given.get(digest, -NEVER) < recently:
+            raise Violation(f"snapshots: {process.id} dropped one that is being fetched")
+
+
+def is_quorum(configuration: Any, ids: set[str]) -> bool:
+    """Whether `ids` hold a majority of the voters, and of the outgoing ones; by our own count, not by the rules'."""
+    halves = [half for half in (configuration.voters, configuration.outgoing) if half]
+    return bool(halves) and all(2 * len(ids.intersection(half)) > len(half) for half in halves)
