@@ -393,8 +393,8 @@ MUTANTS = (
     Mutant(
         "promoted learner refuses to vote",
         "raft.py",
-        "        ) and self._log_is_current(message)\n        if granted:",
-        "        ) and self._log_is_current(message) and self.configuration.is_voter(self.id)\n        if granted:",
+        "        ) and self._may_elect(message)\n        if granted:",
+        "        ) and self._may_elect(message) and self.configuration.is_voter(self.id)\n        if granted:",
     ),
     Mutant(
         "lease kept over a transfer",
@@ -465,8 +465,26 @@ MUTANTS = (
     Mutant(
         "who lost its disk campaigns",
         "raft.py",
-        "        return len(voting) > 0 and not self.is_displaced()\n",
-        "        return len(voting) > 0\n",
+        "        return len(voting) > 0 and not self.is_displaced() and self._may_vote()\n",
+        "        return len(voting) > 0 and self._may_vote()\n",
+    ),
+    Mutant(
+        "who joined votes before the log names its directory",
+        "raft.py",
+        "return not self._joined or self.storage in",
+        "return True or self.storage in",
+    ),
+    Mutant(
+        "promoted before it knows that it is known",
+        "raft.py",
+        "if not heard or not named or progress.match < self.configuration_index:",
+        "if not heard:",
+    ),
+    Mutant(
+        "a snapshot is loaded while a newer one takes its place",
+        "driver.py",
+        "return self._loading is not None and (self._installing is not None or self._writing_install is not None)",
+        "return False",
     ),
     Mutant(
         "a new member is known by its old disk",

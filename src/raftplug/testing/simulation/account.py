@@ -33,6 +33,7 @@ class Account:
         self.last = (0, 0)  # Of the last entry: term, index.
         self.votes: dict[int, Any] = {}  # By term.
         self.configurations: dict[int, Any] = {0: configuration}  # By index.
+        self._joined = not configuration.voters
         self.machine: dict[str, Any] = {}  # Of a machine that has a disk of its own.
         # The latest life that it says to have heard, of each directory by id and uuid: boot and nonce.
         self.kept_lives: dict[tuple[Id, bytes], tuple[int, int]] = {}
@@ -48,10 +49,10 @@ class Account:
         """The last configuration that is on it."""
         return self.configurations[max(self.configurations)]
 
-    def known_from_snapshot(self) -> list[Any]:
-        """The configurations that a new member is told of."""
-        first = max(index for index in self.configurations if index <= self.base)
-        return [members for index, members in self.configurations.items() if index >= first]
+    def may_vote(self, id: str) -> bool:
+        """Whether its node has a part in elections: who joined has once it is known by this disk."""
+        known = (members.storages.get(id) for members in self.configurations.values())
+        return not self._joined or self.storage in known
 
     def record(self, id: str, write: Write, storage: RecordStorage, core: Any) -> None:
         """A write of the node `id` is on the disk now."""

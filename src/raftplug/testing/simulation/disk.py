@@ -18,6 +18,7 @@ class SimulatedRows(MemoryRows):
         self.where = f"disk of {name}"
         self.full = False
         self.failing = False
+        self._damaged: dict[tuple[tuple[str, str], int], tuple[bytes, bytes | None]] = {}  # What was there, and then.
 
     def apply(self, changes: Sequence[Put | Delete]) -> None:
         """Make the changes, unless there is no space or the disk fails."""
@@ -46,11 +47,27 @@ class SimulatedRows(MemoryRows):
 
     def damage(self, place: tuple[str, str], number: int, value: bytes | None) -> None:
         """Change a row behind everybody's back; None removes it."""
+        self._damaged[place, number] = (self._values[place][number], value)
         if value is None:
             del self._values[place][number]
             self._numbers[place].remove(number)
         else:
             self._values[place][number] = value
+
+    def damaged_pieces(self) -> dict[tuple[tuple[str, str], int], bytes]:
+        """The damaged pieces of snapshots that are still there, and what they were: not every start reads them."""
+        return {
+            (place, number): before
+            for (place, number), (before, now) in self._damaged.items()
+            if place[0] == "piece" and now is not None and self._values.get(place, {}).get(number) == now
+        }
+
+    def mend_pieces(self) -> bool:
+        """Make damaged pieces what they were; False if there are none."""
+        pieces = self.damaged_pieces()
+        for (place, number), before in pieces.items():
+            self._values[place][number] = before
+        return bool(pieces)
 
 
 def flipped(value: bytes, chance: random.Random) -> bytes:

@@ -199,7 +199,7 @@ class Invariants(Part):
 
     def _check_electable(self, index: int, check: int) -> None:
         """Nobody who lacks what is committed could yet win an election (Ongaro 2014 §3.6.1, figure 3.7)."""
-        known = [each for each in self.world.processes.values() if not each.displaced]
+        known = [each for each in self.world.processes.values() if not each.displaced and each.disk.may_vote(each.id)]
         for each in known:
             members = each.disk.members()
             if each.disk.durable.get(index) != check and each.disk.base < index and members.is_voter(each.id):

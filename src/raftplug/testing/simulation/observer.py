@@ -44,10 +44,9 @@ class Observer:
             self.leader, self.term = arguments["leader"], arguments["term"]
         elif arguments.get("group") == GROUP and name == "raftplug_configuration_changed":
             self.members = arguments["configuration"]
-        if name == "raftplug_snapshot" and arguments["kind"] == "refused" and arguments["group"] == GROUP:
-            if not self._process.rotten:
-                raise Violation(f"snapshots: {self._process.id} put the pieces of one together as something else")
-            self._process.rotten = False
+        refused = name == "raftplug_snapshot" and arguments["kind"] == "refused" and arguments["group"] == GROUP
+        if refused and not self._process.rows.damaged_pieces():
+            raise Violation(f"snapshots: {self._process.id} put the pieces of one together as something else")
 
     def _tell(self) -> None:
         """An event for the observer with a queue: it takes what is there, unless it is slow."""

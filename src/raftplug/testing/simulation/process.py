@@ -87,7 +87,6 @@ class Process(Part):
         self.quiet_under: dict[str, tuple[int, Any, int]] = {}  # Term, leader and its life, of each quiet group.
         self.elected_at = self.term_asked = self.term_campaigned = 0
         self.struck = b""  # The snapshot that it fetched when it was killed for that.
-        self.rotten = False  # A snapshot that it fetches was damaged on its disk.
         self.kept: list[bytes] = []  # The snapshots of this life, the current one last, by digest …
         self.given: dict[bytes, int] = {}  # … and when, by our own clock, a piece of each was given last.
         # The latest life of each directory of which it took something, by id and uuid; its disk must keep it.
@@ -156,7 +155,7 @@ class Process(Part):
     def copied(self) -> Process:
         """Another process, on a copy of the disk."""
         other = copy.copy(self)
-        other.rows = SimulatedRows(self.id)
+        other.rows = copy.copy(self.rows)
         other.node, other.link, other.applies = None, None, []
         other.wake_at = other.timer_at = -1
         other.arrived, other.heard, other.quiet_under = set(), {}, {}
@@ -225,10 +224,11 @@ class Process(Part):
             self.world.after(500 * MS, self.boot_if_down)
             return
         except Corrupt:
-            if self.good_rows is None:
-                raise Violation(f"durability: {self.id} finds a disk damaged that nobody damaged") from None
             # An operator puts the good disk back.
-            self.rows.put_back(self.good_rows)
+            if self.good_rows is not None:
+                self.rows.put_back(self.good_rows)
+            elif not self.rows.mend_pieces():
+                raise Violation(f"durability: {self.id} finds a disk damaged that nobody damaged") from None
             self.good_rows = None
             self.world.note("restored", self.id)
             self.boot()
@@ -337,6 +337,12 @@ class Process(Part):
             return
         except (StorageFailed, Removed) as error:
             self.world.note("stops", self.id, type(error).__name__)
+            self.kill(self.random.randint(1, 2_000) * MS)
+            return
+        except Corrupt as error:  # In a snapshot that it is asked for, and did not read itself when it started.
+            if not self.rows.mend_pieces():
+                raise Violation(f"durability: {self.id} finds damage that nobody did: {error}") from None
+            self.world.note("stops", self.id, "Corrupt")
             self.kill(self.random.randint(1, 2_000) * MS)
             return
         except Violation:

@@ -27,11 +27,7 @@ class DirectoryFaults(Kind):
             node.lose_disk(node.first)
 
     def do_lose_quorum(self) -> None:
-        """`members recover`, where the disk that is left holds all that is committed: else nothing could be promised.
-
-        The others come back under their ids, and are given the log: no members may stand in it that are known by id
-        alone, since by those these empty disks were a quorum.  (Hence an operator has to give them new ids.)
-        """
+        """`members recover`, where the disk that is left holds all that is committed: else nothing were promised."""
         if self.world.originals or any(each.displaced for each in self.world.processes.values()):
             return
         last = self.world.invariants.highest_commit
@@ -40,7 +36,6 @@ class DirectoryFaults(Kind):
             for each in self.world.processes.values()
             if each.good_rows is None and each.id not in self.plan.witnesses and each.disk.members().is_voter(each.id)
             if last <= each.disk.base or each.disk.durable.get(last) == self.world.invariants.committed[last]
-            if all(known.storages.keys() >= set(known.members()) for known in each.disk.known_from_snapshot())
         ]
         if not fitting or self.random.random() < 0.7:
             return

@@ -76,7 +76,6 @@ class DiskFaults(Kind):
         if fitting:
             process, row = fitting[-1] if last else self.random.choice(fitting)
             self.world.fault("snapshot_piece_rot", process.id)
-            process.rotten = True
             process.rows.damage(*row, flipped(process.rows.value(*row), self.random))
 
     def do_row_loss(self) -> None:
