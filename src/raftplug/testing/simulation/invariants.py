@@ -31,56 +31,30 @@ class Invariants(Part):
 
     def check(self, process: Process, clock: int) -> None:
         """The invariants, as far as this process can have broken them since its last turn."""
-        driver = process.driver()
-        raft = driver.raft
-        log = raft.log
+        driver, disk, settings = process.driver(), process.disk, self.plan.settings
+        raft, applied = driver.raft, driver.applied
+        log, role, configuration = raft.log, raft.role, raft.configuration
         term, commit, last, base = raft.term, raft.commit, log.last_index, log.base_index
         if term < process.term:
             raise Violation(f"monotony: term of {process.id} went from {process.term} to {term}")
-        if commit < process.commit or driver.applied < process.applied:
+        if commit < process.commit or applied < process.applied:
             raise Violation(f"monotony: commit or applied index of {process.id} went back")
         last_check = log.check_at(last)
         if self._checks.setdefault((last, log.last_term), last_check) != last_check:
             raise Violation(f"log matching: {process.id} has another history up to entry {last}, term {log.last_term}")
-        if raft.role == CANDIDATE and term != process.term_campaigned:
-            process.term_campaigned = term
-            self.world.faults.leaders.deafen(process)
-        if raft.role == CANDIDATE and process.disk.votes.get(term) == process.id and term != process.term_asked:
-            process.term_asked = term
-            self.world.faults.moments.asked_for_votes(process)
-        if raft.role == LEADER:
-            if self._leaders.setdefault(term, process.id) != process.id:
-                raise Violation(f"election safety: {self._leaders[term]} and {process.id} lead term {term}")
-            before = process.last_as_leader
-            if before is not None and before[0] == term:
-                if last < before[1] or (before[1] >= base and log.check_at(before[1]) != before[2]):
-                    raise Violation(f"leader append-only: {process.id} changed its log in term {term}")
-            else:
-                self._elected(process, term, log, clock)
-            process.last_as_leader = (term, last, last_check)
-            for peer, progress in raft.progress.items():
-                holder, match = self.world.processes[peer], progress.match
-                on_disk = holder.disk.term != term or match <= max(holder.disk.base, base)
-                if not on_disk and not holder.holds(match, log.check_at(match)):
-                    raise Violation(
-                        f"durability: {process.id} counts entry {match}, which is not on the disk of {peer}"
-                    )
-                if progress.in_flight() > self.plan.settings.window_appends:
-                    raise Violation(f"window: {process.id} has more appends on their way to {peer} than it may")
-            if raft.configuration is not process.configuration or raft.quiet or GROUP in process.quiet_under:
-                process.elected_at = clock  # New members, and those who were quiet, had no time to say anything.
-            oldest = clock - 2_000 * self.plan.settings.election_timeout_ms
-            heard = {id for id in self.plan.ids if process.heard.get(id, -1) >= oldest} | {process.id}
-            if not is_quorum(raft.configuration, heard) and process.elected_at < oldest:
-                raise Violation(f"check-quorum: {process.id} leads, and has not heard of a quorum for too long")
+        if role == CANDIDATE:
+            self._check_candidate(process, term)
+        if role == LEADER:
+            self._check_leader(process, raft, clock, (term, last, last_check))
         if commit > process.commit:
             for index in range(max(process.commit, base) + 1, commit + 1):
                 self._commit(process, index, log.check_at(index))
         elif commit >= base and commit in self.committed and log.check_at(commit) != self.committed[commit]:
             raise Violation(f"state machine safety: {process.id} replaced the committed entry {commit}")
-        self._check_witnesses(process, driver)
+        if self.plan.witnesses:
+            self._check_witnesses(process, driver)
         self._check_members(process, raft)
-        if process.observer.leader != raft.leader or raft.configuration is not process.configuration:
+        if process.observer.leader != raft.leader or configuration is not process.configuration:
             process.observer.check_told(raft)
         self._check_quiet(process, clock)
         for group in self.plan.companions:
@@ -89,22 +63,57 @@ class Invariants(Part):
             raise Violation(f"divergence: {process.id} says {', '.join(map(str, driver._diverged.values()))}")
         if driver.sessions.now_us > SESSION_TIMEOUT_US:  # No run is as long as a session lives.
             raise Violation(f"sessions: logged time leapt to {driver.sessions.now_us} us on {process.id}")
-        if len(driver._pending) > self.plan.settings.max_pending:
+        if len(driver._pending) > settings.max_pending:
             raise Violation(f"bounded queues: {process.id} holds {len(driver._pending)} proposals")
-        waits = process.node is not None and (process.node._writing or GROUP in process.node._unwritten)
-        at_rest = not (raft.writing or waits) and raft.vote is not None and term == process.disk.term
-        if at_rest and process.disk.votes.get(term) != raft.vote:
-            raise Violation(f"durability: the vote of {process.id} in term {term} is not on its disk")
-        process.configuration = raft.configuration
-        self.world.faults.moments.fetches(process, driver.snapshots.fetch)
-        changed = (term, commit) != (process.term, process.commit)
-        process.term, process.commit, process.applied = term, commit, driver.applied
-        if changed or raft.role == LEADER:
-            self.world.note(process.id, raft.role, term, last, commit, driver.applied)
+        if term == disk.term and raft.vote is not None and disk.votes.get(term) != raft.vote:
+            waits = process.node is not None and (process.node._writing or GROUP in process.node._unwritten)
+            if not (raft.writing or waits):
+                raise Violation(f"durability: the vote of {process.id} in term {term} is not on its disk")
+        process.configuration = configuration
+        if driver.snapshots.fetch is not None:
+            self.world.faults.moments.fetches(process, driver.snapshots.fetch)
+        changed = term != process.term or commit != process.commit
+        process.term, process.commit, process.applied = term, commit, applied
+        if changed or role == LEADER:
+            self.world.note(process.id, role, term, last, commit, applied)
+
+    def _check_candidate(self, process: Process, term: int) -> None:
+        if term != process.term_campaigned:
+            process.term_campaigned = term
+            self.world.faults.leaders.deafen(process)
+        if process.disk.votes.get(term) == process.id and term != process.term_asked:
+            process.term_asked = term
+            self.world.faults.moments.asked_for_votes(process)
+
+    def _check_leader(self, process: Process, raft: Any, clock: int, log_now: tuple[int, int, int]) -> None:
+        """One a term; it only appends, counts what is on disks, and hears a quorum."""
+        (term, last, _), log, base = log_now, raft.log, raft.log.base_index
+        if self._leaders.setdefault(term, process.id) != process.id:
+            raise Violation(f"election safety: {self._leaders[term]} and {process.id} lead term {term}")
+        before = process.last_as_leader
+        if before is not None and before[0] == term:
+            if last < before[1] or (before[1] >= base and log.check_at(before[1]) != before[2]):
+                raise Violation(f"leader append-only: {process.id} changed its log in term {term}")
+        else:
+            self._elected(process, term, log, clock)
+        process.last_as_leader = log_now
+        window = self.plan.settings.window_appends
+        for peer, progress in raft.progress.items():
+            holder, match = self.world.processes[peer], progress.match
+            # What is below a snapshot, there or here, was committed.
+            is_new = holder.disk.term == term and match > base and match > holder.disk.base
+            if is_new and not holder.holds(match, log.check_at(match)):
+                raise Violation(f"durability: {process.id} counts entry {match}, which is not on the disk of {peer}")
+            if progress.in_flight() > window:
+                raise Violation(f"window: {process.id} has more appends on their way to {peer} than it may")
+        if raft.configuration is not process.configuration or raft.quiet or GROUP in process.quiet_under:
+            process.elected_at = clock  # New members, and those who were quiet, had no time to say anything.
+        oldest = clock - 2_000 * self.plan.settings.election_timeout_ms
+        if process.elected_at < oldest and not is_quorum(raft.configuration, process.heard_since(oldest)):
+            raise Violation(f"check-quorum: {process.id} leads, and has not heard of a quorum for too long")
 
     def _check_quiet(self, process: Process, clock: int) -> None:
         """Nobody sleeps on whose leader's node is lost or another process now, or who leads and hears no quorum."""
-        oldest = clock - 2_000 * self.plan.settings.election_timeout_ms
         node = process.node
         if node is None:
             return
@@ -113,11 +122,12 @@ class Invariants(Part):
             if not raft.quiet:
                 process.quiet_under.pop(group, None)
                 continue
+            oldest = clock - 2_000 * self.plan.settings.election_timeout_ms
             under = (raft.term, raft.leader, node._life_of(raft.leader))
             before, process.quiet_under[group] = process.quiet_under.get(group, under), under
             if before[0] == raft.term and before != under:  # In one turn it may have woken, and slept in a later term.
                 raise Violation(f"quiet: {process.id} sleeps on in {group}, and another process is {raft.leader} now")
-            heard = {id for id in self.plan.ids if process.heard.get(id, -1) >= oldest} | {process.id}
+            heard = process.heard_since(oldest)
             alone = raft.leader not in heard or (raft.role == LEADER and not is_quorum(raft.configuration, heard))
             if alone and process.late_at < oldest:  # Who did not look cannot have heard.
                 raise Violation(f"quiet: {process.id} sleeps on in {group}, and has not heard who must be there")
@@ -147,8 +157,8 @@ class Invariants(Part):
         index, log = raft.configuration_index, raft.log
         if index > log.base_index and (index > log.last_index or log.kind_at(index) != CONFIGURATION):
             raise Violation(f"members: {process.id} goes by entry {index}, which is no configuration of its log")
-        known = raft.configuration.storages.get(process.id, process.disk.storage)
-        if known != process.disk.storage and raft.role != FOLLOWER:
+        known = raft.configuration.storages.get(process.id)
+        if known is not None and known != process.disk.storage and raft.role != FOLLOWER:
             raise Violation(f"members: {process.id} is known by another disk, and wants to lead")
         if raft.role == LEADER and raft.configuration is not process.configuration:
             if log.term_at(index) == raft.term and log.term_at(raft.commit) != raft.term:
@@ -229,5 +239,7 @@ class Invariants(Part):
 
 def is_quorum(configuration: Any, ids: set[str]) -> bool:
     """Whether `ids` hold a majority of the voters, and of the outgoing ones; by our own count, not by the rules'."""
-    halves = [half for half in (configuration.voters, configuration.outgoing) if half]
-    return bool(halves) and all(2 * len(ids.intersection(half)) > len(half) for half in halves)
+    voters, outgoing = configuration.voters, configuration.outgoing
+    if outgoing and 2 * len(ids.intersection(outgoing)) <= len(outgoing):
+        return False
+    return 2 * len(ids.intersection(voters)) > len(voters) if voters else bool(outgoing)

@@ -67,7 +67,7 @@ class Process(Part):
         self.life = 0
         self.boots = 0  # How often the disk was started on.
         self.wake_at = -1  # When there is to be a turn …
-        self.timer_at = -1  # … and when the first timer comes, which may be before.
+        self.timers: list[int] = []  # … and when timers come, the last one first; one may come before.
         self.paused_until = 0
         self.started_at = 0
         self.rate = 1.0
@@ -106,7 +106,12 @@ class Process(Part):
 
     def clock(self) -> int:
         """Its monotonic clock, µs."""
-        return self.offset + int((self.world.now - self.started_at) * self.rate)
+        run = self.world.now - self.started_at
+        return self.offset + (run if self.rate == 1.0 else int(run * self.rate))
+
+    def heard_since(self, oldest: int) -> set[str]:
+        """Of whom there were frames since then, by its own clock; itself among them."""
+        return {id for id in self.plan.ids if self.heard.get(id, -1) >= oldest} | {self.id}
 
     def set_rate(self, rate: float) -> None:
         """Let its clock run so fast from now on."""
@@ -117,7 +122,7 @@ class Process(Part):
     def disks(self, known: bytes | None = None) -> list[Account]:
         """This disk and those that are lost; only the one with this uuid, if there is one."""
         disks = self.lost if self.outdated else [self.disk, *self.lost]
-        return [disk for disk in disks if known in (None, disk.storage)]
+        return disks if known is None else [disk for disk in disks if disk.storage == known]
 
     def holds(self, index: int, check: int, known: bytes | None = None) -> bool:
         """Whether the entry is, or was, on such a disk."""
@@ -157,7 +162,7 @@ class Process(Part):
         other = copy.copy(self)
         other.rows = copy.copy(self.rows)
         other.node, other.link, other.applies = None, None, []
-        other.wake_at = other.timer_at = -1
+        other.wake_at, other.timers = -1, []
         other.arrived, other.heard, other.quiet_under = set(), {}, {}
         other.lost = list(self.lost)
         other._take(self.keep_copy())
@@ -186,7 +191,7 @@ class Process(Part):
     def boot(self) -> None:
         """Start on the disk as it is."""
         self.life += 1
-        self.wake_at = self.timer_at = -1
+        self.wake_at, self.timers = -1, []
         self.started_at = self.world.now
         self.offset = self.random.randint(0, _UPTIME_US)
         self.rate = 1.0
@@ -296,34 +301,36 @@ class Process(Part):
 
     def wake(self, delay: int) -> None:
         """Take a turn in so many µs, or before."""
-        at = self.world.now + max(0, delay)
-        if self.wake_at < 0 or at < self.wake_at or self.wake_at < self.world.now:
+        now = self.world.now
+        at = now + delay if delay > 0 else now
+        if self.wake_at < 0 or at < self.wake_at or self.wake_at < now:
             self.wake_at = at
             self._set_timer()
 
     def _set_timer(self) -> None:
         """One that comes too early is set again then."""
-        at = self.wake_at
-        if at >= 0 and not 0 <= self.timer_at <= at:
-            self.timer_at = at
-            self.world.after(at - self.world.now, self._turn, self.life, at)
+        at, timers = self.wake_at, self.timers
+        if at >= 0 and (not timers or at < timers[-1]):
+            timers.append(at)
+            self.world.after(at - self.world.now, self._turn, self.life)
 
-    def _turn(self, life: int, at: int) -> None:
-        node = self.node
-        if life == self.life and at == self.timer_at:
-            self.timer_at = -1
-        if node is None or life != self.life or at != self.wake_at:
+    def _turn(self, life: int) -> None:
+        node, now = self.node, self.world.now
+        if life == self.life:
+            self.timers.pop()
+        if node is None or life != self.life or now != self.wake_at:
             self.world.report.events -= 1  # A timer that was overtaken is no event.
             if node is not None and life == self.life:
                 self._set_timer()
             return
         self.wake_at = -1
-        if self.world.now < self.paused_until:
-            self.wake(self.paused_until - self.world.now)
+        if now < self.paused_until:
+            self.wake(self.paused_until - now)
             return
         clock = self.clock()
-        self.heard.update((source, clock) for source in self.arrived)
-        self.arrived.clear()
+        if self.arrived:
+            self.heard.update(dict.fromkeys(self.arrived, clock))
+            self.arrived.clear()
         if clock - self.turned_at > self.plan.settings.heartbeat_ms * MS:
             self.late_at = clock
         self.turned_at = clock
@@ -351,7 +358,7 @@ class Process(Part):
             raise Violation(f"no crash: {self.id} stops: {type(error).__name__}: {error}") from error
         self.world.invariants.check(self, clock)
         due = node.due()
-        self.wake(int((due - self.clock()) / self.rate) + 1 if due else 0)
+        self.wake(int((due - clock) / self.rate) + 1 if due else 0)
 
     def _execute(
         self,

@@ -113,7 +113,8 @@ class Simulation:
     def step(self) -> None:
         """The next event."""
         at, _, function, arguments = heapq.heappop(self.queue)
-        self.now = max(self.now, at)
+        if at > self.now:
+            self.now = at
         self.report.events += 1
         function(*arguments)
 
