@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from raftplug.constants import LEADER
 from raftplug.testing.simulation.client import Client
 from raftplug.testing.simulation.faults.table import OF_DIRECTORIES
 from raftplug.testing.simulation.invariants import is_quorum
@@ -127,7 +126,7 @@ class Liveness(Part):
         return bool(members.voters) and not is_quorum(members, {each.id for each in known})
 
     def _majority(self) -> list[str]:
-        fitting = [id for id, each in self.world.processes.items() if not each.displaced]
+        fitting = [each.id for each in self.world.processes.values() if not each.displaced]
         return self.random.sample(fitting, len(self.plan.ids) // 2 + 1)
 
     def _divergence(self, chosen: list[Process], client: Client) -> None:
@@ -164,7 +163,7 @@ class Liveness(Part):
 
     def _bridged(self, majority: list[str]) -> str | None:
         """A leader that is left running, and reaches one of the majority only: it must not hinder the others."""
-        leading = [id for id, each in self.world.processes.items() if each.node and each.driver().raft.role == LEADER]
+        leading = [each.id for each in self.world.leaders()]
         if not leading or len(self.plan.ids) < 4 or self.random.random() < 0.5:
             return None
         bridged = leading[-1]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from raftplug.testing.simulation.world import Simulation
 
 
+_FAULTS = {"resend", "late_vote", "lose_snapshot", "snapshot_piece_lost", "snapshot_piece_damaged"}
 _Send = Callable[[Id, int, bytes], None]
 
 
@@ -34,7 +35,7 @@ class Messages(Part):
         Frames are numbered, so what is repeated or overtaken on the way is dropped there: the rules must bear it all
         the same, so this lies above the numbers.
         """
-        life = process.life
+        life, has_faults = process.life, bool(self.plan.faults & _FAULTS)
 
         def later(target: Id, kind: int, body: bytes) -> None:
             if process.life == life and process.node is not None:
@@ -44,21 +45,24 @@ class Messages(Part):
         def say(target: Id, kind: int, body: bytes) -> None:
             if kind == PIECE:
                 self.world.invariants.check_given(process, body)
-            chance, election = self.random, kind in (VOTE, VOTE_RESPONSE, SNAPSHOT)
-            if kind in (PIECE, PIECE_REQUEST) and not self.world.quiet:
-                if "snapshot_piece_lost" in self.plan.faults and chance.random() < 0.2:
+            if not has_faults or self.world.quiet:
+                send(target, kind, body)
+                return
+            chance, faults, election = self.random, self.plan.faults, kind in (VOTE, VOTE_RESPONSE, SNAPSHOT)
+            if kind in (PIECE, PIECE_REQUEST):
+                if "snapshot_piece_lost" in faults and chance.random() < 0.2:
                     self.world.fault("snapshot_piece_lost", process.id, target)
                     return
-                if kind == PIECE and "snapshot_piece_damaged" in self.plan.faults and chance.random() < 0.2:
+                if kind == PIECE and "snapshot_piece_damaged" in faults and chance.random() < 0.2:
                     self.world.fault("snapshot_piece_damaged", process.id, target)
                     body = flipped(body, chance)
-            if self.world.may("resend") and chance.random() < (0.2 if election else 0.05):
+            if "resend" in faults and chance.random() < (0.2 if election else 0.05):
                 self.world.fault("resend", process.id, target)
                 self.world.after(chance.choice((1, 100, 700, 2_000)) * MS, later, target, kind, body)
-            if self.world.may("late_vote") and kind == VOTE_RESPONSE and chance.random() < 0.3:
+            if "late_vote" in faults and kind == VOTE_RESPONSE and chance.random() < 0.3:
                 self.world.fault("late_vote", process.id, target)
                 self.world.after(chance.randint(1, 2_000) * MS, later, target, kind, body)
-            elif self.world.may("lose_snapshot") and kind == SNAPSHOT and chance.random() < 0.5:
+            elif "lose_snapshot" in faults and kind == SNAPSHOT and chance.random() < 0.5:
                 self.world.fault("lose_snapshot", process.id, target)
             else:
                 send(target, kind, body)
@@ -71,12 +75,13 @@ class Messages(Part):
         def hear(source: Id, nonce: int, kind: int, body: bytes, storage: bytes) -> None:
             boot = self.boots.get(nonce)
             if boot is not None and source != process.id:
-                heard = process.heard_lives.get((source, storage), (0, nonce))
-                if boot < heard[0] or (boot == heard[0] and nonce != heard[1]):
-                    raise Violation(f"identity: {process.id} takes what boot {boot} of {source} says, after {heard[0]}")
+                last, known = process.heard_lives.get((source, storage), (0, 0))
+                if boot < last or (boot == last and nonce != known):
+                    raise Violation(f"identity: {process.id} takes what boot {boot} of {source} says, after {last}")
                 if nonce in self.false:
                     raise Violation(f"identity: {process.id} takes what {source} says on a disk that was put back")
-                process.heard_lives[source, storage] = (boot, nonce)
+                if nonce != known:
+                    process.heard_lives[source, storage] = (boot, nonce)
             receive(source, nonce, kind, body, storage)
 
         return hear

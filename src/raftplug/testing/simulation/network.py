@@ -30,12 +30,9 @@ class Stream:
 
     def add(self, now: int, message: bytes) -> None:
         """XADD."""
-        self.last = max(self.last + 1, now - self.behind)
-        self.entries.append((self.last, message))
-
-    def last_id(self) -> bytes:
-        """As XINFO has it."""
-        return b"%d-0" % self.last
+        last, time = self.last + 1, now - self.behind
+        self.last = last = time if time > last else last
+        self.entries.append((last, message))
 
 
 class Link(Cluster):
@@ -45,21 +42,19 @@ class Link(Cluster):
         self.world = world
         self.id = id
         self.stream = stream
-        self.cursor = Cursor(stream.last_id())
+        self.read_to = stream.last  # The cursor.
         self.inbox: list[bytes] = []
         self.looking = False
 
     def read(self) -> None:
         """XREAD: what lies beyond the cursor.  If that is nothing, the idle check comes in its time."""
-        read = int((self.cursor.id or START).partition(b"-")[0])
-        new = []
-        for id, message in reversed(self.stream.entries):
-            if id <= read:
-                break
-            new.append(message)
-        if new:
-            self.inbox += reversed(new)
-            self.cursor.id = b"%d-0" % self.stream.entries[-1][0]
+        read_to, entries = self.read_to, self.stream.entries
+        if entries and entries[-1][0] > read_to:
+            self.read_to = entries[-1][0]
+            if len(entries) == 1 or entries[-2][0] <= read_to:  # Mostly it is one.
+                self.inbox.append(entries[-1][1])
+            else:
+                self.inbox += [message for id, message in entries if id > read_to]
             self.world.network.wake_owner(self.id)
         elif not self.looking:
             self.looking = True
@@ -67,10 +62,12 @@ class Link(Cluster):
 
     def _look(self) -> None:
         self.looking = False
-        before = self.cursor.id
-        self.cursor.compare(self.stream.last_id())
-        if self.cursor.id != before and self.world.network.links.get(self.id) is self:
-            self.world.network.reread(self)
+        cursor = Cursor(b"%d-0" % self.read_to)
+        cursor.compare(b"%d-0" % self.stream.last)
+        if cursor.id == START and self.read_to:
+            self.read_to = 0
+            if self.world.network.links.get(self.id) is self:
+                self.world.network.reread(self)
 
     def send_message(self, to_id: Id, message: bytes) -> None:
         self.world.network.send(self.id, to_id, message)
@@ -98,19 +95,20 @@ class Network(Part):
         self.clogged: dict[tuple[Id, Id], list[bytes]] = {}
         self.down_until = 0  # The Redis takes and gives nothing before.
         self._last_arrival: dict[tuple[Id, Id], int] = {}
+        self._has_faults = bool(self.plan.faults & {"drop", "duplicate", "delay", "reorder"})
 
     def send(self, source: Id, target: Id, message: bytes) -> None:
         """Put a frame on its way."""
-        chance, link = self.random, (source, target)
-        if self.world.now < self.down_until:
+        chance, link, now = self.random, (source, target), self.world.now
+        if now < self.down_until:
             return
-        if self.cut_until.get(link, 0) > self.world.now:
+        if self.cut_until.get(link, 0) > now:
             return
         if link in self.clogged:
             self.clogged[link].append(message)
             return
         delay = 150 + int(chance.expovariate(1 / 200))
-        if not self.world.quiet:
+        if self._has_faults and not self.world.quiet:
             faults = self.plan.faults
             if "drop" in faults and chance.random() < 0.02:
                 self.world.fault("drop", source, target)
@@ -125,9 +123,9 @@ class Network(Part):
                 self.world.fault("reorder", source, target)
                 self._deliver(delay + chance.randint(1, 20) * MS, source, target, message)
                 return
-        arrival = max(self.world.now + delay, self._last_arrival.get(link, 0) + 1)
+        arrival = max(now + delay, self._last_arrival.get(link, 0) + 1)
         self._last_arrival[link] = arrival
-        self._deliver(arrival - self.world.now, source, target, message)
+        self._deliver(arrival - now, source, target, message)
 
     def _deliver(self, delay: int, source: Id, target: Id, message: bytes) -> None:
         self.world.after(delay, self._arrive, source, target, message, self.streams[target].epoch)
@@ -138,25 +136,26 @@ class Network(Part):
             return  # The inbox was flushed meanwhile.
         stream.add(self.world.now, message)
         if link is not None:
-            if target in self.world.processes:
-                self.world.processes[str(target)].arrived.add(source)
-            link.read()
-        for process in self.world.originals:
-            if process.id == target and process.link is not None:
+            process = self.world.processes.get(target)
+            if process is not None:
                 process.arrived.add(source)
-                process.link.read()
-                process.wake(0)
+            link.read()
+        for original in self.world.originals:
+            if original.id == target and original.link is not None:
+                original.arrived.add(source)
+                original.link.read()
+                original.wake(0)
 
     def reread(self, link: Link) -> None:
         """An inbox is read from its beginning."""
-        process = self.world.processes.get(str(link.id))
+        process = self.world.processes.get(link.id)
         if process is not None:
             process.arrived.update(self.plan.ids)
         link.read()
 
     def wake_owner(self, target: Id) -> None:
         """There is something in an inbox."""
-        process = self.world.processes.get(str(target))
+        process = self.world.processes.get(target)
         if process is not None:
             process.wake(0)
         else:

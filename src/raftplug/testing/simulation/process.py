@@ -12,7 +12,6 @@ from raftplug import plain
 from raftplug.errors import Corrupt, DiskFull, RaftplugError, Removed, StorageFailed, WrongDirectory
 from raftplug.frames import Id
 from raftplug.node import NodeLoop
-from raftplug.redis_streams import START
 from raftplug.storage import RecordStorage, Write
 from raftplug.testing.simulation.account import Account
 from raftplug.testing.simulation.disk import SimulatedRows
@@ -252,7 +251,7 @@ class Process(Part):
         self.world.network.links[self.id] = link
         if self.world.may("old_inbox") and self.random.random() < 0.3:
             self.world.fault("old_inbox", self.id)
-            link.cursor.id = START
+            link.read_to = 0
             self.world.network.reread(link)
         identity = storage.identity
         self.world.messages.boots[identity.nonce] = self.boots = identity.boot

@@ -10,7 +10,7 @@ from typing import Any
 
 from raftplug import core as chosen_core
 from raftplug.constants import LEADER
-from raftplug.frames import cluster_uuid
+from raftplug.frames import Id, cluster_uuid
 from raftplug.testing.simulation.answers import Answers
 from raftplug.testing.simulation.client import Client
 from raftplug.testing.simulation.companions import Companions
@@ -75,7 +75,7 @@ class Simulation:
         self.liveness = Liveness(self)
         founders, witnesses = self.plan.founders, self.plan.witnesses
         self.uuid = cluster_uuid(GROUP, founders)
-        self.processes: dict[str, Process] = {}
+        self.processes: dict[Id, Process] = {}
         self.originals: list[Process] = []  # Those whose directory was copied, and started elsewhere.
         for id in self.plan.ids:
             first = self.core.Configuration(tuple(founders) if id in founders else (), witnesses=list(witnesses))

@@ -15,8 +15,9 @@ class NetworkFaults(Kind):
             link = self.random.choice(fitting)
             self.world.fault("replay", link.id)
             link.inbox.append(self.random.choice(link.stream.entries)[1])
-            if link.id in self.world.processes:
-                self.world.processes[str(link.id)].arrived.update(self.plan.ids)
+            process = self.world.processes.get(link.id)
+            if process is not None:
+                process.arrived.update(self.plan.ids)
             self.world.network.wake_owner(link.id)
 
     def _pair(self) -> tuple[str, str]:
