@@ -121,7 +121,7 @@ def test_nothing_of_a_frame_is_parsed_before_its_signature_was_verified(monkeypa
     def parse(*_: Any) -> Any:
         raise AssertionError("parsed")
 
-    monkeypatch.setattr(frames, "_unpack_id", parse)
+    monkeypatch.setattr(frames, "_read_id", parse)
     (old,), (new,) = cluster_keys(OLD), cluster_keys(NEW)
     for key in (None, new):
         with pytest.raises(errors.MalformedMessage):

@@ -160,7 +160,8 @@ class ClientLoop:
                 (self._number, PIECE_REQUEST, request) for request in download.step(now)
             )
         self._downloads = [download for download in self._downloads if not download.future.done()]
-        deadline = self.requester.tick(now)
+        self.requester.tick(now)
+        deadline = self.requester.deadline()
         self._flush()
         if self._calls:
             return now

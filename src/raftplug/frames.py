@@ -149,10 +149,9 @@ class Sender:
         )
         parts = [header, _pack_id(self.source), _pack_id(target)]
         for group, kind, body in items:
-            parts.append(_ITEM.pack(group, kind, len(body)))
-            parts.append(body)
-        data = b"".join(parts)
-        return data + (_mac(key, data, _OF_FRAME) if key else _NO_MAC)
+            parts += _ITEM.pack(group, kind, len(body)), body
+        parts.append(_mac(key, b"".join(parts), _OF_FRAME) if key else _NO_MAC)
+        return b"".join(parts)
 
 
 def decode_frame(data: bytes, keys: Sequence[Key] = ()) -> Frame:
@@ -182,8 +181,11 @@ def decode_frame(data: bytes, keys: Sequence[Key] = ()) -> Frame:
         raise MalformedMessage("a frame whose MAC is wrong")
     if boot >= LIMIT or nonce >= LIMIT or sequence >= LIMIT:
         raise MalformedMessage("a frame with a number out of range")
-    source, at = _unpack_id(data, _HEADER.size, end)
-    target, at = _unpack_id(data, at, end)
+    middle = _HEADER.size + 1 + data[_HEADER.size]
+    at = middle + 1 + data[middle] if middle < end else LIMIT
+    if at > end:
+        raise MalformedMessage("a frame that ends within an id")
+    source, target = _read_id(data[_HEADER.size + 1 : middle]), _read_id(data[middle + 1 : at])
     items = []
     while at < end:
         if at + _ITEM.size > end:
@@ -243,13 +245,6 @@ def _mac(key: Key, data: bytes, what: bytes) -> bytes:
 def _pack_id(value: Id) -> bytes:
     packed: bytes = msgpack.packb(value)
     return bytes((len(packed),)) + packed
-
-
-def _unpack_id(data: bytes, at: int, end: int) -> tuple[Id, int]:
-    if at >= end or at + 1 + data[at] > end:
-        raise MalformedMessage("a frame that ends within an id")
-    stop = at + 1 + data[at]
-    return _read_id(data[at + 1 : stop]), stop
 
 
 @lru_cache(_IDS_REMEMBERED)

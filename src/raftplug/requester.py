@@ -360,19 +360,21 @@ class Requester:
 
     # -- time ------------------------------------------------------------------------------------------------------
 
-    def tick(self, now: int) -> int:
-        """Do what is due, and send.  `now` in µs never goes back.  Returns: `deadline()`."""
-        self._now = max(self._now, now)
+    def tick(self, now: int) -> None:
+        """Do what is due, and send.  `now` in µs never goes back."""
+        if now > self._now:
+            self._now = now
         busy = bool(self._calls)
         if busy:
             self._run_timers()
         if self._target is None:
             self._find_target()
         if busy:
-            self._send_ready()
-            self._send_queued()
+            if self._ready:
+                self._send_ready()
+            if self._reads or self._writes:
+                self._send_queued()
             self._tidy()
-        return self.deadline()
 
     def deadline(self) -> int:
         """When `tick` is due if nothing happens; 0 if there is something to send, 2^63 if there is nothing at all."""

@@ -66,7 +66,13 @@ class Senders:
     def judge(self, frame: Frame, is_client: bool) -> Verdict:
         """Believe a frame, and remember it, or refuse it."""
         known, sender = self._clients if is_client else self._nodes, (frame.source, frame.storage)
-        boot, nonce, sequence = known.get(sender, (0, frame.nonce, 0))
+        last = known.get(sender)
+        if last is not None and last[0] == frame.boot and last[1] == frame.nonce and last[2] < frame.sequence:
+            known[sender] = (frame.boot, frame.nonce, frame.sequence)
+            known.move_to_end(sender)
+            self.forgotten = None
+            return _BELIEVED
+        boot, nonce, sequence = last or (0, frame.nonce, 0)
         verdict = _BELIEVED
         if is_client and frame.boot < boot:
             return Verdict(False, "a frame of an earlier process of a client")

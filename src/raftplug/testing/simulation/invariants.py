@@ -75,7 +75,7 @@ class Invariants(Part):
         changed = term != process.term or commit != process.commit
         process.term, process.commit, process.applied = term, commit, applied
         if changed or role == LEADER:
-            self.world.note(process.id, role, term, last, commit, applied)
+            self.world.note(f"{process.id} {role} {term} {last} {commit} {applied}")
 
     def _check_candidate(self, process: Process, term: int) -> None:
         if term != process.term_campaigned:

@@ -125,10 +125,10 @@ class Simulation:
 
     def note(self, *words: Any) -> None:
         """A line of the trace."""
-        line = f"{self.now} {' '.join(map(str, words))}"
-        self._hash.update(line.encode() + b"\n")
+        line = f"{self.now} {words[0] if len(words) == 1 else ' '.join(map(str, words))}\n"
+        self._hash.update(line.encode())
         if self._keep_trace:
-            self.report.trace.append(line)
+            self.report.trace.append(line[:-1])
 
     def fault(self, name: str, *words: Any) -> None:
         """A fault happens, and is counted."""
