@@ -62,6 +62,7 @@ SPAN: Final = MAX_RESULTS // 2
 ATTEMPTS: Final = 8
 """Attempts at one call whose answers are still awaited; an older one counts as unsettled for good."""
 _MOST_SILENT: Final = 64
+_TIDY: Final = 64  # Entries that ended calls may leave behind, beside two a live one.
 
 _PROPOSE: Final = 0
 _READ: Final = 1
@@ -374,7 +375,8 @@ class Requester:
                 self._send_ready()
             if self._reads or self._writes:
                 self._send_queued()
-            self._tidy()
+            if len(self._timers) + len(self._writes) + len(self._reads) + len(self._ready) > _TIDY:
+                self._tidy()
 
     def deadline(self) -> int:
         """When `tick` is due if nothing happens; 0 if there is something to send, 2^63 if there is nothing at all."""
@@ -612,7 +614,7 @@ class Requester:
 
     def _tidy(self) -> None:
         """Calls that ended leave entries behind; never let these outnumber the live ones by much."""
-        limit = 2 * len(self._calls) + 64
+        limit = 2 * len(self._calls) + _TIDY
         if len(self._timers) > 2 * limit:
             self._timers = [(call.timer, call.number, call) for call in self._calls.values()]
             heapq.heapify(self._timers)

@@ -120,7 +120,8 @@ class Invariants(Part):
         for group, driver in node.drivers.items():
             raft = driver.raft
             if not raft.quiet:
-                process.quiet_under.pop(group, None)
+                if process.quiet_under:
+                    process.quiet_under.pop(group, None)
                 continue
             oldest = clock - 2_000 * self.plan.settings.election_timeout_ms
             under = (raft.term, raft.leader, node._life_of(raft.leader))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Sequence
+from math import log
 from typing import TYPE_CHECKING, Any
 
 from raftplug.cluster import Cluster
@@ -107,7 +108,7 @@ class Network(Part):
         if link in self.clogged:
             self.clogged[link].append(message)
             return
-        delay = 150 + int(chance.expovariate(1 / 200))
+        delay = 150 + int(-log(1.0 - chance.random()) * 200)  # An exponential distribution.
         if self._has_faults and not self.world.quiet:
             faults = self.plan.faults
             if "drop" in faults and chance.random() < 0.02:

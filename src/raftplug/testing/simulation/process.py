@@ -304,14 +304,9 @@ class Process(Part):
         at = now + delay if delay > 0 else now
         if self.wake_at < 0 or at < self.wake_at or self.wake_at < now:
             self.wake_at = at
-            self._set_timer()
-
-    def _set_timer(self) -> None:
-        """One that comes too early is set again then."""
-        at, timers = self.wake_at, self.timers
-        if at >= 0 and (not timers or at < timers[-1]):
-            timers.append(at)
-            self.world.after(at - self.world.now, self._turn, self.life)
+            if not self.timers or at < self.timers[-1]:  # One that comes too early is set again then.
+                self.timers.append(at)
+                self.world.after(at - now, self._turn, self.life)
 
     def _turn(self, life: int) -> None:
         node, now = self.node, self.world.now
@@ -319,8 +314,10 @@ class Process(Part):
             self.timers.pop()
         if node is None or life != self.life or now != self.wake_at:
             self.world.report.events -= 1  # A timer that was overtaken is no event.
-            if node is not None and life == self.life:
-                self._set_timer()
+            at = self.wake_at
+            if node is not None and life == self.life and at >= 0 and (not self.timers or at < self.timers[-1]):
+                self.timers.append(at)
+                self.world.after(at - now, self._turn, life)
             return
         self.wake_at = -1
         if now < self.paused_until:

@@ -42,7 +42,7 @@ class Report:
     trace: list[str] = field(default_factory=list)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Recorded:
     """One operation of a client: when it was called and answered, and how.  An unknown outcome has no `answered`."""
 
