@@ -12,10 +12,15 @@ from raftplug.testing.simulation.plan import GROUP, MS
 
 if TYPE_CHECKING:
     from raftplug.testing.simulation.process import Process
+    from raftplug.testing.simulation.world import Simulation
 
 
 class DirectoryFaults(Kind):
     """What happens to a data directory, after which its node is no longer the member that it was."""
+
+    def __init__(self, world: Simulation) -> None:
+        super().__init__(world)
+        self._recovered_term = 0
 
     def do_lose_disk(self) -> None:
         """Only where all know the node by that disk: nobody can tell a lost one from a new one before."""
@@ -27,7 +32,15 @@ class DirectoryFaults(Kind):
             node.lose_disk(node.first)
 
     def do_lose_quorum(self) -> None:
-        """`members recover`, where the disk that is left holds all that is committed: else nothing were promised."""
+        """Now and then."""
+        if self.random.random() < 0.3:
+            self.lose_quorum()
+
+    def lose_quorum(self) -> None:
+        """`members recover`, where the disk that is left holds all that is committed: else nothing were promised.
+
+        One of the others may be founded again by mistake, instead of joining.
+        """
         if self.world.originals or any(each.displaced for each in self.world.processes.values()):
             return
         last = self.world.invariants.highest_commit
@@ -36,16 +49,20 @@ class DirectoryFaults(Kind):
             for each in self.world.processes.values()
             if each.good_rows is None and each.id not in self.plan.witnesses and each.disk.members().is_voter(each.id)
             if last <= each.disk.base or each.disk.durable.get(last) == self.world.invariants.committed[last]
+            if each.disk.term >= self._recovered_term  # Else what was recovered before would be lost.
         ]
-        if not fitting or self.random.random() < 0.7:
+        if not fitting:
             return
         survivor = self.random.choice(fitting)
+        if self.random.random() < 0.5:  # Who knows least of what the others may have begun.
+            survivor = min(fitting, key=lambda each: each.disk.term)
         self.world.fault("lose_quorum", survivor.id)
         before = survivor.disk.members().members()
+        mistaken, nobody = self.random.choice([None, *self.plan.founders]), self.world.core.Configuration(())
         for each in self.world.processes.values():
             each.kill(None)
             if each is not survivor:
-                each.lose_disk(self.world.core.Configuration(()))
+                each.lose_disk(each.first if each.id == mistaken else nobody)
                 self.world.after(self.down_for(), each.boot_if_down)
                 if each.id in before:
                     self.world.after(self.for_a_while(), self._replace, each.id)
@@ -54,6 +71,7 @@ class DirectoryFaults(Kind):
         write, _ = sole_voter(storage, GROUP, survivor.id)
         storage.commit([write])
         survivor.record(write, storage)
+        self._recovered_term = survivor.disk.term
         survivor.boot()
 
     def _is_expendable(self, node: Process) -> bool:

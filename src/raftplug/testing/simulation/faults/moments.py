@@ -22,6 +22,8 @@ class Moments(Kind):
         for name in ("crash_new_leader", "cut_off_new_leader"):
             if self.world.strikes(name):
                 self.world.after(self.random.randint(0, 30) * MS, self.strike, name, process, process.life)
+        if self.world.strikes("lose_quorum"):
+            self.world.after(self.random.randint(0, 30) * MS, self.world.faults.directories.lose_quorum)
         if self.random.random() < 0.5:
             self.world.answers.probe(process)
 

@@ -43,7 +43,7 @@ FAULTS: dict[str, str] = {
     "row_loss": "a row on the disk of a dead process is gone; its restart must notice",
     "row_swap": "two rows on the disk of a dead process change places; its restart must notice",
     "lose_disk": "a node's disk is lost; it starts on an empty one, and an operator makes it a new member",
-    "lose_quorum": "all disks but one are lost; an operator makes that one's node the only voter, then adds the others",
+    "lose_quorum": "all disks but one are lost; its node becomes the only voter, and the others are added as new ones",
     "older_file": "a dead node's disk is put back as it was before its last start; the others must refuse it",
     "start_twice": "a copy of a running node's directory is started; the original must stop",
     "node_burst": "a node's own process proposes many transitions at once",
@@ -113,7 +113,7 @@ THEMES: tuple[tuple[tuple[str, ...], dict[str, int]], ...] = (
         ("slow_apply", "diverge", "lose_snapshot", "old_inbox", "cut_both_ways", "isolate"),
         {"snapshot_entries": 20, "keep_entries": 0, "digest_entries": 8, "max_unapplied_bytes": 2_000},
     ),
-    (("lose_disk", "lose_quorum"), {}),
+    (("lose_disk", "lose_quorum", "old_inbox", "replay", "isolate"), {}),
     (("older_file", "start_twice", "restart_all", "crash"), {}),
 )
 # Those of them that are long stories: mostly they are told where little else happens.
