@@ -442,6 +442,50 @@ def test_while_a_machine_is_at_work_nobody_is_elected_and_nothing_is_lost(core: 
     assert world.raft(leader).term == term
 
 
+def test_a_change_of_members_is_answered_when_it_is_over_and_not_when_the_one_before_it_is(core: Any) -> None:
+    world = SlowWorld(core)
+    leader = world.make_slow()
+    first, second = (id for id in IDS if id != leader)
+    client = world.client()
+    world.hold = True
+    world.propose(leader, {"add": 1})  # What follows is committed, and not applied.
+    answers = []
+    for action, id, voters in (("demote", first, 2), ("promote", first, 3), ("demote", second, 2)):
+        answers.append(Future())
+        client.requester.ask("members", [action, [id]], answers[-1], world.now + 60_000_000)
+
+        def is_committed(voters: int = voters) -> bool:
+            raft = world.raft(leader)
+            settled = not raft.configuration.outgoing and raft.commit >= raft.configuration_index
+            return settled and len(raft.configuration.voters) == voters
+
+        world.until(is_committed)
+    assert not any(each.done() for each in answers)
+    world.hold = False
+    world.release()
+    voters, joining = zip(*((set(now[0]), now[3]) for now in map(world.result, answers)), strict=True)
+    assert voters == ({leader, second}, {leader, second}, {leader, first})
+    assert joining == ([], [first], [])  # To promote begins with that, and is answered then.
+
+
+def test_who_asks_again_for_a_change_that_is_not_committed_waits_for_it(core: Any) -> None:
+    """It may be rolled back yet."""
+    world = SlowWorld(core)
+    leader = world.elect()
+    client = world.client()
+    world.result(world.ask(client, {"add": 1}))  # It knows now who leads.
+    answers = [Future(), Future()]
+    world.cut.update(id for id in IDS if id != leader)
+    raft = world.raft(leader)
+    for answer in answers:
+        client.requester.ask("members", ["learn", ["n4"]], answer, world.now + 60_000_000)
+        world.run(20)
+    assert "n4" in raft.configuration.learners and raft.commit < raft.configuration_index
+    assert not any(each.done() for each in answers)
+    world.cut.clear()
+    assert [world.result(each)[2] for each in answers] == [["n4"], ["n4"]]
+
+
 def test_one_job_is_under_way_at_a_time_and_the_order_is_the_logs(core: Any) -> None:
     world = SlowWorld(core)
     leader = world.make_slow()

@@ -250,7 +250,8 @@ class Driver:
         self._closed = False
         self._waiting: list[tuple[Id, int, bytes]] = []  # Requests that came while leadership moved.
         self._moving_until = 0
-        self._changes: list[Asker] = []  # Who waits for a change of the members to be over.
+        # Who waits for a change of the members to be over, and the index with which that begins.
+        self._changes: list[tuple[int, Asker]] = []
         self._configuration: Any = None
         self.members_changed = False
         """Set whenever others are members than before; its owner may reset it."""
@@ -766,15 +767,21 @@ class Driver:
         return low <= commit and bool(self.raft.log.bytes_between(low, commit + 1) > self.settings.max_unapplied_bytes)
 
     def _change_members(self, asker: Asker, action: str, members: list[Any]) -> None:
-        """Change the members, and answer once that is over.  Asking for what is so already is answered at once."""
+        """Change the members, and answer once that is over; who asks for what is so for good is answered at once."""
         self._require_leader()
         now = self.raft.configuration
+        if action == "list" and now.outgoing:  # The one way to see that a change is under way.
+            self._reply(asker, OK, _members(now))
+            return
         voters, learners, joining = list(now.voters), list(now.learners), list(now.joining)
         witnesses = list(now.witnesses)
         for member in members:
             check_id(member, "member")
             if action != "remove" and member in now.members() and (member in now.witnesses) != (action == "witness"):
                 raise InvalidArgument(_IN_PLACE.format(member))
+            if (action == "learn" and member in voters) or (action == "demote" and member not in now.members()):
+                what = "a voter: demote it" if member in voters else "no member"
+                raise InvalidArgument(f"{member!r} is {what}")
             if action == "witness" and member not in witnesses:
                 witnesses.append(member)
             if action in ("add", "witness") and member not in voters:  # A learner first, and a voter once it caught up.
@@ -794,11 +801,12 @@ class Driver:
         target = self.core.Configuration(voters, (), learners, joining, now.storages, witnesses)
         if not any(target.may_lead(voter) for voter in voters):
             raise InvalidArgument("the last voter that may lead cannot leave")
-        if target == now:
-            self._reply(asker, OK, _members(now))
+        if target != now:
+            self._changes.append((self.raft.change(target), asker))
+        elif self.raft.commit < self.raft.configuration_index:  # It may be rolled back yet.
+            self._changes.append((self.raft.configuration_index, asker))
         else:
-            self.raft.change(target)
-            self._changes.append(asker)
+            self._reply(asker, OK, _members(now))
 
     def _transfer(self, target: Any) -> Any:
         """Begin to hand over leadership; returns to whom."""
@@ -1053,9 +1061,12 @@ class Driver:
         self._check_witness(configuration)
         if configuration.outgoing:
             return
-        for asker in self._changes:
-            self._reply(asker, OK, _members(configuration))
-        self._changes.clear()
+        waiting, self._changes = self._changes, []
+        for first, asker in waiting:
+            if first <= index:
+                self._reply(asker, OK, _members(configuration))
+            else:  # An earlier change is over: the machine may be behind what is committed.
+                self._changes.append((first, asker))
 
     # ------------------------------------------------------------ divergence
 
@@ -1408,7 +1419,7 @@ class Driver:
             for index in [index for index, entry in self._pending.items() if isinstance(entry[2], Asker)]:
                 _, _, whom = self._pending.pop(index)
                 self._resolve_error(whom, OutcomeUnknown("the leader stepped down before the answer"), UNKNOWN)
-            for asker in self._changes:
+            for _, asker in self._changes:
                 self._reply(asker, UNKNOWN, "the leader stepped down before the change was over")
             self._changes.clear()
         if raft.term != self._role_term[1]:
