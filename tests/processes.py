@@ -112,14 +112,17 @@ class Cluster:
     def options(self) -> tuple[str, ...]:
         return ("--redis", self.server.url, "--group", "g", "--prefix", self.prefix)
 
-    def start(self, *names: str, bootstrap: bool = False, join: bool = False, core: str = "auto") -> None:
+    def start(
+        self, *names: str, bootstrap: bool = False, join: bool = False, core: str = "auto", **environment: str
+    ) -> None:
         """Start nodes, and wait until each is ready."""
         for name in names:
             more = ("--peers", ",".join(PEERS), "--bootstrap") if bootstrap else ("--join",) if join else ()
             data_dir = str(self.directory / name)
             options = ("--id", name, "--machine", "kv", "--data-dir", data_dir)
             more += () if core == "auto" else ("--core", core)
-            self.nodes[name] = Running(self.directory / f"{name}.log", "node", *options, *self.options, *more)
+            words = ("node", *options, *self.options, *more)
+            self.nodes[name] = Running(self.directory / f"{name}.log", *words, **environment)
         for name in names:
             self.nodes[name].wait_for_line(rf"^{name}: node of group g, ")
 

@@ -397,7 +397,7 @@ class _Gathering:
         """Ask who was not asked yet, and end once all have answered or it was waited long enough."""
         if self.future.done():
             return
-        voters = [id for row in self._rows.values() for id in _voters(row)]
+        voters = [id for row in self._rows.values() for id in _members(row, "voters")]
         for id in [*nodes, *voters]:
             if id not in self._rows and id not in self._silent:
                 self._silent.add(id)
@@ -444,7 +444,7 @@ def merge_status(group: str, rows: dict[Id, dict[str, Any]], silent: set[Id]) ->
     reference = leader or max(
         rows.values(), key=lambda row: (_measured(row, "term"), _measured(row, "commit")), default={}
     )
-    voters = _voters(reference)
+    voters, learners = _members(reference, "voters"), _members(reference, "learners")
     needed = len(voters) // 2 + 1 if voters else None
     leader_id = leader.get("id") if leader else None
     term = reference.get("term")
@@ -461,6 +461,8 @@ def merge_status(group: str, rows: dict[Id, dict[str, Any]], silent: set[Id]) ->
             nodes.append({**dict.fromkeys(_COLUMNS), "id": id, "problems": ["no answer"]})
             continue
         shown = {column: row.get(column) for column in _COLUMNS}
+        if shown["role"] == "follower":  # What an operator wants to know of it: whether it votes, and holds a state.
+            shown["role"] = "witness" if row.get("witness") else "learner" if id in learners else "follower"
         if (
             shown["lag"] is None
             and leader is not None
@@ -485,9 +487,9 @@ def _measured(row: dict[str, Any], column: str) -> int:
     return value if isinstance(value, int) else -1
 
 
-def _voters(row: dict[str, Any]) -> list[Id]:
-    voters = row.get("voters")
-    return [id for id in voters if isinstance(id, int | str)] if isinstance(voters, list) else []
+def _members(row: dict[str, Any], kind: str) -> list[Id]:
+    ids = row.get(kind)
+    return [id for id in ids if isinstance(id, int | str)] if isinstance(ids, list) else []
 
 
 class Client:
@@ -650,7 +652,8 @@ class Client:
         Args:
             action: "add" (a learner, which becomes a voter by itself once it has caught up), "witness" (likewise, but
                 it keeps no state machine and never leads), "learn" (a learner that stays one), "promote" (a learner to
-                a voter), "demote" (a voter to a learner) or "remove".
+                a voter), "demote" (a voter to a learner), "remove", or "replace": the first of two `ids` by the second,
+                which is added, waited for until it votes, and only then is the first one removed.
             ids: whom.  A node that was never a member is started with `join` or `--join`.
             timeout: seconds.
 
@@ -659,8 +662,37 @@ class Client:
             Unavailable: it was not made in time, but may be yet: look at `members`.
         """
         self._may_wait()
+        if action == "replace":
+            return self._replace(ids, _until(timeout))
         answer = self._submit(self._loop.ask, timeout, "members", [action, list(ids)]).result()
         return dict(zip(("voters", "outgoing", "learners", "joining", "witnesses"), answer, strict=True))
+
+    def wait_for_voter(self, id: Id, timeout: float | None = 60.0) -> dict[str, list[Id]]:
+        """Wait until a node that was added, or is to be promoted, has caught up and votes; return the members.
+
+        Raises:
+            Unavailable: not in time; it becomes a voter once it has caught up.
+        """
+        until = _until(timeout)
+        while True:
+            members = self.members(timeout=max(_POLL_S, _left(until)))
+            if id in members["voters"] and not members["outgoing"]:
+                return members
+            if time.monotonic() >= until:
+                raise Unavailable(f"{id} has not caught up yet, and becomes a voter when it has: is it running?")
+            time.sleep(_POLL_S)
+
+    def _replace(self, ids: tuple[Id, ...], until: float) -> dict[str, list[Id]]:
+        if len(ids) != 2 or ids[0] == ids[1]:
+            raise InvalidArgument("to replace takes two members: who leaves, and another one that comes")
+        old, new = ids
+        if old not in (before := self.members(timeout=_left(until)))["voters"]:
+            if new in before["voters"] and old not in before["learners"]:
+                return before  # That was done before.
+            raise InvalidArgument(f"{old!r} is no voter, so nobody can take its place")
+        self.change_members("witness" if old in before["witnesses"] else "add", new, timeout=_left(until))
+        self.wait_for_voter(new, _left(until))
+        return self.change_members("remove", old, timeout=max(1.0, _left(until)))
 
     def transfer_leadership(self, to: Id | None = None, timeout: float | None = 10.0) -> Id:
         """Have the leader hand over to `to`, or to whom it thinks best; returns whom (Ongaro 2014 §3.10).

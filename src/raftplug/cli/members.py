@@ -5,15 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 
 from raftplug.cli import options, output
 from raftplug.errors import InvalidArgument, Unavailable
-
-if TYPE_CHECKING:
-    from raftplug.client import Client
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _LOOK_S: Final = 0.1
@@ -47,7 +44,12 @@ def _id(name: str, metavar: str = "ID") -> Callable[[_Command], _Command]:
 @command.command("list")
 @_asks
 def list_(redis: str, group: str, prefix: str, key: options.KeyOption, timeout: float, as_json: bool) -> None:
-    """Show the members as the leader knows them."""
+    """Show the members as the leader knows them.
+
+    \b
+    Example:
+      raftplug members list --redis redis://localhost:6379 --group accounts
+    """
     with options.open_client(redis, group, prefix, key) as client:
         _show(client.members(timeout=timeout), as_json)
 
@@ -81,7 +83,7 @@ def add(
         action = "witness" if witness else "learn" if learner else "add"
         members = client.change_members(action, id, timeout=timeout)
         if not learner:
-            members = _wait_for_voter(client, id, until)
+            members = client.wait_for_voter(id, max(0.0, until - time.monotonic()))
         _show(members, as_json)
 
 
@@ -89,7 +91,12 @@ def add(
 @_id("id")
 @_asks
 def remove(id: str, redis: str, group: str, prefix: str, key: options.KeyOption, timeout: float, as_json: bool) -> None:
-    """Remove a node; it stops by itself when it learns of it."""
+    """Remove a node; it stops by itself when it learns of it.
+
+    \b
+    Example:
+      raftplug members remove n1 --redis redis://localhost:6379 --group accounts
+    """
     with options.open_client(redis, group, prefix, key) as client:
         if id not in {member for members in client.members(timeout=timeout).values() for member in members}:
             raise InvalidArgument(f"{id} is no member of group {group}")
@@ -102,18 +109,28 @@ def remove(id: str, redis: str, group: str, prefix: str, key: options.KeyOption,
 def promote(
     id: str, redis: str, group: str, prefix: str, key: options.KeyOption, timeout: float, as_json: bool
 ) -> None:
-    """Make a learner a voter once it has caught up."""
+    """Make a learner a voter once it has caught up.
+
+    \b
+    Example:
+      raftplug members promote n4 --redis redis://localhost:6379 --group accounts
+    """
     with options.open_client(redis, group, prefix, key) as client:
         until = time.monotonic() + timeout
         client.change_members("promote", id, timeout=timeout)
-        _show(_wait_for_voter(client, id, until), as_json)
+        _show(client.wait_for_voter(id, max(0.0, until - time.monotonic())), as_json)
 
 
 @command.command("demote")
 @_id("id")
 @_asks
 def demote(id: str, redis: str, group: str, prefix: str, key: options.KeyOption, timeout: float, as_json: bool) -> None:
-    """Make a voter a learner."""
+    """Make a voter a learner.
+
+    \b
+    Example:
+      raftplug members demote n1 --redis redis://localhost:6379 --group accounts
+    """
     with options.open_client(redis, group, prefix, key) as client:
         _show(client.change_members("demote", id, timeout=timeout), as_json)
 
@@ -125,12 +142,14 @@ def demote(id: str, redis: str, group: str, prefix: str, key: options.KeyOption,
 def replace(
     old: str, new: str, redis: str, group: str, prefix: str, key: options.KeyOption, timeout: float, as_json: bool
 ) -> None:
-    """Add NEW, wait until it votes, then remove OLD: there is never a voter less."""
+    """Add NEW, wait until it votes, then remove OLD: there is never a voter less.
+
+    \b
+    Example:
+      raftplug members replace n1 n4 --redis redis://localhost:6379 --group accounts
+    """
     with options.open_client(redis, group, prefix, key) as client:
-        until = time.monotonic() + timeout
-        client.change_members("add", new, timeout=timeout)
-        _wait_for_voter(client, new, until)
-        _show(client.change_members("remove", old, timeout=max(1.0, until - time.monotonic())), as_json)
+        _show(client.change_members("replace", old, new, timeout=timeout), as_json)
 
 
 @command.command("transfer")
@@ -139,7 +158,12 @@ def replace(
 def transfer(
     id: str | None, redis: str, group: str, prefix: str, key: options.KeyOption, timeout: float, as_json: bool
 ) -> None:
-    """Have the leader hand over to ID, or to whom it thinks best."""
+    """Have the leader hand over to ID, or to whom it thinks best.
+
+    \b
+    Example:
+      raftplug members transfer n2 --redis redis://localhost:6379 --group accounts
+    """
     with options.open_client(redis, group, prefix, key) as client:
         until = time.monotonic() + timeout
         target = client.transfer_leadership(id, timeout=timeout)
@@ -192,16 +216,6 @@ def recover(id: str, data_dir: Path, unsafe: bool, as_json: bool) -> None:
         rows = [(each["group"], each["last"], each["term"], ", ".join(each["voters_before"])) for each in groups]
         output.table(("group", "last", "term", "voters before"), rows)
         click.echo(f"{id} is the only voter now: start it as before, without --bootstrap")
-
-
-def _wait_for_voter(client: Client, id: str, until: float) -> dict[str, list[Any]]:
-    while True:
-        members = client.members()
-        if id in members["voters"] and not members["outgoing"]:
-            return members
-        if time.monotonic() > until:
-            raise Unavailable(f"{id} has not caught up yet, and becomes a voter when it has: is it running?")
-        time.sleep(_LOOK_S)
 
 
 def _show(members: dict[str, list[Any]], as_json: bool) -> None:

@@ -12,7 +12,12 @@ from raftplug.errors import Unavailable
 
 
 @click.command("snapshot")
-@click.option("--id", type=options.NODE_ID, metavar="ID", help="Only this node; without it, every node that answers.")
+@click.option(
+    "--id",
+    type=options.NODE_ID,
+    metavar="ID",
+    help="Only this one; without it, every node that answers and holds a state.",
+)
 @options.redis
 @options.group
 @options.prefix
@@ -35,7 +40,10 @@ def command(
     made: list[dict[str, Any]] = []
     failed: list[str] = []
     with options.open_client(redis, group, prefix, key) as client:
-        ids = [id] if id is not None else [row["id"] for row in client.status()["nodes"] if row["role"] is not None]
+        ids = [id]
+        if id is None:  # A witness holds no state that there could be a snapshot of.
+            rows = client.status()["nodes"]
+            ids = [row["id"] for row in rows if row["role"] not in (None, "witness")]
         for each in ids:
             try:
                 made.append(client.snapshot(each, timeout=max(0.1, until - time.monotonic())))
