@@ -77,7 +77,7 @@ _FRAME_BYTES = 512 << 10
 _ANNOUNCE_US = 3_000_000
 _FEW_GROUPS = 100  # A node of more names no leaders in its announcements, and makes fewer.
 _ANNOUNCE_MANY_US = 10_000_000
-_CAMPAIGNS = 32  # At once, of one node.
+_CAMPAIGNS = 32  # At once, of one node that keeps up.
 _ELECTION_US = 3_000  # What one costs, amply, where three nodes share two cores.
 _NEWS_US = 100_000  # However many leaders change, one announcement in this time tells of them.
 _RETRY_WRITE_US = 1_000_000
@@ -166,6 +166,7 @@ class NodeLoop:
         self._members_changed = True
         self._campaigns: dict[Driver, int] = {}  # Elections of ours that may be under way, and when each began.
         self._campaigns_counted_at = 0
+        self._most_campaigns = _CAMPAIGNS
         self._agenda = Agenda()
         self._busy: dict[str, Driver] = {}  # Whom this turn visits, in the order in which they were called upon.
         self._unwritten: dict[str, Driver] = {}  # Whoever was visited while no write could begin.
@@ -355,11 +356,12 @@ class NodeLoop:
         """Whether the driver, whose time has come, may be visited: not if that began one campaign too many at once.
 
         What a node cannot do within an election timeout it should not begin: thousands of groups that campaign at one
-        instant answer each other too late, and begin again.  It waits as if it had lost an election.
+        instant answer each other too late, and begin again.  It waits as if it had lost an election.  A node that does
+        not keep up begins one at a time: what it leads then can go quiet, and makes room for more.
         """
         if driver.raft.role == LEADER or driver.raft.deadline() > now:
             return True
-        if len(self._campaigns) >= _CAMPAIGNS and self._campaigns_counted_at != now:
+        if len(self._campaigns) >= self._most_campaigns and self._campaigns_counted_at != now:
             self._campaigns_counted_at = now
             recent = now - 500 * self._settings.election_timeout_ms
             self._campaigns = {
@@ -367,7 +369,7 @@ class NodeLoop:
                 for each, at in self._campaigns.items()
                 if at == now or (at > recent and each.raft.role in (PRE_CANDIDATE, CANDIDATE))
             }
-        if len(self._campaigns) < _CAMPAIGNS:
+        if len(self._campaigns) < self._most_campaigns:
             self._campaigns[driver] = now
             return True
         driver.set_time(now)
@@ -399,6 +401,10 @@ class NodeLoop:
         """Once a heartbeat: find the nodes that are lost.  What they concern wakes (see `quiescence`)."""
         heartbeat = 1000 * self._settings.heartbeat_ms
         late = now - self._beat_at
+        kept_up = 2 * late <= heartbeat
+        self._most_campaigns = (
+            min(_CAMPAIGNS, self._most_campaigns + 1) if kept_up else max(1, self._most_campaigns // 2)
+        )
         if late > heartbeat:  # We did not look for so long: what they said meanwhile may not have been read yet.
             self._peers = {id: min(now, heard + late) for id, heard in self._peers.items()}
         self._beat_at = (now // heartbeat + 1) * heartbeat  # When the leaders' heartbeats are due, too.
