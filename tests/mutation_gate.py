@@ -399,14 +399,8 @@ MUTANTS = (
     Mutant(
         "lease kept over a transfer",
         "raft.py",
-        "at any time.\n        self._lease_until = 0\n",
-        "at any time.\n",
-    ),
-    Mutant(
-        "lease from a round that a transfer overtook",
-        "raft.py",
-        "            if not self._transferred:\n",
-        "            if True:\n",
+        "not (self.quiet or self._transferred)",
+        "not self.quiet",
     ),
     Mutant(
         "lease from the answer on",

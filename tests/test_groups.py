@@ -318,6 +318,19 @@ def test_a_read_at_a_quiet_leader_asks_a_quorum(quiet: World) -> None:
     assert futures[1].exception(0) is not None
 
 
+def test_a_group_with_leases_goes_quiet_too_and_holds_none_then(core: Any) -> None:
+    world = World(core, settings=Settings(lease_ms=450))
+    world.elect()
+    world.until(lambda: all_quiet(world))
+    leader = world.leader("g0")
+    assert leader is not None
+    loop, future = world.nodes[leader], Future()
+    world.cut.update(PEERS)
+    loop.call(loop.drivers["g0"].read, lambda machine: machine.value, future, world.now + 1_000 * MS, "lease")
+    world.until(future.done)
+    assert future.exception(0) is not None
+
+
 def test_a_quiet_group_whose_leaders_node_is_lost_elects_within_three_election_timeouts(quiet: World) -> None:
     lost, led = leader_and_led(quiet)
     quiet.cut.add(lost)

@@ -360,7 +360,6 @@ class Raft:
             raise ChangeRefused(f"leadership cannot be handed over to {target!r} now")
         self.transferee = target
         self._transferred = True  # No lease any more in this term: the target may campaign at any time.
-        self._lease_until = 0
         self._handed_over = False
         self._transfer_deadline = self.now + self._election_timeout
 
@@ -368,13 +367,14 @@ class Raft:
         """Ask for a read index for `request` (any object); the answer comes in `Ready.reads` (Ongaro 2014 §6.4).
 
         With `lease`, a leader that holds one answers without a round: nobody else can lead before it ends (§6.4.1).
+        After a transfer began, and while the group is quiet, there is none.
 
         Raises:
             NotLeader: ask the leader.
         """
         if self.role != LEADER:
             raise NotLeader(leader=self.leader)
-        if lease and self.now < self._lease_until:
+        if lease and self.now < self._lease_until and not (self.quiet or self._transferred):
             self._reads.append((request, self.commit))
         else:
             self._new_reads.append(request)
@@ -386,8 +386,12 @@ class Raft:
             self._become_follower(self.term, None)
 
     def is_idle(self) -> cython.bint:
-        """Whether all is committed and on our disk, somebody leads, and a leader has nothing else under way."""
-        if self._new_reads or self._rounds or self.transferee is not None or (self.role == LEADER and self._unsettled):
+        """Whether all is committed and on our disk, somebody leads, and a leader has nothing else under way.
+
+        A round that only renews a lease is nothing: nobody waits for it.
+        """
+        asked: list[Any] = [requests for _, _, requests, _ in self._rounds if requests]
+        if self._new_reads or asked or self.transferee is not None or (self.role == LEADER and self._unsettled):
             return False
         return self._hard_durable and self.leader is not None and self.commit == self.stable == self.log.last_index
 
@@ -1156,8 +1160,7 @@ class Raft:
             if not self.configuration.has_quorum(answered):
                 return
             _, index, requests, began = self._rounds.pop(0)
-            if not self._transferred:
-                self._lease_until = began + self._lease
+            self._lease_until = began + self._lease
             for request in requests:
                 self._reads.append((request, index))
 
