@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import servers
 from processes import PEERS, Cluster, succeeded
 from processes import cluster as cluster
 from processes import server as server
-from raftplug import Node, StateMachine, hookimpl
+from raftplug import Client, Node, Settings, Snapshot, StateMachine, hookimpl
 from raftplug.embedded import EmbeddedServer
 from raftplug.errors import InvalidArgument
 from raftplug.events import KINDS, LOST, Event, Events, Subscription
@@ -235,6 +236,78 @@ def test_processes_tell_in_a_line_who_leads_who_is_a_member_and_who_is_silent(cl
     cluster.nodes[leader].wait_for_line(rf"^{leader}: {gone} is heard again$")
     succeeded(cluster.run("members demote", gone))
     cluster.nodes[leader].wait_for_line(rf"^{leader}: voters (?=.*{leader})(?=.*{other}).*; learners {gone}$")
+
+
+def test_snapshots_members_divergence_and_slowness_are_told_over_a_real_server(
+    valkey_server: EmbeddedServer, tmp_path: Path
+) -> None:
+    """n3's machine is wrong once, and slow; n2 is away for so long that it needs a snapshot."""
+
+    class Total(StateMachine):
+        def __init__(self, wrong: bool = False) -> None:
+            self.total, self.wrong = 0, wrong
+
+        def apply_transition(self, transition: Any) -> Any:
+            if transition == "slow" and self.wrong:
+                time.sleep(0.05)
+            self.total += 1 + (transition == "wrong" and self.wrong)
+            return self.total
+
+        def digest(self) -> bytes:
+            return b"%d" % self.total
+
+        def create_snapshot(self, last_included_index: int, last_included_term: int) -> Snapshot:
+            return Snapshot(last_included_index, last_included_term, self.total)
+
+        def set_snapshot(self, snapshot: Snapshot) -> None:
+            self.total = snapshot.data
+
+    settings = Settings(snapshot_entries=0, keep_entries=0, digest_entries=20)
+    told: dict[str, list[Event]] = {name: [] for name in PEERS}
+
+    def start(name: str, bootstrap: bool) -> Node:
+        options: Any = {"redis": valkey_server.url, "data_dir": str(tmp_path / name), "settings": settings}
+        node = Node(name, peers=PEERS, bootstrap=bootstrap, state_machine=Total(name == "n3"), **options)
+        node.subscribe(callback=told[name].append)
+        return node.start()
+
+    def seen(name: str, kind: str) -> list[Any]:
+        return [each.details for each in told[name] if each.kind == kind]
+
+    with contextlib.ExitStack() as stack:
+        nodes = {name: start(name, True) for name in PEERS}
+        for name in PEERS:
+            stack.callback(lambda name=name: nodes[name].stop())
+        client = stack.enter_context(Client(valkey_server.url))
+        client.propose("first", 30)
+        nodes["n2"].stop()
+        for transition in ["right"] * 30:
+            client.propose(transition, 30)
+        for name in ("n1", "n3"):
+            made = client.snapshot(name, 30)
+            wait_until(lambda name=name, made=made: seen(name, "snapshot"), f"{name} made one")
+            assert seen(name, "snapshot")[-1] == {"index": made["index"], "kind": "made"}
+        nodes["n2"] = start("n2", False)
+        wait_until(lambda: [each["kind"] for each in seen("n2", "snapshot")] == ["installed"], "n2 installed one")
+        client.change_members("demote", "n2", timeout=30)
+        wait_until(
+            lambda: [list(each["configuration"][2]) for each in seen("n1", "configuration_changed")][-1:] == [["n2"]],
+            "n2 learns",
+        )
+        client.change_members("promote", "n2", timeout=30)
+        client.wait_for_voter("n2", 30)
+        client.propose("slow", 30)
+        wait_until(lambda: [each["took_ms"] >= 50 for each in seen("n3", "slow_apply")] == [True], "n3 is slow")
+        client.propose("wrong", 30)
+        for transition in ["right"] * 40:
+            client.propose(transition, 30)
+        wait_until(lambda: seen("n3", "diverged"), "n3 is told")
+        leader = wait_until(
+            lambda: nodes["n1"].leader in ("n1", "n2") and nodes["n1"].leader, "one that has not diverged"
+        )
+        wait_until(lambda: seen(leader, "diverged"), "so is the leader")
+        assert {each["replica"] for name in PEERS for each in seen(name, "diverged")} == {"n3"}
+        assert not seen("n1", "slow_apply")
 
 
 def test_whoever_watches_a_node_sees_leadership_move_and_a_peer_fall_silent(

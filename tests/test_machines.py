@@ -1,4 +1,4 @@
-"""State machines as they should not be, in real processes on a real server: slow ones, and one that diverges."""
+"""What state machines may be, in real processes on a real server: slow, diverged, in batches, with their own disk."""
 
 from __future__ import annotations
 
@@ -143,3 +143,86 @@ def test_a_node_stops_in_bounded_time_while_its_machine_is_at_work(odd: Odd, cli
     assert time.monotonic() - began < 20
     assert "still at work" in node.stderr()
     assert isinstance(future.exception(30), errors.OutcomeUnknown)
+
+
+ON_DISK = """
+import json, os
+from pathlib import Path
+from raftplug import StateMachine, hookimpl
+
+class OnDisk(StateMachine):
+    # A line for each transition, and what it knows in a file of its own; snapshots carry the lines.
+    def __init__(self):
+        self.path = Path(os.environ["ON_DISK"])
+        self.lines, self.index, self.batches = [], 0, []
+        if self.path.exists():
+            self.index, self.lines = json.loads(self.path.read_text())
+
+    def _save(self):
+        new = self.path.with_suffix(".new")
+        with open(new, "w") as file:
+            file.write(json.dumps([self.index, self.lines]))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, self.path)
+
+    def applied_index(self):
+        return self.index
+
+    def set_applied_index(self, index):
+        self.index = index
+        self._save()
+
+    def apply_transition(self, transition):
+        return self.apply_batch([transition])[0]
+
+    def apply_batch(self, transitions):
+        self.batches.append(len(transitions))
+        self.lines += [each["line"] for each in transitions]
+        return [len(self.lines)] * len(transitions)
+
+    def query(self, request):
+        return {"lines": self.lines, "largest": max(self.batches, default=0), "applied": sum(self.batches)}
+
+    def create_snapshot(self, index, term):
+        from raftplug import Snapshot
+        return Snapshot(index, term, list(self.lines))
+
+    def set_snapshot(self, snapshot):
+        self.lines = list(snapshot.data)
+
+@hookimpl
+def raftplug_state_machines():
+    return {"on_disk": OnDisk}
+"""
+
+
+def test_a_machine_with_its_own_disk_is_given_batches_and_after_a_kill_nothing_twice(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    path = installed(tmp_path, "on_disk", ON_DISK)
+    options = ("--id", "n1", "--machine", "on_disk", "--data-dir", str(tmp_path / "n1"), "--redis", server.url)
+
+    def start(*more: str) -> Running:
+        environment = {"PYTHONPATH": path, "ON_DISK": str(tmp_path / "state"), "RAFTPLUG_SNAPSHOT_ENTRIES": "0"}
+        node = Running(tmp_path / "log", "node", *options, "--group", "g", *more, **environment)
+        node.wait_for_line("^n1: node of group g, ")
+        return node
+
+    node = start("--peers", "n1", "--bootstrap")
+    try:
+        with raftplug.Client(server.url, group="g") as client:
+            futures = [client.propose_async({"line": number}, 60) for number in range(500)]
+            for future in futures:
+                future.result(60)
+            found = client.read(None, 30)
+            assert sorted(found["lines"]) == list(range(500)) and found["applied"] == 500
+            assert found["largest"] > 1, "what is committed together is applied together"
+            node.end()
+            node = start()
+            client.propose({"line": 500}, 60)
+            again = client.read(None, 60)
+            assert again["lines"] == [*found["lines"], 500]
+            assert again["applied"] == 1, "the others were on its disk"
+    finally:
+        node.end()

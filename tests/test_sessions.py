@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import random
 import struct
+import time
+from pathlib import Path
+from typing import Any
 
 import msgpack
 import pytest
@@ -11,9 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from processes import server as server
+from raftplug import Client, Node, StateMachine
 from raftplug import sessions as module
 from raftplug.constants import ALREADY, FAILED, OK, REFUSED_OVERLOADED, SESSION_EXPIRED, UNKNOWN
-from raftplug.errors import InvalidArgument, InvariantViolated, MalformedMessage
+from raftplug.embedded import EmbeddedServer
+from raftplug.errors import InvalidArgument, InvariantViolated, MalformedMessage, SessionExpired
 from raftplug.sessions import (
     MAX_RESULT_BYTES,
     NAMED_SESSION_TIMEOUT_US,
@@ -393,3 +399,24 @@ class TableAgainstModel(RuleBasedStateMachine):
 
 TestTableAgainstModel = TableAgainstModel.TestCase
 TestTableAgainstModel.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+def test_over_a_real_server_an_expired_session_is_a_typed_error_and_nothing_is_executed_twice(
+    server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "NAMED_SESSION_TIMEOUT_US", 300_000)
+    executed = []
+
+    class Machine(StateMachine):
+        def apply_transition(self, transition: Any) -> Any:
+            executed.append(transition)
+            return transition
+
+    options: Any = {"redis": server.url, "data_dir": tmp_path / "n1", "state_machine": Machine(), "bootstrap": True}
+    with Node("n1", peers=["n1"], **options), Client(server.url, session="a load") as client:
+        assert [client.propose("one", 30, sequence=1) for _ in range(3)] == ["one"] * 3
+        time.sleep(0.5)
+        for _ in range(2):
+            with pytest.raises(SessionExpired):
+                client.propose("one", 30, sequence=1)
+    assert executed == ["one"]
