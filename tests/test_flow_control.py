@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from processes import Cluster, cluster, server, wait_until
-from raftplug import Client, Settings
+from raftplug import Client, Node, Settings
 from raftplug.errors import Overloaded, RaftplugError, TooLarge
 from test_reads import leading
 
@@ -97,6 +97,25 @@ def test_a_follower_that_takes_nothing_is_sent_a_window_and_then_only_heartbeats
         # 4 MB were written.  It was sent a window, what was under way, and some hundred bytes a heartbeat.
         assert grown < 1 << 20, grown
         wait_until(lambda: caught_up(cluster), "it has caught up")
+
+
+def test_a_follower_that_is_a_little_behind_needs_no_snapshot_and_one_that_is_far_behind_does(cluster: Cluster) -> None:
+    compacting = Settings(snapshot_entries=50, keep_entries=200)
+    with leading(cluster, compacting) as node:
+        for count, installs in ((150, False), (600, True)):
+            cluster.kill("n3")
+            for each in [node.propose(put(number, 10), timeout=60) for number in range(count)]:
+                each.result(60)
+            wait_until(lambda: is_compacted(node), "the log is compacted")
+            cluster.start("n3")
+            wait_until(lambda: caught_up(cluster), "it has caught up")
+            assert ("snapshot installed" in cluster.nodes["n3"].stderr()) is installs, count
+
+
+def is_compacted(node: Node) -> bool:
+    assert node._loop is not None
+    log = node._loop.drivers["g"].raft.log
+    return bool(log.base_index > log.last_index - 300)
 
 
 def caught_up(cluster: Cluster) -> bool:

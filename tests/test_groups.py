@@ -7,6 +7,7 @@ import json
 import random
 import struct
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -656,3 +657,35 @@ def test_over_a_real_server_a_restart_of_the_leaders_node_wakes_its_groups(two: 
         for group in ("a", "b"):
             n2.propose({"op": "put", "key": "k", "value": 4}, group=group).result(10)
         sleep_well(n1, n2)
+
+
+def test_over_a_real_server_the_heartbeats_of_many_groups_share_their_frames(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    groups, awake = 50, Settings(quiet_after_ms=0)
+    with contextlib.ExitStack() as stack:
+        nodes = [
+            raftplug.Node(
+                id,
+                peers=PEERS,
+                redis=server.url,
+                data_dir=tmp_path / id,
+                groups={f"g{number}": Adder() for number in range(groups)},
+                bootstrap=True,
+                settings=awake,
+            )
+            for id in PEERS
+        ]
+        for node in nodes:
+            stack.enter_context(node)
+        wait_until(lambda: all(None not in node.leaders().values() for node in nodes), "leaders of all")
+
+        def frames() -> int:
+            return sum(node._loop._sender.sequence for node in nodes if node._loop is not None)
+
+        before, began = frames(), time.monotonic()
+        time.sleep(3)
+        beats = (time.monotonic() - began) / (awake.heartbeat_ms / 1000)
+        # Of each group two heartbeats and two answers: 200 messages a beat.  Three nodes have six frames for the
+        # heartbeats and, where these are not read at one time, a few more for the answers.
+        assert frames() - before < 30 * beats
