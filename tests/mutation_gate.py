@@ -256,15 +256,16 @@ MUTANTS = (
     Mutant(
         "duplicate sequence executed again",
         "apply.py",
-        "            if known is None:\n                self._join(outcome, transition, (session, sequence))\n",
+        "            return self._join(transition, (session, sequence)) if known is None else _as_reply(*known)\n",
         "            if known is None or known[0] == OK:\n"
-        "                self._join(outcome, transition, (session, sequence) if known is None else None)\n",
+        "                return self._join(transition, (session, sequence) if known is None else None)\n"
+        "            return _as_reply(*known)\n",
     ),
     Mutant(
         "a batch executes duplicates again",
         "apply.py",
         "                self._execute_run()\n                known = self.sessions.admit(session, sequence, below, time_us)\n",
-        "                self._join(outcome, transition, None)\n                return\n",
+        "                return self._join(transition, None)\n",
     ),
     Mutant("digests not compared", "divergence.py", "known.items() if digest != right]", "known.items() if False]"),
     Mutant(
@@ -291,7 +292,7 @@ MUTANTS = (
         "        if self.id is not None and _number(last) < _number(self.id):",
         "        if False:",
     ),
-    Mutant("queue unbounded", "driver.py", "len(self._pending) >= self.settings.max_pending", "False"),
+    Mutant("queue unbounded", "driver.py", "settings.max_pending - len(self._pending)", "1 << 40"),
     Mutant(
         "appends in flight unbounded",
         "raft.py",
@@ -587,8 +588,8 @@ MUTANTS = (
     Mutant(
         "what a machine has on its disk applied again",
         "apply.py",
-        "        if outcome.index <= self.on_disk:\n",
-        "        if False:\n",
+        "        if index <= self.on_disk:\n            return self._take_again",
+        "        if False:\n            return self._take_again",
     ),
     Mutant(
         "logged time runs before the election is noticed",

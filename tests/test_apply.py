@@ -106,9 +106,10 @@ def apply_all(machine: Any, entries: list[Entry], cuts: random.Random | None = N
     while applying.applied < len(entries):
         first = applying.applied + 1
         end = len(entries) if cuts is None else min(len(entries), first - 1 + cuts.randint(1, 30))
-        for each in applying.apply(first, entries[first - 1 : end], FOREVER, tell=False):
-            value = (each.value.kind, each.value.message) if isinstance(each.value, TransitionFailed) else each.value
-            outcomes.append((each.index, each.code, value))
+        found = applying.apply(first, entries[first - 1 : end], FOREVER, tell=False)
+        for index, (code, value) in enumerate(found, first):
+            seen = (value.kind, value.message) if isinstance(value, TransitionFailed) else value
+            outcomes.append((index, code, seen))
     return [outcomes, applying.sessions.snapshot(), machine.total, machine.executed, applying.digests]
 
 

@@ -37,29 +37,15 @@ _STRETCH_ENTRIES: Final = 16
 _DIGEST_BYTES: Final = 16
 _MACHINE_DIGEST_BYTES: Final = 64
 
+Outcome = tuple[int, Any]
+"""What became of one entry: OK, FAILED or, for a session's entry, why it was not executed; and what the machine
+returned, or TransitionFailed if it raised, or for a session's entry the value of the reply."""
+
+_UNDECIDED: Final[Outcome] = (UNKNOWN, None)  # It is in the run.
+_DONE: Final[Outcome] = (OK, None)
+
 Look = Callable[[Any], Any]
 """A read: looks at the state machine, changes nothing, and returns what it found."""
-
-
-class Outcome:
-    """What became of one entry.
-
-    Attributes:
-        index, kind, term, payload: the entry.
-        code: OK, FAILED or, for a session's entry, why it was not executed.
-        value: what the machine returned, or TransitionFailed if it raised; for a session's entry the value of the
-            reply.
-    """
-
-    __slots__ = ("code", "index", "kind", "payload", "term", "value")
-
-    def __init__(self, index: int, kind: int, term: int, payload: bytes) -> None:
-        self.index = index
-        self.kind = kind
-        self.term = term
-        self.payload = payload
-        self.code = OK
-        self.value: Any = None
 
 
 class Applier:
@@ -106,7 +92,8 @@ class Applier:
         self._digest_entries = settings.digest_entries if self.abilities.has_digest else 0
         # Entries between two looks at the clock, at once if the machine takes batches: as many as a turn has time for.
         self._size, self._most = (16, _RUN_ENTRIES) if self.abilities.batches else (1, _STRETCH_ENTRIES)
-        self._run: list[tuple[Outcome, Any, tuple[int, int] | None]] = []
+        self._outcomes: list[Outcome] = []  # Of the entries that are being applied.
+        self._run: list[tuple[int, Any, tuple[int, int] | None]] = []  # Where the outcome goes, transition, session's.
 
     # ---------------------------------------------------------------- entries
 
@@ -122,27 +109,36 @@ class Applier:
         Raises:
             MemoryError, OSError, MachineFailed: the replica must stop.
         """
-        outcomes: list[Outcome] = []
+        outcomes = self._outcomes = []
         began, done = self._clock(), 0
+        decode = plain.decode
         while done < len(entries) and (not done or began < until):
             end = min(done + self._size, len(entries))
             if self._digest_entries:  # Taken at the same indexes everywhere: no run reaches beyond one.
                 end = min(end, done + self._digest_entries - self.applied % self._digest_entries)
-            for index, (kind, term, payload) in enumerate(entries[done:end], first + done):
-                outcome = Outcome(index, kind, term, payload)
-                outcomes.append(outcome)
-                self._take(outcome)
+            execute = None
+            if not self.abilities.batches and first + done > self.on_disk:
+                execute = self.machine.apply_transition
+            for kind, _, payload in entries[done:end]:
+                if kind == TRANSITION and execute is not None:  # The shortest way, for what there is most of.
+                    try:
+                        outcomes.append((OK, execute(decode(payload))))
+                    except Exception as raised:
+                        outcomes.append((FAILED, _failure(raised)))
+                else:
+                    outcomes.append(self._take(first + len(outcomes), kind, payload))
             self._execute_run()
             self.applied = first + end - 1
             if self.abilities.on_disk and self.applied > self.on_disk:
                 self.machine.set_applied_index(self.applied)
             if tell:
-                for outcome in outcomes[done:]:
-                    self.tell(outcome.index, outcome.kind, outcome.term, outcome.payload, TransitionState.Applied)
+                for index, (kind, term, payload) in enumerate(entries[done:end], first + done):
+                    self.tell(index, kind, term, payload, TransitionState.Applied)
             if self._digest_entries and self.applied % self._digest_entries == 0:
                 self._take_digest()
             count, done, started, began = end - done, end, began, self._clock()
             self._measure(began - started, count)
+        self._outcomes = []
         return outcomes
 
     def _measure(self, took_us: int, count: int) -> None:
@@ -153,65 +149,54 @@ class Applier:
         elif took_us < self._budget_us // 4:
             self._size = min(self._most, 2 * self._size)
 
-    def _take(self, outcome: Outcome) -> None:
-        """Decide on an entry: what the machine must execute joins the run, all else is done here."""
-        kind, payload = outcome.kind, outcome.payload
-        if outcome.index <= self.on_disk:
-            self._take_again(outcome)
-        elif kind == TRANSITION:  # The shortest way, for what there is most of.
-            if not self.abilities.batches:
-                try:
-                    outcome.value = self.machine.apply_transition(plain.decode(payload))
-                except Exception as raised:
-                    outcome.code, outcome.value = FAILED, _failure(raised)
-                return
-            self._join(outcome, payload, None)
-        elif kind == SESSION_TRANSITION:
+    def _take(self, index: int, kind: int, payload: bytes) -> Outcome:
+        """Decide on an entry: what the machine must execute may join the run, all else is done here."""
+        if index <= self.on_disk:
+            return self._take_again(index, kind, payload)
+        if kind == TRANSITION:
+            return self._join(payload, None)
+        if kind == SESSION_TRANSITION:
             time_us, session, sequence, below, transition = decode_transition(payload)
             known = self.sessions.admit(session, sequence, below, time_us)
             if known is UNDER_WAY:  # A repetition within the run.
                 self._execute_run()
                 known = self.sessions.admit(session, sequence, below, time_us)
-            if known is None:
-                self._join(outcome, transition, (session, sequence))
-            else:
-                outcome.code, outcome.value = _as_reply(*known)
-        elif kind == SESSION_OPEN:
+            return self._join(transition, (session, sequence)) if known is None else _as_reply(*known)
+        if kind == SESSION_OPEN:
             self._execute_run()  # It may end a session that is in the run.
-            time_us, name = decode_open(payload)
-            outcome.value = self.sessions.open(outcome.index, time_us, name)
-        elif kind == NOOP and self._noop_transition is not None:
-            self._join(outcome, plain.encode(self._noop_transition), None)
+            return OK, self.sessions.open(index, *decode_open(payload))
+        if kind == NOOP and self._noop_transition is not None:
+            return self._join(plain.encode(self._noop_transition), None)
+        return _DONE
 
-    def _take_again(self, outcome: Outcome) -> None:
+    def _take_again(self, index: int, kind: int, payload: bytes) -> Outcome:
         """An entry that the machine has on its disk: of what came of it only that it was executed is known."""
-        if outcome.kind == SESSION_TRANSITION:
-            time_us, session, sequence, below, _ = decode_transition(outcome.payload)
+        if kind == SESSION_TRANSITION:
+            time_us, session, sequence, below, _ = decode_transition(payload)
             known = self.sessions.admit(session, sequence, below, time_us)
             if known is None:
                 self.sessions.record(session, sequence, UNKNOWN, b"")
-            outcome.code, outcome.value = _as_reply(*(known or (UNKNOWN, b"")))
-        elif outcome.kind == SESSION_OPEN:
-            time_us, name = decode_open(outcome.payload)
-            outcome.value = self.sessions.open(outcome.index, time_us, name)
+            return _as_reply(*(known or (UNKNOWN, b"")))
+        if kind == SESSION_OPEN:
+            return OK, self.sessions.open(index, *decode_open(payload))
+        return _DONE
 
-    def _join(self, outcome: Outcome, encoded: bytes, once: tuple[int, int] | None) -> None:
+    def _join(self, encoded: bytes, once: tuple[int, int] | None) -> Outcome:
         try:
             transition = plain.decode(encoded)
         except MalformedMessage as raised:
-            self._settle(outcome, once, _failure(raised))
-            return
+            return self._settle(once, _failure(raised))
         if self.abilities.batches:
-            self._run.append((outcome, transition, once))
-        else:
-            self._settle(outcome, once, self._apply_one(transition))
+            self._run.append((len(self._outcomes), transition, once))
+            return _UNDECIDED
+        return self._settle(once, self._apply_one(transition))
 
     def _execute_run(self) -> None:
         run, self._run = self._run, []
         if run:
             results = self._apply_batch([transition for _, transition, _ in run])
-            for (outcome, _, once), result in zip(run, results, strict=True):
-                self._settle(outcome, once, result)
+            for (at, _, once), result in zip(run, results, strict=True):
+                self._outcomes[at] = self._settle(once, result)
 
     def _apply_one(self, transition: Any) -> Any:
         """A deterministic exception is the transition's result; MemoryError and OSError stop the replica."""
@@ -240,12 +225,11 @@ class Applier:
             )
         return [_failure(result) if isinstance(result, BaseException) else result for result in results]
 
-    def _settle(self, outcome: Outcome, once: tuple[int, int] | None, result: Any) -> None:
+    def _settle(self, once: tuple[int, int] | None, result: Any) -> Outcome:
         """The result of an entry that was executed; a session's is kept, so that it is never executed again."""
         failed = result if isinstance(result, TransitionFailed) else None
         if once is None:
-            outcome.code, outcome.value = FAILED if failed is not None else OK, result
-            return
+            return FAILED if failed is not None else OK, result
         code, value = OK, b""
         if failed is None:
             try:
@@ -255,7 +239,7 @@ class Applier:
         if failed is not None:
             code, value = FAILED, plain.encode([failed.kind, failed.message])
         self.sessions.record(*once, code, value)
-        outcome.code, outcome.value = _as_reply(code, value)
+        return _as_reply(code, value)
 
     # ------------------------------------------------------------------ reads
 
@@ -403,7 +387,7 @@ def _failure(raised: BaseException) -> TransitionFailed:
     return TransitionFailed(type(raised).__name__, text_of(raised))
 
 
-def _as_reply(code: int, value: bytes | None) -> tuple[int, Any]:
+def _as_reply(code: int, value: bytes | None) -> Outcome:
     return (code, plain.decode(value)) if code == FAILED and value is not None else (code, value)
 
 

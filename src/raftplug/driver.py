@@ -10,7 +10,7 @@ import contextlib
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgpack
@@ -78,6 +78,7 @@ from raftplug.storage import Piece, Stored, StoredSnapshot, Write
 from raftplug.threads import Executor, run_here
 
 _logger = logging.getLogger("raftplug")
+_ENTRY_BYTES = 25  # Of an entry besides its payload.
 _HELD_BYTES = 64 << 20  # How much of the log is kept for those who fetch a snapshot.
 _NEVER = 1 << 62
 _COUNTED = (PRE_VOTE_RESPONSE, VOTE_RESPONSE, APPEND_RESPONSE)
@@ -385,21 +386,35 @@ class Driver:
             future: gets the result, or TransitionFailed, OutcomeUnknown, NotLeader, Unavailable, Overloaded.
             deadline: when the future gets an error at the latest; microseconds of the clock.
         """
+        self.propose_all(deque([(self, transition, future, deadline)]))
+
+    def propose_all(self, proposals: deque[tuple[Any, bytes, Future, int]]) -> None:
+        """Take proposals to this driver out of a queue, one after the other: the driver and the arguments of each."""
+        raft, pending = self.raft, self._pending
         if self._closed or (self._diverged and self.diverged is not None):
-            future.set_exception(self._refusal())
+            while proposals:
+                proposals.popleft()[2].set_exception(self._refusal())
             return
-        if self.raft.role != LEADER or self.raft.transferee is not None:
-            self.requester.propose(transition, future, deadline)
+        if raft.role != LEADER or raft.transferee is not None:
+            while proposals:
+                self.requester.propose(*proposals.popleft()[1:])
             return
-        try:
-            index = self._append(TRANSITION, transition)
-        except Overloaded as error:
-            future.set_exception(error)
-            return
-        future.transition_id = (self.raft.term, index)
-        self._pending[index] = (self.raft.term, deadline, future)
-        if deadline < self._next_expiry:
-            self._next_expiry = deadline
+        append, term, observed = raft.propose, raft.term, self._observes()
+        error, places, room = self._room()
+        while proposals:
+            _, transition, future, deadline = proposals.popleft()
+            if room < 0 or places <= 0:
+                future.set_exception(Overloaded(error))
+                continue
+            index = append(TRANSITION, transition)
+            room -= len(transition) + _ENTRY_BYTES
+            places -= 1
+            future.transition_id = (term, index)
+            pending[index] = (term, deadline, future)
+            if deadline < self._next_expiry:
+                self._next_expiry = deadline
+            if observed:
+                self._register(index, TRANSITION, term, transition, TransitionState.Queued)
 
     def propose_here(self, transition: Any) -> None:
         """The seed's way: a leader appends it, anyone else registers it as Abandoned(NotLeader)."""
@@ -744,17 +759,26 @@ class Driver:
         self._pending[index] = (self.raft.term, _NEVER, asker)
 
     def _append(self, kind: int, payload: bytes) -> int:
-        log = self.raft.log
-        low = self.raft.commit + 1  # Never below the log's base.
-        uncommitted = log.bytes_between(low, log.last_index + 1) if low <= log.last_index else 0
-        if uncommitted > self.settings.max_uncommitted_bytes or len(self._pending) >= self.settings.max_pending:
-            raise Overloaded("the leader holds as many uncommitted transitions as it may: try again later")
-        if self._is_behind():
-            raise Overloaded("the leader's state machine is behind by as much as it may be: try again later")
+        error, places, room = self._room()
+        if room < 0 or places <= 0:
+            raise Overloaded(error)
         index: int = self.raft.propose(kind, payload)
         if self._observes():
             self._register(index, kind, self.raft.term, payload, TransitionState.Queued)
         return index
+
+    def _room(self) -> tuple[str, int, int]:
+        """What to say when this leader takes no more entries; how many it does take, and of how many bytes.
+
+        An entry may be appended while the bytes are not below 0, however long it is.
+        """
+        if self._is_behind():
+            return "the leader's state machine is behind by as much as it may be: try again later", 0, 0
+        log, low = self.raft.log, self.raft.commit + 1  # Never below the log's base.
+        uncommitted = log.bytes_between(low, log.last_index + 1) if low <= log.last_index else 0
+        text = "the leader holds as many uncommitted transitions as it may: try again later"
+        settings = self.settings
+        return text, settings.max_pending - len(self._pending), settings.max_uncommitted_bytes - uncommitted
 
     def _is_behind(self) -> bool:
         """Whether the state machine is behind by as much as it may be."""
@@ -985,7 +1009,10 @@ class Driver:
             first, log = self._applied + 1, self.raft.log
             end = min(log.fit(first, self.settings.max_append_bytes), self.raft.applicable() + 1, first + _JOB_ENTRIES)
             entries, tell = log.entries(first, end), self._observes()
-            self._run(lambda: applier.apply(first, entries, until, tell=tell), self._answer)
+            self._run(
+                lambda: applier.apply(first, entries, until, tell=tell),
+                lambda outcomes: self._answer(first, entries, outcomes),
+            )
         else:
             return False
         return True
@@ -1016,29 +1043,27 @@ class Driver:
             _logger.warning(text, self.group, self._took_ms)
             self._event("raftplug_slow_apply", index=self.applied, took_ms=self._took_ms)
 
-    def _answer(self, outcomes: list[Outcome]) -> None:
-        """Entries were applied: tell who waits for them."""
-        diverged = self.diverged
-        for outcome in outcomes:
-            index = outcome.index
-            if outcome.kind == CONFIGURATION:
+    def _answer(self, first: int, entries: Sequence[tuple[int, int, bytes]], outcomes: list[Outcome]) -> None:
+        """Entries from index `first` on were applied, as many as there are outcomes: tell who waits for them."""
+        pending, diverged = self._pending, self.diverged
+        for index, ((kind, term, _), (code, value)) in enumerate(zip(entries, outcomes, strict=False), first):
+            if kind == CONFIGURATION:
                 self._apply_configuration(index)
             if self._truncated and index in self._truncated:
-                self._register_overwritten(index, outcome.term)
-            pending = self._pending.pop(index, None) if self._pending else None
-            if pending is None:
+                self._register_overwritten(index, term)
+            if index not in pending:
                 continue
-            proposed_term, _, whom = pending
-            if proposed_term != outcome.term:
+            proposed_term, _, whom = pending.pop(index)
+            if proposed_term != term:
                 self._resolve_error(whom, _overwritten(), REFUSED_UNAVAILABLE)
             elif diverged is not None:
                 self._resolve_error(whom, OutcomeUnknown(f"it was executed, but {diverged}"), UNKNOWN)
             elif isinstance(whom, Asker):
-                self._reply(whom, outcome.code, outcome.value)
-            elif outcome.code == FAILED:
-                whom.set_exception(outcome.value)
+                self._reply(whom, code, value)
+            elif code == FAILED:
+                whom.set_exception(value)
             else:
-                whom.set_result(outcome.value)
+                whom.set_result(value)
         self._applied = self.applier.applied
         if self.applier.digests:
             self._announce_digests()

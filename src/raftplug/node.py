@@ -221,7 +221,14 @@ class NodeLoop:
 
         If it is a driver's method, that turn visits the driver; see `attend` for any other function.
         """
-        self._calls.append((function, *arguments))
+        self._enqueue((None, function, *arguments))
+
+    def propose(self, driver: Driver, transition: bytes, future: Future, deadline: int) -> None:
+        """Have the loop call `driver.propose` in its next turn.  Any thread."""
+        self._enqueue((driver, transition, future, deadline))
+
+    def _enqueue(self, call: tuple[Any, ...]) -> None:
+        self._calls.append(call)
         if self._closed:
             self._run_calls()
         elif self._sleeping:
@@ -336,17 +343,35 @@ class NodeLoop:
 
     def _run_calls(self) -> None:
         """Make the calls that wait; each is taken by one thread.  A closed driver only refuses."""
-        attended = None
-        for _ in range(len(self._calls)):
+        calls, attended = self._calls, None
+        proposals: deque[tuple[Any, ...]] = deque()
+        for _ in range(len(calls)):
             try:
-                function, *arguments = self._calls.popleft()
+                call = calls.popleft()
             except IndexError:
-                return
+                break
+            driver = call[0]
+            if proposals and driver is not proposals[0][0]:
+                self._propose(proposals)
+            if driver is not None:
+                proposals.append(call)  # What was proposed to one driver is handed over as a whole.
+                continue
+            _, function, *arguments = call
             owner = getattr(function, "__self__", None)
             if owner is not attended and isinstance(owner, Driver):
                 self.attend(owner)
                 attended = owner
             function(*arguments)
+        if proposals:
+            self._propose(proposals)
+
+    def _propose(self, proposals: deque[tuple[Any, ...]]) -> None:
+        driver: Driver = proposals[0][0]
+        self.attend(driver)
+        try:
+            driver.propose_all(proposals)
+        finally:
+            self._calls.extendleft(reversed(proposals))  # If it raised: whoever closes the loop answers the others.
 
     def _deadline_of(self, group: str) -> int:
         driver = self.drivers.get(group)
@@ -875,14 +900,22 @@ class Node:
                 f"the transition has {len(encoded)} bytes, the limit is {self._settings.max_transition_bytes} "
                 "(max_transition_bytes)"
             )
-        return self._enter(self._driver(group).propose, encoded, timeout)
+        loop = self._enter()
+        future = Future()
+        loop.propose(self._driver(loop, group), encoded, future, int((time.monotonic() + timeout) * 1e6))
+        return future
 
     def read_async(
         self, query: Any, *, timeout: float = 5.0, group: str | None = None, consistency: str = LINEARIZABLE
     ) -> Future:
         """Read linearizably: as `read`, but returns a future."""
         look = query if callable(query) else lambda machine: machine.query(query)
-        return self._enter(self._driver(group).read, look, timeout, check_consistency(consistency))
+        consistency = check_consistency(consistency)
+        loop = self._enter()
+        future = Future()
+        deadline = int((time.monotonic() + timeout) * 1e6)
+        loop.call(self._driver(loop, group).read, look, future, deadline, consistency)
+        return future
 
     def read(
         self, query: Any, *, timeout: float = 5.0, group: str | None = None, consistency: str = LINEARIZABLE
@@ -927,7 +960,8 @@ class Node:
 
     def status(self, group: str | None = None) -> dict[str, Any]:
         """This node's row of `raftplug status`, of a group; of the first one unless given."""
-        loop, driver, future = self._running(), self._driver(group), Future()
+        loop, future = self._running(), Future()
+        driver = self._driver(loop, group)
         loop.call(lambda: future.set_result(driver.status()))
         try:
             row: dict[str, Any] = future.result(5.0)
@@ -952,25 +986,24 @@ class Node:
 
     # -------------------------------------------------------------- internal
 
-    def _driver(self, group: str | None) -> Driver:
-        drivers = self._running().drivers
+    def _driver(self, loop: NodeLoop, group: str | None) -> Driver:
         name = self.group if group is None else group
-        if name in drivers:
-            return drivers[name]
-        raise InvalidArgument(f"this node carries no group {name!r}; it carries: {_named(drivers)}")
+        driver = loop.drivers.get(name)
+        if driver is None:
+            raise InvalidArgument(f"this node carries no group {name!r}; it carries: {_named(loop.drivers)}")
+        return driver
 
     def _running(self) -> NodeLoop:
         if self._loop is None or self._stopping or self.failure is not None:
             raise Unavailable("this node is not running" + (f": {self.failure}" if self.failure else ""))
         return self._loop
 
-    def _enter(self, function: Callable[..., None], argument: Any, timeout: float, *more: Any) -> Future:
+    def _enter(self) -> NodeLoop:
+        """The loop, if it takes one more call."""
         loop = self._running()
         if loop.queued() >= self._settings.max_pending:
             raise Overloaded("too many calls wait for this node's event loop: try again later")
-        future = Future()
-        loop.call(function, argument, future, time.monotonic_ns() // 1000 + int(timeout * 1e6), *more)
-        return future
+        return loop
 
     def _open_storage(self) -> Storage:
         directory = self._data_dir or "."

@@ -22,6 +22,7 @@ SNAPSHOT_DEPTH: Final = 300
 _PART_BYTES: Final = 64 << 10
 _SCALARS: Final = frozenset({type(None), bool, int, float, str, bytes})
 _KEYS: Final = frozenset({str, int})
+_packers: list[msgpack.Packer] = []  # Idle: to make one costs more than to use it.
 _WHAT = "use None, bool, int, float, str, bytes, list, or dict with str or int keys"
 
 
@@ -32,10 +33,17 @@ def encode(value: object, depth: int = DEPTH) -> bytes:
         InvalidTransition: it is not plain data; the message says which part, and where.
     """
     try:
-        if _is_plain(value, depth):
+        if type(value) in _SCALARS or _is_plain(value, depth):
             # Types are checked above, since msgpack takes more than is plain (bytearray, any key); strict_types stays,
             # so that what another thread puts in meanwhile is not turned into something else.
-            return bytes(msgpack.packb(value, strict_types=True))
+            try:
+                packer = _packers.pop()  # It is nobody else's until it is put back.
+            except IndexError:
+                packer = msgpack.Packer(strict_types=True)
+            data: bytes = packer.pack(value)
+            if len(data) <= _PART_BYTES:  # Else it would keep as much memory.
+                _packers.append(packer)
+            return data
     except (TypeError, ValueError, OverflowError, RuntimeError, RecursionError) as error:
         raise InvalidTransition(_fault(value, depth) or f"not plain data: {error}") from None
     raise InvalidTransition(_fault(value, depth) or "it was changed while it was encoded: copy it first")
@@ -51,9 +59,9 @@ def decode(data: bytes, depth: int = DEPTH) -> Any:
         value = msgpack.unpackb(data, raw=False, strict_map_key=False, timestamp=1, ext_hook=_refuse)
     except (ValueError, TypeError, OverflowError, msgpack.UnpackException, RecursionError) as error:
         raise MalformedMessage(f"these {len(data)} bytes are not plain data: {error or type(error).__name__}") from None
-    if not _is_plain(value, depth):
-        raise MalformedMessage(f"these {len(data)} bytes are not plain data: {_fault(value, depth)}")
-    return value
+    if type(value) in _SCALARS or _is_plain(value, depth):
+        return value
+    raise MalformedMessage(f"these {len(data)} bytes are not plain data: {_fault(value, depth)}")
 
 
 def encode_in_parts(value: object, depth: int = SNAPSHOT_DEPTH) -> Iterator[bytes]:
