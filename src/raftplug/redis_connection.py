@@ -125,6 +125,11 @@ def pack_beginning(*words: bytes) -> bytes:
     return b"*%d\r\n" % (len(words) + 1) + b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in words])
 
 
+def pack_last(word: bytes) -> bytes:
+    """The word that the command lacks."""
+    return b"$%d\r\n%b\r\n" % (len(word), word)
+
+
 class Route:
     """One server, and how to connect to it; the other kinds of URL refine it."""
 

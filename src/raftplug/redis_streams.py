@@ -50,6 +50,7 @@ from raftplug.redis_connection import (
     connect_text,
     pack,
     pack_beginning,
+    pack_last,
     route,
 )
 from raftplug.settings import Settings
@@ -58,6 +59,7 @@ _TTL_S: Final = 600
 _REFRESH_S: Final = 60.0
 _ANSWER_S: Final = 3.0  # A connection that owes a reply for so long is given up.
 _BACKOFF_S: Final = (0.05, 0.2)  # Within an election timeout of the server's return, so that it costs no election.
+_TEND_S: Final = 0.25
 _CLOSE_S: Final = 0.5
 _RETRY_S: Final = 0.25  # After an error reply, before the same is asked again.
 _PROBLEM_S: Final = 10.0  # What has not happened again for so long is over.
@@ -185,6 +187,8 @@ class RedisStreams(Cluster):
         self._refresh_at = 0.0
         self._cursor = Cursor()
         self._arm_at = 0.0
+        count, block = b"%d" % _READ_ENTRIES, b"%d" % self._block_ms
+        self._read_words = pack_beginning(b"XREAD", b"COUNT", count, b"BLOCK", block, b"STREAMS", self._inbox)
         self._messages: list[bytes] = []
         self._queue: deque[tuple[_Target, bytes]] = deque()
         self._queued = 0
@@ -214,6 +218,7 @@ class RedisStreams(Cluster):
         self._by_fd: dict[int, _Slot] = {}
         self._reader = _Slot(self._route.address(self._inbox))
         self._writers: dict[str, _Slot] = {}
+        self._tend_at = 0.0  # When the connections are to be looked after; at once if one is missing.
         self._writer(self._inbox)
         self._tend(self._clock())
 
@@ -263,7 +268,7 @@ class RedisStreams(Cluster):
             self._turn(now)
             remaining = 0.0 if self._messages or self._news else deadline - now
             # What is due by time alone (retries, refreshes, an answer overdue) is looked at this often.
-            limit = min(remaining, 0.25 if self._inbox_state == _READY else 0.05)
+            limit = min(remaining, _TEND_S if self._inbox_state == _READY else 0.05)
             woken = self._select(limit)
             if woken or self._messages or self._news or remaining <= 0.0:
                 self._news = False
@@ -362,26 +367,28 @@ class RedisStreams(Cluster):
 
     def _turn(self, now: float) -> None:
         """All that can be done without waiting: adopt, read, keep, flush, and then arm."""
-        self._tend(now)
-        for slot in list(self._writers.values()):
+        if now >= self._tend_at:
+            self._tend(now)
+        for slot in tuple(self._writers.values()):
             if slot.expected and (
                 len(slot.expected) >= _OWED or slot.unanswered >= _OWED_BYTES or now - slot.since >= _OWED_S
             ):
                 self._read_slot(slot, now)
-        self._keep(now)
+        if self._inbox_state == _UNKNOWN or self._announce_due or now >= self._refresh_at:
+            self._keep(now)
         self._send(now)
         reader = self._reader
         if reader.wire is not None:
             if self._inbox_state == _READY and not reader.expected and now >= self._arm_at:
-                count, block = b"%d" % _READ_ENTRIES, b"%d" % self._block_ms
-                words = (b"XREAD", b"COUNT", count, b"BLOCK", block, b"STREAMS", self._inbox, self._cursor.id or START)
-                self._command(reader, _READ, self._inbox, *words)
+                self._ask(reader, _READ, self._inbox, self._read_words + pack_last(self._cursor.id or START), now)
             self._flush_slot(reader)
 
     def _send(self, now: float) -> None:
-        self._pack_queued(now)
+        if self._queue:
+            self._pack_queued(now)
         for slot in self._writers.values():
-            self._flush_slot(slot)
+            if slot.wire is not None and slot.wire.out:
+                self._flush_slot(slot)
 
     def _select(self, limit_s: float) -> bool:
         """Wait for sockets, and read.  Returns whether `wake` was called."""
@@ -441,10 +448,12 @@ class RedisStreams(Cluster):
         slot = self._writers.get(address)
         if slot is None:
             slot = self._writers[address] = _Slot(address)
+            self._tend_at = 0.0
         return slot
 
     def _tend(self, now: float) -> None:
         """Adopt connections that were made, and have missing ones made."""
+        self._tend_at = now + _TEND_S
         for slot in [self._reader, *self._writers.values()]:
             if slot.wire is None:
                 if slot.results:
@@ -461,6 +470,8 @@ class RedisStreams(Cluster):
                 self._read_slot(slot, now)  # It may lie there unread: we may have been the ones who slept.
                 if slot.wire is not None and slot.expected and slot.since < now:
                     self._lose(slot, "the server does not answer", now)
+            if slot.wire is None:
+                self._tend_at = 0.0
 
     def _connect(self, slot: _Slot, address: str) -> None:
         """In a thread of its own, which ends with it."""
@@ -506,6 +517,7 @@ class RedisStreams(Cluster):
             self._poll.unregister(wire.fd)
         self._by_fd.pop(wire.fd, None)
         wire.close()
+        self._tend_at = 0.0
         slot.expected.clear()
         slot.unanswered = slot.controls = 0
         if slot is self._reader or slot.address == self._route.address(self._inbox):
@@ -568,11 +580,14 @@ class RedisStreams(Cluster):
 
     def _command(self, slot: _Slot, kind: int, key: bytes, *words: bytes) -> None:
         """Queue a command about `key`."""
+        self._ask(slot, kind, key, pack(*words), self._clock())
+
+    def _ask(self, slot: _Slot, kind: int, key: bytes, command: bytes, now: float) -> None:
         if slot.wire is None:
             return
         if not slot.expected:
-            slot.since = self._clock()
-        slot.wire.out += pack(*words)
+            slot.since = now
+        slot.wire.out += command
         slot.expected.append((kind, key, _COMMAND_BYTES))
         slot.unanswered += _COMMAND_BYTES
         if kind > _SENT:
@@ -581,8 +596,6 @@ class RedisStreams(Cluster):
     def _pack_queued(self, now: float) -> None:
         """Move queued frames into the writers' buffers: one batch a turn."""
         queue = self._queue
-        if not queue:
-            return
         held: deque[tuple[_Target, bytes]] = deque()
         held_bytes = 0
         while queue:
@@ -746,6 +759,7 @@ class RedisStreams(Cluster):
                 while old.results:
                     self._discard(old.results.popleft())
                 self._reader = _Slot(address)
+                self._tend_at = 0.0
         elif key == self._list:
             self._list_asked = False
             self._list_cursor.id = START
