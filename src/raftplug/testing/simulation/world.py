@@ -140,8 +140,8 @@ class Simulation:
         return name in self.plan.faults and not self.quiet
 
     def strikes(self, name: str) -> bool:
-        """Whether a fault that waits for its moment takes this one."""
-        return self.may(name) and self.random.random() < self.plan.strike_chance
+        """Whether a fault that waits for its moment takes this one; not when only operations are missing any more."""
+        return self.report.events < self.events and self.may(name) and self.random.random() < self.plan.strike_chance
 
     def raise_soon(self, violation: Violation) -> None:
         """For who must not raise it: to the one who called it that would be something else."""
