@@ -98,7 +98,7 @@ class Answers(Part):
         deadline = process.clock() + 2_000 * MS
         self._probes.append((process, process.life, deadline, future))
         node.call(process.driver().read, lambda machine: machine.values.get(key), future, deadline, consistency)
-        process.wake(0)
+        process.wake()
 
     def found(self, key: str, low: int, value: Any, who: Id) -> None:
         """Somebody has read a counter.  A future's callback must not raise: the next event does."""
@@ -134,4 +134,4 @@ class Answers(Part):
 
         future.add_done_callback(ended)
         node.call(process.driver().propose, plain.encode(operation), future, process.clock() + 2_000 * MS)
-        process.wake(0)
+        process.wake()

@@ -42,7 +42,7 @@ class Client:
         world = self.world
         self._lives += 1
         self.id = f"~c{self._number}.{self._lives}"
-        link = Link(world, self.id, world.network.streams[self.id])
+        link = Link(world, self.id, self.turn)
         world.network.links[self.id] = link
         self.loop = ClientLoop(
             cluster=link,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raftplug import plain
 from raftplug.constants import LEADER
@@ -27,11 +27,8 @@ class Companions(Part):
         self._committed: dict[tuple[str, int], int] = {}  # Of each entry by group and index: its check.
         self._adds: Counter[tuple[str, str]] = Counter()  # Of each: begun and acknowledged.
 
-    def check(self, process: Process, group: str) -> None:
+    def check(self, process: Process, group: str, raft: Any) -> None:
         """One leader a term, and one entry an index; the first group is looked at more closely."""
-        raft = process.node.drivers[group].raft if process.node is not None else None
-        if raft is None:
-            return
         if raft.role == LEADER and self._leaders.setdefault((group, raft.term), process.id) != process.id:
             raise Violation(f"election safety: two lead term {raft.term} of {group}")
         check = raft.log.check_at(raft.commit)
@@ -61,7 +58,7 @@ class Companions(Part):
         future.add_done_callback(ended)
         transition = plain.encode({"op": "add", "key": "c0", "value": 1})
         node.call(node.drivers[group].propose, transition, future, process.clock() + 2_000 * MS)
-        process.wake(0)
+        process.wake()
         return future
 
     def check_counters(self) -> None:

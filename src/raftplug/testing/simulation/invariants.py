@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from raftplug import snapshots
 from raftplug.constants import CANDIDATE, CONFIGURATION, FOLLOWER, LEADER
 from raftplug.frames import Id
+from raftplug.node import NodeLoop
 from raftplug.sessions import SESSION_TIMEOUT_US, Sessions
 from raftplug.testing.simulation.part import Part
 from raftplug.testing.simulation.plan import GROUP, NEVER
@@ -31,8 +32,11 @@ class Invariants(Part):
 
     def check(self, process: Process, clock: int) -> None:
         """The invariants, as far as this process can have broken them since its last turn."""
-        driver, disk, settings = process.driver(), process.disk, self.plan.settings
-        raft, applied = driver.raft, driver.applied
+        node, disk = process.node, process.disk
+        if node is None:
+            return
+        driver = node.drivers[GROUP]
+        raft, applied, sessions = driver.raft, driver._applied, driver.applier.sessions
         log, role, configuration = raft.log, raft.role, raft.configuration
         term, commit, last, base = raft.term, raft.commit, log.last_index, log.base_index
         if term < process.term:
@@ -56,19 +60,22 @@ class Invariants(Part):
         self._check_members(process, raft)
         if process.observer.leader != raft.leader or configuration is not process.configuration:
             process.observer.check_told(raft)
-        self._check_quiet(process, clock)
-        for group in self.plan.companions:
-            self.world.companions.check(process, group)
+        for group, each in node.drivers.items():
+            if each.raft.quiet:
+                self._check_quiet(process, node, group, clock)
+            elif process.quiet_under:
+                process.quiet_under.pop(group, None)
+            if each is not driver:
+                self.world.companions.check(process, group, each.raft)
         if driver._diverged and not self.world.diverged:
             raise Violation(f"divergence: {process.id} says {', '.join(map(str, driver._diverged.values()))}")
-        if driver.sessions.now_us > SESSION_TIMEOUT_US:  # No run is as long as a session lives.
-            raise Violation(f"sessions: logged time leapt to {driver.sessions.now_us} us on {process.id}")
-        if len(driver._pending) > settings.max_pending:
+        if sessions.now_us > SESSION_TIMEOUT_US:  # No run is as long as a session lives.
+            raise Violation(f"sessions: logged time leapt to {sessions.now_us} us on {process.id}")
+        if len(driver._pending) > self.plan.settings.max_pending:
             raise Violation(f"bounded queues: {process.id} holds {len(driver._pending)} proposals")
-        if term == disk.term and raft.vote is not None and disk.votes.get(term) != raft.vote:
-            waits = process.node is not None and (process.node._writing or GROUP in process.node._unwritten)
-            if not (raft.writing or waits):
-                raise Violation(f"durability: the vote of {process.id} in term {term} is not on its disk")
+        is_kept = term != disk.term or raft.vote is None or disk.votes.get(term) == raft.vote
+        if not (is_kept or raft.writing or node._writing or GROUP in node._unwritten):
+            raise Violation(f"durability: the vote of {process.id} in term {term} is not on its disk")
         process.configuration = configuration
         if driver.snapshots.fetch is not None:
             self.world.faults.moments.fetches(process, driver.snapshots.fetch)
@@ -112,32 +119,24 @@ class Invariants(Part):
         if process.elected_at < oldest and not is_quorum(raft.configuration, process.heard_since(oldest)):
             raise Violation(f"check-quorum: {process.id} leads, and has not heard of a quorum for too long")
 
-    def _check_quiet(self, process: Process, clock: int) -> None:
+    def _check_quiet(self, process: Process, node: NodeLoop, group: str, clock: int) -> None:
         """Nobody sleeps on whose leader's node is lost or another process now, or who leads and hears no quorum."""
-        node = process.node
-        if node is None:
-            return
-        for group, driver in node.drivers.items():
-            raft = driver.raft
-            if not raft.quiet:
-                if process.quiet_under:
-                    process.quiet_under.pop(group, None)
-                continue
-            oldest = clock - 2_000 * self.plan.settings.election_timeout_ms
-            under = (raft.term, raft.leader, node._life_of(raft.leader))
-            before, process.quiet_under[group] = process.quiet_under.get(group, under), under
-            if before[0] == raft.term and before != under:  # In one turn it may have woken, and slept in a later term.
-                raise Violation(f"quiet: {process.id} sleeps on in {group}, and another process is {raft.leader} now")
-            heard = process.heard_since(oldest)
-            alone = raft.leader not in heard or (raft.role == LEADER and not is_quorum(raft.configuration, heard))
-            if alone and process.late_at < oldest:  # Who did not look cannot have heard.
-                raise Violation(f"quiet: {process.id} sleeps on in {group}, and has not heard who must be there")
-            if raft.commit != raft.log.last_index:
-                raise Violation(f"quiet: {process.id} sleeps in {group}, and does not know all to be committed")
-            # Whoever a quiet leader's node hears holds, durably, all that the leader holds.
-            for peer, progress in raft.progress.items() if raft.role == LEADER else ():
-                if peer not in node._lost and progress.match != raft.log.last_index:
-                    raise Violation(f"quiet: {process.id} sleeps and leads {group}, and {peer} lacks entries")
+        raft = node.drivers[group].raft
+        oldest = clock - 2_000 * self.plan.settings.election_timeout_ms
+        under = (raft.term, raft.leader, node._life_of(raft.leader))
+        before, process.quiet_under[group] = process.quiet_under.get(group, under), under
+        if before[0] == raft.term and before != under:  # In one turn it may have woken, and slept in a later term.
+            raise Violation(f"quiet: {process.id} sleeps on in {group}, and another process is {raft.leader} now")
+        heard = process.heard_since(oldest)
+        alone = raft.leader not in heard or (raft.role == LEADER and not is_quorum(raft.configuration, heard))
+        if alone and process.late_at < oldest:  # Who did not look cannot have heard.
+            raise Violation(f"quiet: {process.id} sleeps on in {group}, and has not heard who must be there")
+        if raft.commit != raft.log.last_index:
+            raise Violation(f"quiet: {process.id} sleeps in {group}, and does not know all to be committed")
+        # Whoever a quiet leader's node hears holds, durably, all that the leader holds.
+        for peer, progress in raft.progress.items() if raft.role == LEADER else ():
+            if peer not in node._lost and progress.match != raft.log.last_index:
+                raise Violation(f"quiet: {process.id} sleeps and leads {group}, and {peer} lacks entries")
 
     def _check_witnesses(self, process: Process, driver: Any) -> None:
         """A witness never leads and executes nothing; what it holds, somebody holds who may lead."""

@@ -51,7 +51,7 @@ class Liveness(Part):
                 self.world.after(MS, finish)
             if id == bridged:  # By a clock that hardly runs it would not notice in time that it reaches one only.
                 process.set_rate(1.0)
-                process.wake(0)
+                process.wake()
             elif id not in majority and not process.outdated:
                 if process.node is not None:
                     process.kill(None)
@@ -64,7 +64,7 @@ class Liveness(Part):
             else:
                 process.set_rate(1.0)
                 self.world.after(MS, process.complete)  # A slow disk is fast again.
-                process.wake(0)
+                process.wake()
         chosen = [self.world.processes[id] for id in majority]
         for id, process in self.world.processes.items():
             if process.node is None:

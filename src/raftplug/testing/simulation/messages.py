@@ -40,7 +40,7 @@ class Messages(Part):
         def later(target: Id, kind: int, body: bytes) -> None:
             if process.life == life and process.node is not None:
                 send(target, kind, body)
-                process.wake(0)
+                process.wake()
 
         def say(target: Id, kind: int, body: bytes) -> None:
             if kind == PIECE:

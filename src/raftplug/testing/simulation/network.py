@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import log
 from typing import TYPE_CHECKING, Any
 
@@ -37,14 +37,22 @@ class Stream:
 
 
 class Link(Cluster):
-    """A process's transport: what `redis_streams` does with one inbox, less the sockets."""
+    """A process's transport: what `redis_streams` does with one inbox, less the sockets.
 
-    def __init__(self, world: Simulation, id: Id, stream: Stream) -> None:
+    Args:
+        world: in which it is.
+        id: of its owner.
+        wake_owner: called when there is something in the inbox.
+    """
+
+    def __init__(self, world: Simulation, id: Id, wake_owner: Callable[[], None]) -> None:
         self.world = world
         self.id = id
-        self.stream = stream
-        self.read_to = stream.last  # The cursor.
+        self.wake_owner = wake_owner
+        self.stream = world.network.streams[id]
+        self.read_to = self.stream.last  # The cursor.
         self.inbox: list[bytes] = []
+        self.arrived: set[Id] = set()  # Whose frames the owner's next turn finds.
         self.looking = False
 
     def read(self) -> None:
@@ -56,7 +64,7 @@ class Link(Cluster):
                 self.inbox.append(entries[-1][1])
             else:
                 self.inbox += [message for id, message in entries if id > read_to]
-            self.world.network.wake_owner(self.id)
+            self.wake_owner()
         elif not self.looking:
             self.looking = True
             self.world.after(self.world.plan.settings.election_timeout_ms * MS // 2, self._look)
@@ -71,7 +79,33 @@ class Link(Cluster):
                 self.world.network.reread(self)
 
     def send_message(self, to_id: Id, message: bytes) -> None:
-        self.world.network.send(self.id, to_id, message)
+        """Put a frame on its way."""
+        world, network = self.world, self.world.network
+        chance, link, now = world.random, (self.id, to_id), world.now
+        if now < network.down_until or network.cut_until.get(link, 0) > now:
+            return
+        if link in network.clogged:
+            network.clogged[link].append(message)
+            return
+        delay = 150 + int(-log(1.0 - chance.random()) * 200)  # An exponential distribution.
+        if network.has_faults and not world.quiet:
+            faults = world.plan.faults
+            if "drop" in faults and chance.random() < 0.02:
+                world.fault("drop", *link)
+                return
+            if "duplicate" in faults and chance.random() < 0.02:
+                world.fault("duplicate", *link)
+                network.deliver(delay + chance.randint(0, 100 * MS), *link, message)
+            if "delay" in faults and chance.random() < 0.005:
+                world.fault("delay", *link)
+                delay += chance.randint(1, 2_000) * MS
+            if "reorder" in faults and chance.random() < 0.02:
+                world.fault("reorder", *link)
+                network.deliver(delay + chance.randint(1, 20) * MS, *link, message)
+                return
+        arrival = max(now + delay, network.last_arrival.get(link, 0) + 1)
+        network.last_arrival[link] = arrival
+        network.deliver(arrival - now, *link, message)
 
     def receive_messages(self) -> list[bytes]:
         messages, self.inbox = self.inbox, []
@@ -95,40 +129,11 @@ class Network(Part):
         self.cut_until: dict[tuple[Id, Id], int] = {}
         self.clogged: dict[tuple[Id, Id], list[bytes]] = {}
         self.down_until = 0  # The Redis takes and gives nothing before.
-        self._last_arrival: dict[tuple[Id, Id], int] = {}
-        self._has_faults = bool(self.plan.faults & {"drop", "duplicate", "delay", "reorder"})
+        self.last_arrival: dict[tuple[Id, Id], int] = {}
+        self.has_faults = bool(self.plan.faults & {"drop", "duplicate", "delay", "reorder"})
 
-    def send(self, source: Id, target: Id, message: bytes) -> None:
-        """Put a frame on its way."""
-        chance, link, now = self.random, (source, target), self.world.now
-        if now < self.down_until:
-            return
-        if self.cut_until.get(link, 0) > now:
-            return
-        if link in self.clogged:
-            self.clogged[link].append(message)
-            return
-        delay = 150 + int(-log(1.0 - chance.random()) * 200)  # An exponential distribution.
-        if self._has_faults and not self.world.quiet:
-            faults = self.plan.faults
-            if "drop" in faults and chance.random() < 0.02:
-                self.world.fault("drop", source, target)
-                return
-            if "duplicate" in faults and chance.random() < 0.02:
-                self.world.fault("duplicate", source, target)
-                self._deliver(delay + chance.randint(0, 100 * MS), source, target, message)
-            if "delay" in faults and chance.random() < 0.005:
-                self.world.fault("delay", source, target)
-                delay += chance.randint(1, 2_000) * MS
-            if "reorder" in faults and chance.random() < 0.02:
-                self.world.fault("reorder", source, target)
-                self._deliver(delay + chance.randint(1, 20) * MS, source, target, message)
-                return
-        arrival = max(now + delay, self._last_arrival.get(link, 0) + 1)
-        self._last_arrival[link] = arrival
-        self._deliver(arrival - now, source, target, message)
-
-    def _deliver(self, delay: int, source: Id, target: Id, message: bytes) -> None:
+    def deliver(self, delay: int, source: Id, target: Id, message: bytes) -> None:
+        """Have a frame in the target's inbox so many µs later, unless that is flushed before."""
         self.world.after(delay, self._arrive, source, target, message, self.streams[target].epoch)
 
     def _arrive(self, source: Id, target: Id, message: bytes, epoch: int) -> None:
@@ -137,32 +142,17 @@ class Network(Part):
             return  # The inbox was flushed meanwhile.
         stream.add(self.world.now, message)
         if link is not None:
-            process = self.world.processes.get(target)
-            if process is not None:
-                process.arrived.add(source)
+            link.arrived.add(source)
             link.read()
         for original in self.world.originals:
             if original.id == target and original.link is not None:
-                original.arrived.add(source)
+                original.link.arrived.add(source)
                 original.link.read()
-                original.wake(0)
 
     def reread(self, link: Link) -> None:
         """An inbox is read from its beginning."""
-        process = self.world.processes.get(link.id)
-        if process is not None:
-            process.arrived.update(self.plan.ids)
+        link.arrived.update(self.plan.ids)
         link.read()
-
-    def wake_owner(self, target: Id) -> None:
-        """There is something in an inbox."""
-        process = self.world.processes.get(target)
-        if process is not None:
-            process.wake(0)
-        else:
-            for client in self.world.clients:
-                if client.id == target:
-                    client.turn()
 
     def cut_links(self, links: Sequence[tuple[Id, Id]], time: int) -> None:
         """Let links lose everything for so long, µs."""
@@ -180,4 +170,4 @@ class Network(Part):
     def unclog(self, link: tuple[Id, Id]) -> None:
         """Let a link give what it held."""
         for message in self.clogged.pop(link, []):
-            self._deliver(self.random.randint(0, 5 * MS), *link, message)
+            self.deliver(self.random.randint(0, 5 * MS), *link, message)

@@ -76,8 +76,7 @@ class Process(Part):
         self.complete: Callable[[], None] = lambda: None
         self.apply_us = 0
         self.applies: list[Callable[[], None]] = []  # What machines are at: calls that end it.
-        self.arrived: set[Id] = set()  # Whose frames the next turn finds …
-        self.heard: dict[Id, int] = {}  # … and when, by our own clock, there were any.
+        self.heard: dict[Id, int] = {}  # From whom frames came, and when, by our own clock.
         self.observer = Observer(self)
         # What the checks remember of this life.
         self.term = self.commit = self.applied = 0
@@ -162,7 +161,7 @@ class Process(Part):
         other.rows = copy.copy(self.rows)
         other.node, other.link, other.applies = None, None, []
         other.wake_at, other.timers = -1, []
-        other.arrived, other.heard, other.quiet_under = set(), {}, {}
+        other.heard, other.quiet_under = {}, {}
         other.lost = list(self.lost)
         other._take(self.keep_copy())
         return other
@@ -211,7 +210,7 @@ class Process(Part):
         life = self.life
         try:
             storage = RecordStorage(self.rows, self.id, entropy=self.random.randbytes)
-            link = Link(self.world, self.id, self.world.network.streams[self.id])
+            link = Link(self.world, self.id, self.wake)
             node = NodeLoop(
                 storage=storage,
                 cluster=link,
@@ -271,7 +270,7 @@ class Process(Part):
         self.term = driver.raft.term
         self.last_as_leader = None
         self.world.note("boot", self.id, driver.raft.term, driver.raft.log.last_index)
-        self.wake(0)
+        self.wake()
 
     def _used(self, storage: RecordStorage, group: str) -> Any:
         """What a start reads.  Nothing reads entries that a snapshot covers: damage there harms nobody."""
@@ -298,7 +297,7 @@ class Process(Part):
         if restart_after is not None:
             self.world.after(restart_after, self.boot_if_down)
 
-    def wake(self, delay: int) -> None:
+    def wake(self, delay: int = 0) -> None:
         """Take a turn in so many µs, or before."""
         now = self.world.now
         at = now + delay if delay > 0 else now
@@ -324,9 +323,9 @@ class Process(Part):
             self.wake(self.paused_until - now)
             return
         clock = self.clock()
-        if self.arrived:
-            self.heard.update(dict.fromkeys(self.arrived, clock))
-            self.arrived.clear()
+        if self.link is not None and self.link.arrived:
+            self.heard.update(dict.fromkeys(self.link.arrived, clock))
+            self.link.arrived.clear()
         if clock - self.turned_at > self.plan.settings.heartbeat_ms * MS:
             self.late_at = clock
         self.turned_at = clock
@@ -386,7 +385,7 @@ class Process(Part):
                 error = raised
             self.world.note("synced", self.id, type(error).__name__ if error else "")
             done(error)
-            self.wake(0)
+            self.wake()
 
         self.job = durable
         self.complete = complete
@@ -407,7 +406,7 @@ class Process(Part):
                 return
             self.applies.remove(finish)
             run_here(job, lambda error: node.call(done, error))
-            self.wake(0)
+            self.wake()
 
         self.applies.append(finish)
         self.world.after(self.random.randint(1, self.apply_us), finish)

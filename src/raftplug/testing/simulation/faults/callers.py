@@ -30,7 +30,7 @@ class CallerFaults(Kind):
         for _ in range(self.random.randint(2, 20)):
             transition = plain.encode({"op": "put", "key": "burst", "value": self.random.randrange(1_000_000)})
             node.call(driver.propose, transition, Future(), deadline)
-        process.wake(0)
+        process.wake()
 
     def do_quiet_wanted(self) -> None:
         self.world.silent_until = self.world.now + self.random.choice((500, 1_500, 4_000)) * MS

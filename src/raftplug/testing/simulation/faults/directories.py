@@ -147,7 +147,7 @@ class DirectoryFaults(Kind):
             return
         if self._all_know(original, boot):
             original.paused_until = self.world.now
-            original.wake(0)
+            original.wake()
         elif self.world.quiet:
             original.kill(None)
         else:

@@ -15,10 +15,8 @@ class NetworkFaults(Kind):
             link = self.random.choice(fitting)
             self.world.fault("replay", link.id)
             link.inbox.append(self.random.choice(link.stream.entries)[1])
-            process = self.world.processes.get(link.id)
-            if process is not None:
-                process.arrived.update(self.plan.ids)
-            self.world.network.wake_owner(link.id)
+            link.arrived.update(self.plan.ids)
+            link.wake_owner()
 
     def _pair(self) -> tuple[str, str]:
         first, second = self.random.sample(self.plan.ids, 2)

@@ -51,7 +51,7 @@ class ProcessFaults(Kind):
         if node is not None:
             self.world.fault(name, node.id)
             node.set_rate(rate)
-            node.wake(0)
+            node.wake()
 
     def do_clock_fast(self) -> None:
         self._set_rate("clock_fast", 1.0 + self.random.random())
@@ -64,7 +64,7 @@ class ProcessFaults(Kind):
         if node is not None:
             self.world.fault("clock_jump", node.id)
             node.offset += self.random.randint(1, 5_000) * MS
-            node.wake(0)
+            node.wake()
 
     def do_slow_apply(self) -> None:
         node = self.world.some_node()
