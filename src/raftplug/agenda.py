@@ -49,6 +49,10 @@ class Agenda:
 
     def next(self) -> int:
         """When something may be due next: microseconds, or NEVER."""
-        while self._heap and self._at.get(self._heap[0][1]) != self._heap[0][0]:
-            heapq.heappop(self._heap)
-        return self._heap[0][0] if self._heap else NEVER
+        heap = self._heap
+        while heap:
+            at, group = heap[0]
+            if self._at.get(group) == at:
+                return at
+            heapq.heappop(heap)
+        return NEVER

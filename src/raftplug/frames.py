@@ -32,6 +32,7 @@ Id = int | str
 
 _HEADER = struct.Struct("<2sBB16s16sQQQ")
 _ITEM = struct.Struct("<QBI")
+_HEADER_BYTES, _ITEM_BYTES = _HEADER.size, _ITEM.size
 _MAGIC = b"RP"
 _VERSION = 1
 _MAC_BYTES = 16
@@ -164,7 +165,7 @@ def decode_frame(data: bytes, keys: Sequence[Key] = ()) -> Frame:
     Raises:
         MalformedMessage: it is not a frame, or none of the keys signed it.
     """
-    if len(data) < _HEADER.size + _MAC_BYTES:
+    if len(data) < _HEADER_BYTES + _MAC_BYTES:
         raise MalformedMessage("a frame that is too short")
     magic, version, key_id, cluster, storage, boot, nonce, sequence = _HEADER.unpack_from(data)
     if magic != _MAGIC or version != _VERSION:
@@ -177,25 +178,25 @@ def decode_frame(data: bytes, keys: Sequence[Key] = ()) -> Frame:
         )
     if not keys and key_id:
         raise MalformedMessage("a signed frame, and no cluster key is here: give the others' RAFTPLUG_CLUSTER_KEY")
-    if not keys and data[end:] != _NO_MAC:
+    if not keys and not data.endswith(_NO_MAC):
         raise MalformedMessage("a frame whose MAC is wrong")
-    if boot >= LIMIT or nonce >= LIMIT or sequence >= LIMIT:
+    if boot | nonce | sequence >= LIMIT:
         raise MalformedMessage("a frame with a number out of range")
-    middle = _HEADER.size + 1 + data[_HEADER.size]
+    middle = _HEADER_BYTES + 1 + data[_HEADER_BYTES]
     at = middle + 1 + data[middle] if middle < end else LIMIT
     if at > end:
         raise MalformedMessage("a frame that ends within an id")
-    source, target = _read_id(data[_HEADER.size + 1 : middle]), _read_id(data[middle + 1 : at])
+    source, target = _read_id(data[_HEADER_BYTES + 1 : middle]), _read_id(data[middle + 1 : at])
     items = []
     while at < end:
-        if at + _ITEM.size > end:
+        start = at + _ITEM_BYTES
+        if start > end:
             raise MalformedMessage("a frame that ends within an item")
         group, kind, length = _ITEM.unpack_from(data, at)
-        at += _ITEM.size
-        if at + length > end or group >= LIMIT:
+        at = start + length
+        if at > end or group >= LIMIT:
             raise MalformedMessage("a frame whose item is out of bounds")
-        items.append(Item(group, kind, data[at : at + length]))
-        at += length
+        items.append(Item(group, kind, data[start:at]))
     return Frame(cluster, storage, boot, nonce, sequence, source, target, items)
 
 

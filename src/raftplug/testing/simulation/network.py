@@ -105,7 +105,7 @@ class Link(Cluster):
                 return
         arrival = max(now + delay, network.last_arrival.get(link, 0) + 1)
         network.last_arrival[link] = arrival
-        network.deliver(arrival - now, *link, message)
+        world.after(arrival - now, network.arrive, *link, message, network.streams[to_id].epoch)
 
     def receive_messages(self) -> list[bytes]:
         messages, self.inbox = self.inbox, []
@@ -134,9 +134,10 @@ class Network(Part):
 
     def deliver(self, delay: int, source: Id, target: Id, message: bytes) -> None:
         """Have a frame in the target's inbox so many µs later, unless that is flushed before."""
-        self.world.after(delay, self._arrive, source, target, message, self.streams[target].epoch)
+        self.world.after(delay, self.arrive, source, target, message, self.streams[target].epoch)
 
-    def _arrive(self, source: Id, target: Id, message: bytes, epoch: int) -> None:
+    def arrive(self, source: Id, target: Id, message: bytes, epoch: int) -> None:
+        """A frame is added to the target's inbox."""
         stream, link = self.streams[target], self.links.get(target)
         if epoch != stream.epoch:
             return  # The inbox was flushed meanwhile.

@@ -71,6 +71,7 @@ class Process(Part):
         self.started_at = 0
         self.rate = 1.0
         self.offset = 0
+        self._heartbeat_us = self.plan.settings.heartbeat_ms * MS
         self.disk_us = 300
         self.job: Callable[[], None] | None = None
         self.complete: Callable[[], None] = lambda: None
@@ -326,7 +327,7 @@ class Process(Part):
         if self.link is not None and self.link.arrived:
             self.heard.update(dict.fromkeys(self.link.arrived, clock))
             self.link.arrived.clear()
-        if clock - self.turned_at > self.plan.settings.heartbeat_ms * MS:
+        if clock - self.turned_at > self._heartbeat_us:
             self.late_at = clock
         self.turned_at = clock
         try:
@@ -353,7 +354,10 @@ class Process(Part):
             raise Violation(f"no crash: {self.id} stops: {type(error).__name__}: {error}") from error
         self.world.invariants.check(self, clock)
         due = node.due()
-        self.wake(int((due - clock) / self.rate) + 1 if due else 0)
+        if due and self.rate == 1.0:
+            self.wake(due - clock + 1)
+        else:
+            self.wake(int((due - clock) / self.rate) + 1 if due else 0)
 
     def _execute(
         self,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import heapq
 import random
 from collections.abc import Callable, Sequence
+from heapq import heappop, heappush
 from typing import Any
 
 from raftplug import core as chosen_core
@@ -112,7 +112,7 @@ class Simulation:
 
     def step(self) -> None:
         """The next event."""
-        at, _, function, arguments = heapq.heappop(self.queue)
+        at, _, function, arguments = heappop(self.queue)
         if at > self.now:
             self.now = at
         self.report.events += 1
@@ -120,8 +120,8 @@ class Simulation:
 
     def after(self, delay: int, function: Callable[..., None], *arguments: Any) -> None:
         """Call a function so many µs later."""
-        self._number += 1
-        heapq.heappush(self.queue, (self.now + delay, self._number, function, arguments))
+        self._number = number = self._number + 1
+        heappush(self.queue, (self.now + delay, number, function, arguments))
 
     def note(self, *words: Any) -> None:
         """A line of the trace."""
