@@ -36,28 +36,25 @@ class Invariants(Part):
         if node is None:
             return
         driver = node.drivers[GROUP]
-        raft, applied, sessions = driver.raft, driver._applied, driver.applier.sessions
-        log, role, configuration = raft.log, raft.role, raft.configuration
-        term, commit, last, base = raft.term, raft.commit, log.last_index, log.base_index
-        if term < process.term:
-            raise Violation(f"monotony: term of {process.id} went from {process.term} to {term}")
-        if commit < process.commit or applied < process.applied:
-            raise Violation(f"monotony: commit or applied index of {process.id} went back")
-        last_check = log.check_at(last)
-        if self._checks.setdefault((last, log.last_term), last_check) != last_check:
-            raise Violation(f"log matching: {process.id} has another history up to entry {last}, term {log.last_term}")
+        raft, log, sessions = driver.raft, driver.raft.log, driver.applier.sessions
+        role, term, commit, last, configuration = raft.role, raft.term, raft.commit, log.last_index, raft.configuration
+        last_check = log.check_at(last)  # It stands for all entries up to there.
+        state = (role, term, commit, driver._applied, last, last_check, log.base_index, raft.configuration_index)
+        is_new = state != process.state or configuration is not process.configuration
+        if is_new:
+            self._check_progress(process, term, commit, driver._applied)
+            if self._checks.setdefault((last, log.last_term), last_check) != last_check:
+                text = f"{process.id} has another history up to entry {last}, term {log.last_term}"
+                raise Violation(f"log matching: {text}")
         if role == CANDIDATE:
             self._check_candidate(process, term)
-        if role == LEADER:
+        elif role == LEADER:
             self._check_leader(process, raft, clock, (term, last, last_check))
-        if commit > process.commit:
-            for index in range(max(process.commit, base) + 1, commit + 1):
-                self._commit(process, index, log.check_at(index))
-        elif commit >= base and commit in self.committed and log.check_at(commit) != self.committed[commit]:
-            raise Violation(f"state machine safety: {process.id} replaced the committed entry {commit}")
+        if is_new:
+            self._check_committed(process, log, commit)
+            self._check_members(process, raft)
         if self.plan.witnesses:
             self._check_witnesses(process, driver)
-        self._check_members(process, raft)
         if process.observer.leader != raft.leader or configuration is not process.configuration:
             process.observer.check_told(raft)
         for group, each in node.drivers.items():
@@ -76,13 +73,27 @@ class Invariants(Part):
         is_kept = term != disk.term or raft.vote is None or disk.votes.get(term) == raft.vote
         if not (is_kept or raft.writing or node._writing or GROUP in node._unwritten):
             raise Violation(f"durability: the vote of {process.id} in term {term} is not on its disk")
-        process.configuration = configuration
         if driver.snapshots.fetch is not None:
             self.world.faults.moments.fetches(process, driver.snapshots.fetch)
-        changed = term != process.term or commit != process.commit
-        process.term, process.commit, process.applied = term, commit, applied
-        if changed or role == LEADER:
-            self.world.note(f"{process.id} {role} {term} {last} {commit} {applied}")
+        if role == LEADER or term != process.term or commit != process.commit:
+            self.world.note(f"{process.id} {role} {term} {last} {commit} {driver._applied}")
+        if is_new:
+            process.state, process.configuration = state, configuration
+            process.term, process.commit, process.applied = term, commit, driver._applied
+
+    def _check_progress(self, process: Process, term: int, commit: int, applied: int) -> None:
+        if term < process.term:
+            raise Violation(f"monotony: term of {process.id} went from {process.term} to {term}")
+        if commit < process.commit or applied < process.applied:
+            raise Violation(f"monotony: commit or applied index of {process.id} went back")
+
+    def _check_committed(self, process: Process, log: Any, commit: int) -> None:
+        base = log.base_index
+        if commit > process.commit:
+            for index in range(max(process.commit, base) + 1, commit + 1):
+                self._commit(process, index, log.check_at(index))
+        elif commit >= base and commit in self.committed and log.check_at(commit) != self.committed[commit]:
+            raise Violation(f"state machine safety: {process.id} replaced the committed entry {commit}")
 
     def _check_candidate(self, process: Process, term: int) -> None:
         if term != process.term_campaigned:

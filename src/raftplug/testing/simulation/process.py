@@ -80,6 +80,7 @@ class Process(Part):
         self.heard: dict[Id, int] = {}  # From whom frames came, and when, by our own clock.
         self.observer = Observer(self)
         # What the checks remember of this life.
+        self.state: tuple[int, ...] = ()  # What the last look found of the rules' state: see `Invariants.check`.
         self.term = self.commit = self.applied = 0
         self.last_as_leader: tuple[int, int, int] | None = None  # term, last index, its check
         self.turned_at = self.late_at = 0  # By our own clock: the last turn, and the last that was late.
@@ -269,7 +270,7 @@ class Process(Part):
         if driver.raft.term < self.disk.term:
             raise Violation(f"durability: {self.id} forgot term {self.disk.term}")
         self.term = driver.raft.term
-        self.last_as_leader = None
+        self.state, self.last_as_leader = (), None
         self.world.note("boot", self.id, driver.raft.term, driver.raft.log.last_index)
         self.wake()
 
