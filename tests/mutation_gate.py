@@ -398,6 +398,30 @@ MUTANTS = (
         "        ) and self._may_elect(message) and self.configuration.is_voter(self.id)\n        if granted:",
     ),
     Mutant(
+        "a frame's signature is not verified",
+        "frames.py",
+        "if keys and not _is_signed(data[:end]",
+        "if keys and False and not _is_signed(data[:end]",
+    ),
+    Mutant(
+        "only the first of two keys is accepted",
+        "frames.py",
+        "for key in keys)\n\n\ndef _mac(",
+        "for key in keys[:1])\n\n\ndef _mac(",
+    ),
+    Mutant(
+        "a change of the members is answered when the one before it is over",
+        "driver.py",
+        "            if first <= index:\n",
+        "            if True:\n",
+    ),
+    Mutant(
+        "uncommitted bytes unbounded",
+        "driver.py",
+        "if uncommitted > self.settings.max_uncommitted_bytes or",
+        "if",
+    ),
+    Mutant(
         "lease kept over a transfer",
         "raft.py",
         "not (self.quiet or self._transferred)",

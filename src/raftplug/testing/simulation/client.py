@@ -50,6 +50,7 @@ class Client:
             group=GROUP,
             settings=world.plan.settings,
             generator=random.Random(world.random.getrandbits(32)),
+            keys=world.keys.of(self.id),
         )
         self._pending = 0
         if not self._idle:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from raftplug.testing.simulation.process import Process
     from raftplug.testing.simulation.world import Simulation
 
+_ENTRIES_BYTES = 1_000
+"""What a leader may hold beyond its bound: one transition, and what it appends itself."""
+
 
 class Invariants(Part):
     """What all nodes must agree on, and each must keep to."""
@@ -113,6 +116,7 @@ class Invariants(Part):
             if last < before[1] or (before[1] >= base and log.check_at(before[1]) != before[2]):
                 raise Violation(f"leader append-only: {process.id} changed its log in term {term}")
         else:
+            process.led_from = last
             self._elected(process, term, log, clock)
         process.last_as_leader = log_now
         window = self.plan.settings.window_appends
@@ -124,6 +128,11 @@ class Invariants(Part):
                 raise Violation(f"durability: {process.id} counts entry {match}, which is not on the disk of {peer}")
             if progress.in_flight() > window:
                 raise Violation(f"window: {process.id} has more appends on their way to {peer} than it may")
+        if "little_room" in self.plan.faults:
+            own = max(raft.commit, base, process.led_from)  # What it found may be committed without its knowledge.
+            held = log.bytes_between(own + 1, last + 1) if last > own else 0
+            if held > self.plan.settings.max_uncommitted_bytes + _ENTRIES_BYTES:
+                raise Violation(f"bounded queues: {process.id} holds {held} bytes that are not committed")
         if raft.configuration is not process.configuration or raft.quiet or GROUP in process.quiet_under:
             process.elected_at = clock  # New members, and those who were quiet, had no time to say anything.
         oldest = clock - 2_000 * self.plan.settings.election_timeout_ms

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from raftplug.cluster import Cluster
 from raftplug.frames import Id
 from raftplug.redis_streams import START, Cursor
+from raftplug.testing.simulation.disk import flipped
 from raftplug.testing.simulation.part import Part
 from raftplug.testing.simulation.plan import MS
 
@@ -93,6 +94,9 @@ class Link(Cluster):
             if "drop" in faults and chance.random() < 0.02:
                 world.fault("drop", *link)
                 return
+            if "frame_damaged" in faults and chance.random() < 0.02:
+                world.fault("frame_damaged", *link)
+                message = flipped(message, chance)
             if "duplicate" in faults and chance.random() < 0.02:
                 world.fault("duplicate", *link)
                 network.deliver(delay + chance.randint(0, 100 * MS), *link, message)
@@ -130,7 +134,7 @@ class Network(Part):
         self.clogged: dict[tuple[Id, Id], list[bytes]] = {}
         self.down_until = 0  # The Redis takes and gives nothing before.
         self.last_arrival: dict[tuple[Id, Id], int] = {}
-        self.has_faults = bool(self.plan.faults & {"drop", "duplicate", "delay", "reorder"})
+        self.has_faults = bool(self.plan.faults & {"drop", "frame_damaged", "duplicate", "delay", "reorder"})
 
     def deliver(self, delay: int, source: Id, target: Id, message: bytes) -> None:
         """Have a frame in the target's inbox so many µs later, unless that is flushed before."""

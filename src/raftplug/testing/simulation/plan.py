@@ -100,6 +100,7 @@ def draw(seed: int, chance: random.Random, nodes: int, operations: int, faults: 
             "snapshot_piece_bytes": chance.choice((60, 500, 65536)),
             "snapshot_window_bytes": chance.choice((1, 300, 65536)),
             **limits,
+            "max_uncommitted_bytes": 2_000 if "little_room" in may else 64 << 20,
         }
     )
     machines = chance.choice(

@@ -85,6 +85,7 @@ class Process(Part):
         self.last_as_leader: tuple[int, int, int] | None = None  # term, last index, its check
         self.turned_at = self.late_at = 0  # By our own clock: the last turn, and the last that was late.
         self.quiet_under: dict[str, tuple[int, Any, int]] = {}  # Term, leader and its life, of each quiet group.
+        self.led_from = 0  # Where its log ended when it was elected.
         self.elected_at = self.term_asked = self.term_campaigned = 0
         self.struck = b""  # The snapshot that it fetched when it was killed for that.
         self.kept: list[bytes] = []  # The snapshots of this life, the current one last, by digest …
@@ -224,6 +225,7 @@ class Process(Part):
                 core=self.world.core,
                 apply_executor=lambda job, done: self._apply(life, job, done),
                 on_event=lambda name, **arguments: self.observer.observe(name, arguments),
+                keys=self.world.keys.of(self.id),
             )
         except DiskFull:
             self.world.after(500 * MS, self.boot_if_down)

@@ -17,6 +17,7 @@ from raftplug.testing.simulation.companions import Companions
 from raftplug.testing.simulation.faults.scheduler import Faults
 from raftplug.testing.simulation.faults.table import FAULTS
 from raftplug.testing.simulation.invariants import Invariants
+from raftplug.testing.simulation.keys import Keys
 from raftplug.testing.simulation.liveness import Liveness
 from raftplug.testing.simulation.messages import Messages
 from raftplug.testing.simulation.network import Network
@@ -67,6 +68,7 @@ class Simulation:
         self.ended = False
         self.diverged = False  # Whether a state was ever changed behind everybody's back.
         self.network = Network(self)
+        self.keys = Keys(self)
         self.messages = Messages(self)
         self.invariants = Invariants(self)
         self.companions = Companions(self)

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 from raftplug.frames import Id
 from raftplug.future import Future
 from raftplug.testing.simulation.faults.kind import Kind
+from raftplug.testing.simulation.keys import CLIENTS
 from raftplug.testing.simulation.plan import MS, NEVER
+from raftplug.testing.simulation.report import Violation
 
 if TYPE_CHECKING:
     from raftplug.testing.simulation.world import Simulation
@@ -53,6 +55,17 @@ class Operators(Kind):
         self.world.fault("operator_snapshot", target)
         self.ask("snapshot", [None], target)
 
+    def do_rotate_keys(self) -> None:
+        if self.world.originals:  # A copy's original is no process of which an operator knows.
+            return
+        id = self.world.keys.advance()
+        self.world.fault("rotate_keys", id)
+        if id == CLIENTS:
+            for client in self.world.clients:
+                client.crash()
+        elif self.world.processes[str(id)].node is not None:
+            self.world.processes[str(id)].kill(self.down_for())
+
     def do_transfer_leadership(self) -> None:
         target = self.random.choice([None, self.random.choice(self.plan.ids)])
         self.world.fault("transfer_leadership", target)
@@ -60,6 +73,27 @@ class Operators(Kind):
 
     def ask(self, operation: str, arguments: list[Any], to: Id | None = None) -> None:
         """Ask the group, or the node `to`, for something."""
-        client = self.random.choice(self.world.clients)
-        client.loop.requester.ask(operation, arguments, Future(), self.world.now + 3_000 * MS, to)
+        client, future = self.random.choice(self.world.clients), Future()
+        if operation == "members":
+            future.add_done_callback(lambda _: self._check_change(arguments, future))
+        client.loop.requester.ask(operation, arguments, future, self.world.now + 3_000 * MS, to)
         client.turn()
+
+    def _check_change(self, arguments: list[Any], answer: Future) -> None:
+        """Whoever is told that a change is over is told of the members after it."""
+        if answer.exception(0) is not None:
+            return
+        action, (id,) = arguments
+        voters, outgoing, learners, joining, _ = answer.result(0)
+        votes, learns = id in voters or id in outgoing, id in learners
+        made = {
+            "remove": not votes and not learns,
+            "demote": learns and not votes,
+            "learn": learns and not votes,
+            "promote": votes or id in joining,
+            "add": votes or id in joining,
+            "witness": votes or id in joining,
+        }
+        if not made[action]:
+            text = f"members: {action} {id} was answered with {voters}, {outgoing}, {learners}, {joining}"
+            self.world.raise_soon(Violation(text))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 FAULTS: dict[str, str] = {
     "drop": "a frame is lost",
+    "frame_damaged": "a bit of a signed frame flips on its way",
     "duplicate": "a frame is delivered twice",
     "delay": "a frame takes up to two seconds",
     "reorder": "a frame overtakes those before it",
@@ -53,6 +54,7 @@ FAULTS: dict[str, str] = {
     "change_members": "an operator adds, removes, promotes or demotes a node, or adds a witness",
     "crash_in_change": "a leader is killed a moment after it began to change the members",
     "cut_off_newcomer": "a node is cut off from all others the moment it is to become a voter",
+    "rotate_keys": "an operator rotates the cluster's key: the processes start anew with other keys, one by one",
     "transfer_leadership": "an operator moves leadership to some node",
     "quiet_wanted": "nobody asks anything for a while, so that groups go quiet",
     "slow_apply": "a state machine takes up to ten seconds for whatever it does, for a while",
@@ -64,6 +66,7 @@ FAULTS: dict[str, str] = {
     "slow_observer": "an observer of a node's events takes none for a while; it is told how many it missed",
     "raising_observer": "an observer of a node's events raises at each of them",
     "client_crash": "a client is gone, with everything that it waited for",
+    "little_room": "a leader may hold a few uncommitted transitions only, and refuses more",
     "client_burst": "a client begins many operations at once",
 }
 
