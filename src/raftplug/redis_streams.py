@@ -214,6 +214,7 @@ class RedisStreams(Cluster):
         self._poll.register(self._wake_fd, select.POLLIN)
         self._nudged = False
         self._wake_called = False
+        self._polling = False
         self._waited = False
         self._by_fd: dict[int, _Slot] = {}
         self._reader = _Slot(self._route.address(self._inbox))
@@ -283,7 +284,8 @@ class RedisStreams(Cluster):
     def wake(self) -> None:
         """Make the current or the next `wait` return at once.  Any thread."""
         self._wake_called = True
-        self._nudge()
+        if self._polling:
+            self._nudge()
 
     def announce(self, record: dict[str, Any]) -> None:
         """Publish this process's record, now and after each loss of the connection or the directory."""
@@ -403,17 +405,19 @@ class RedisStreams(Cluster):
             if mask != slot.mask:
                 slot.mask = mask
                 self._poll.modify(wire.fd, mask)
-        woken = False
-        for fd, _ in self._poll.poll(max(0, -int(-limit_s * 1000 // 1))):
+        self._polling = True  # Before the look at the other: whoever calls `wake` after it sees this, and nudges.
+        ready = self._poll.poll(0 if self._wake_called else max(0, -int(-limit_s * 1000 // 1)))
+        self._polling = False
+        for fd, _ in ready:
             if fd == self._wake_fd:
                 with contextlib.suppress(BlockingIOError):
                     self._wake_in.recv(4096)
                 self._nudged = False
-                woken, self._wake_called = bool(self._wake_called), False
-                continue
-            ready = self._by_fd.get(fd)
-            if ready is not None:
-                self._read_slot(ready, self._clock())
+            elif (slot := self._by_fd.get(fd)) is not None:
+                self._read_slot(slot, self._clock())
+        woken = self._wake_called
+        if woken:
+            self._wake_called = False
         return woken
 
     def _nudge(self) -> None:
