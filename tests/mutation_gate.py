@@ -283,7 +283,7 @@ MUTANTS = (
     Mutant(
         "checksum unchecked",
         "storage.py",
-        "        if value[: _SEAL.size] != _SEAL.pack(crc32(body, crc32(_place(table, name, number)))):",
+        "        if value[: _SEAL.size] != _SEAL.pack(crc32(body, _place_check(table, name, number))):",
         "        if False:",
     ),
     Mutant(

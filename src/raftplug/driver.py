@@ -1383,6 +1383,8 @@ class Driver:
         )
 
     def _part_of_snapshots(self) -> snapshots.Part:
+        if not self.snapshots.is_at_work():
+            return snapshots.Part()
         until = self._clock() + self.settings.apply_budget_us
         try:
             return self.snapshots.part(lambda: self._clock() >= until)

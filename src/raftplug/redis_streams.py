@@ -413,8 +413,8 @@ class RedisStreams(Cluster):
                 with contextlib.suppress(BlockingIOError):
                     self._wake_in.recv(4096)
                 self._nudged = False
-            elif (slot := self._by_fd.get(fd)) is not None:
-                self._read_slot(slot, self._clock())
+            elif fd in self._by_fd:
+                self._read_slot(self._by_fd[fd], self._clock())
         woken = self._wake_called
         if woken:
             self._wake_called = False

@@ -35,6 +35,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from struct import Struct
 from typing import Any, Final, NamedTuple
 from zlib import crc32
@@ -78,6 +79,7 @@ _INCOMING: Final = 1
 _PAST: Final = 4_096  # Lives of ours that we remember.
 _SLOT: Final = 1 << 32  # Numbers of pieces from one slot to the next.
 _SEAL: Final = Struct("<I")
+_PLACES_REMEMBERED: Final = 4_096
 _REPLACE: Final = "replace this node by a new one, with an empty directory and a new id"
 
 
@@ -706,6 +708,7 @@ class RecordStorage(Storage):
         self._states: dict[str, _State] = {}
         self._failed: str | None = None
         self._entropy = entropy
+        self._packer = msgpack.Packer()  # For who holds the lock.
         self.identity = self._identify(node, cluster, bootstrap, set(groups))
         self._apply([self._seal_identity(self.heard)])
 
@@ -753,14 +756,14 @@ class RecordStorage(Storage):
     # -------------------------------------------------------------------- rows
 
     def _sealed(self, table: str, name: str, body: bytes, number: int = 0) -> Put:
-        return Put(table, name, number, _SEAL.pack(crc32(body, crc32(_place(table, name, number)))) + body)
+        return Put(table, name, number, _SEAL.pack(crc32(body, _place_check(table, name, number))) + body)
 
     def _unsealed(self, table: str, name: str, number: int = 0) -> bytes | None:
         value = self._rows.get(table, name, number)
         if value is None:
             return None
         body = value[_SEAL.size :]
-        if value[: _SEAL.size] != _SEAL.pack(crc32(body, crc32(_place(table, name, number)))):
+        if value[: _SEAL.size] != _SEAL.pack(crc32(body, _place_check(table, name, number))):
             raise self._corrupt(name, f"the {table} row fails its checksum")
         return body
 
@@ -921,8 +924,7 @@ class RecordStorage(Storage):
             self._states.update(dict.fromkeys(groups, state))
 
     def _seal_state(self, group: str, state: _State) -> Put:
-        record = [state.term, state.vote, state.last, state.check, state.base, state.base_check]
-        return self._sealed("state", group, msgpack.packb(record))
+        return self._sealed("state", group, self._packer.pack(state))
 
     def commit(self, writes: Sequence[Write], heard: Sequence[Heard] | None = None) -> None:
         with self._lock:
@@ -1055,8 +1057,9 @@ class RecordStorage(Storage):
             self._rows.close()
 
 
-def _place(table: str, name: str, number: int) -> bytes:
-    return f"{table}/{name}/{number}".encode()
+@lru_cache(_PLACES_REMEMBERED)
+def _place_check(table: str, name: str, number: int) -> int:
+    return crc32(f"{table}/{name}/{number}".encode())
 
 
 def _fields(snapshot: StoredSnapshot) -> tuple[Any, ...]:
