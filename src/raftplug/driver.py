@@ -1051,9 +1051,10 @@ class Driver:
                 self._apply_configuration(index)
             if self._truncated and index in self._truncated:
                 self._register_overwritten(index, term)
-            if index not in pending:
+            pended = pending.pop(index, None) if pending else None
+            if pended is None:
                 continue
-            proposed_term, _, whom = pending.pop(index)
+            proposed_term, _, whom = pended
             if proposed_term != term:
                 self._resolve_error(whom, _overwritten(), REFUSED_UNAVAILABLE)
             elif diverged is not None:
