@@ -636,14 +636,14 @@ MUTANTS = (
     Mutant(
         "a witness is sent what its leader has not on disk",
         "raft.py",
-        "last = self.log.last_index if self.configuration.may_lead(progress.peer) else self.stable",
-        "last = self.log.last_index",
+        "if self.stable < last and not self.configuration.may_lead(progress.peer):",
+        "if False:",
     ),
     Mutant(
         "a witness that is removed is sent what its leader has not on disk",
         "raft.py",
-        "last = self.log.last_index if self.configuration.may_lead(progress.peer) else self.stable",
-        "last = self.stable if progress.peer in self.configuration.witnesses else self.log.last_index",
+        "not self.configuration.may_lead(progress.peer):",
+        "progress.peer in self.configuration.witnesses:",
     ),
     Mutant(
         "a witness executes",

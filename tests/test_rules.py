@@ -307,6 +307,18 @@ def test_entries_with_a_configuration_that_cannot_be_read_are_not_taken(core: An
         net.append(1, source=2, term=1, previous=(1, 1), terms=[], commit=1)
 
 
+def test_a_configuration_is_forgotten_with_the_entries_that_are_not_taken(core: Any) -> None:
+    net = Net(core, 3)
+    net.append(1, source=2, term=1, previous=(0, 0), terms=[1], commit=1)
+    log = core.Log(1, 1, net.rafts[1].log.check_at(1))
+    log.append(1, CONFIGURATION, core.Configuration((1, 2)).encode())
+    log.append(1, CONFIGURATION, b"garbage")
+    with pytest.raises(MalformedMessage, match="cannot be taken"):
+        net.step(1, 2, net.message(APPEND, 1, index=1, log_term=1, data=log.slice(2, 4)))
+    net.append(1, source=2, term=1, previous=(1, 1), terms=[1, 1])
+    assert net.rafts[1].configuration == core.Configuration((1, 2, 3))
+
+
 def test_a_restart_from_a_compacted_log_begins_at_its_base(core: Any) -> None:
     """L13: the seed begins at 0 and underflows when it first applies."""
     net = Net(core, 1, {1: Disk(core, [1, 1, 2])})

@@ -34,6 +34,7 @@ class Configuration:
     joining: tuple[Any, ...] = cython.declare(tuple, visibility="readonly")
     storages: dict[Any, Any] = cython.declare(dict, visibility="readonly")
     witnesses: tuple[Any, ...] = cython.declare(tuple, visibility="readonly")
+    _electable: set[Any]
 
     def __init__(
         self,
@@ -53,6 +54,7 @@ class Configuration:
         if set(self.joining) - set(self.learners):
             raise InvalidArgument("configuration: only a learner can be joining")
         self.witnesses = tuple([w for w in _ids(witnesses) if w in self.voters + self.outgoing + self.joining])
+        self._electable = set(self.voters + self.outgoing) - set(self.witnesses)
         known: dict[Any, Any] = storages or {}
         self.storages = {member: known[member] for member in self.members() if member in known}
         for uuid in self.storages.values():
@@ -115,7 +117,7 @@ class Configuration:
     @cython.ccall
     def may_lead(self, member: object) -> cython.bint:
         """Whether `member` has a vote, and a state machine: a witness that led could answer nobody."""
-        return self.is_voter(member) and member not in self.witnesses
+        return member in self._electable
 
     def has_quorum(self, supporters: set[Any]) -> cython.bint:
         """Whether `supporters` hold a strict majority of the voters, and of the outgoing ones while joint.

@@ -162,8 +162,8 @@ class Raft:
         self._lease_until = 0
         self._transferred = False
         self._mark = int.from_bytes(storage[:7], "big") if storage else 0
-        self._configurations = [(log.base_index, configuration)]
         self.log = log
+        self.set_configuration(configuration)
         self.term = term
         self.vote = vote
         self.role = FOLLOWER
@@ -243,6 +243,7 @@ class Raft:
         elif self.now >= self._election_deadline:
             self._campaign()
 
+    @cython.ccall
     def set_time(self, now: cython.longlong) -> None:
         """Let the time be `now`, never earlier than it was, and do nothing else yet."""
         if now > self.now:
@@ -385,6 +386,7 @@ class Raft:
         if self.role == LEADER:
             self._become_follower(self.term, None)
 
+    @cython.ccall
     def is_idle(self) -> cython.bint:
         """Whether all is committed and on our disk, somebody leads, and a leader has nothing else under way.
 
@@ -404,6 +406,7 @@ class Raft:
             self.quiet = True
             self._election_deadline = self._heartbeat_deadline = self._quorum_deadline = HIGHEST
 
+    @cython.ccall
     def wake(self, lost: cython.bint = False) -> None:
         """Watch the time again, if quiet: any message does this, and whatever a leader has to do.
 
@@ -421,6 +424,7 @@ class Raft:
         else:
             self.contact = self.now
 
+    @cython.ccall
     def draw_election_timer(self) -> None:
         """Start the election timer with a new random delay, so that split votes do not repeat (Ongaro 2014 §3.4).
 
@@ -455,7 +459,7 @@ class Raft:
     def ready(self, may_write: cython.bint = True) -> Ready:
         """Take what must happen now; without `may_write` what is to be written waits for a later turn."""
         if self.role == LEADER:
-            if not self.is_idle():
+            if self.quiet and not self.is_idle():
                 self.wake()
             if self._unsettled:
                 self._settle()
@@ -505,11 +509,9 @@ class Raft:
         # Truncations since the write began have lowered _writing_last (etcd-io/raft's ABA race).
         self.stable = max(self.stable, self._writing_last)
         if self._hard_durable:
-            held: list[Any] = self._held
-            self._held = []
-            for message in held:
-                if message.term == self.term:
-                    self._out.append(message)
+            if self._held:
+                self._out += [message for message in self._held if message.term == self.term]
+                self._held = []
             if self.role == CANDIDATE:
                 self._count_vote(self.id)  # Our own vote counts once it is on disk, like any other.
         if self.role == LEADER:
@@ -806,19 +808,9 @@ class Raft:
     def _acknowledge(self, leader: Any) -> None:
         """Say what is durable (index), what is verified (hint), and the last read round heard (context)."""
         self._ack_due = self._verified > self.stable
+        durable: cython.longlong = min(self._verified, self.stable)
         self._send(
-            leader,
-            new_message(
-                APPEND_RESPONSE,
-                self.term,
-                index=min(self._verified, self.stable),
-                log_term=0,
-                commit=0,
-                context=self._context,
-                hint=self._verified,
-                flag=True,
-                data=b"",
-            ),
+            leader, new_message(APPEND_RESPONSE, self.term, durable, 0, 0, self._context, self._verified, True, b"")
         )
 
     @cython.cfunc
@@ -870,8 +862,8 @@ class Raft:
         index: cython.longlong = self.log._find(CONFIGURATION, first)
         while index:
             self._configurations.append((index, Configuration.decode(self.log.payload_at(index))))
+            self._use_last_configuration()
             index = self.log._find(CONFIGURATION, index + 1)
-        self._use_last_configuration()
 
     @cython.cfunc
     def _use_last_configuration(self) -> None:
@@ -1025,7 +1017,9 @@ class Raft:
         for progress in self.progress.values():
             # Who may not lead gets what is on our disk: if a witness's log alone were the newest, also that of one that
             # is being removed, nobody could lead (§3.6.1).
-            last = self.log.last_index if self.configuration.may_lead(progress.peer) else self.stable
+            last = self.log.last_index
+            if self.stable < last and not self.configuration.may_lead(progress.peer):
+                last = self.stable
             if progress.state == REPLICATE:
                 while progress.next <= last and self._has_room(progress):
                     if not self._send_entries(progress, last):
@@ -1053,22 +1047,9 @@ class Raft:
             self._send_snapshot(progress)
             return False
         end: cython.longlong = min(self.log._fit(progress.next, self._max_append_bytes), last + 1)
-        message: Message = new_message(
-            APPEND,
-            self.term,
-            index=progress.next - 1,
-            log_term=previous_term,
-            commit=self.commit,
-            context=self._round,
-            hint=0,
-            flag=False,
-            data=self.log._slice(progress.next, end),
-        )
+        self._send_append(progress, progress.next - 1, previous_term, False, False, self.log._slice(progress.next, end))
         if progress.state == REPLICATE:
             progress.advance(end)
-        progress.commit = self.commit
-        progress.asked = self._round
-        self._send(progress.peer, message)
         return True
 
     @cython.cfunc
@@ -1084,23 +1065,27 @@ class Raft:
         if previous_term < 0:
             self._send_snapshot(progress)
             return
+        gone: cython.bint = self._unsettled and progress.match >= self.configuration_index
+        gone = gone and progress.peer not in self.configuration.members()
+        self._send_append(progress, previous, previous_term, notice, gone, b"")
+
+    @cython.cfunc
+    def _send_append(
+        self,
+        progress: Progress,
+        previous: cython.longlong,
+        previous_term: cython.longlong,
+        notice: cython.bint,
+        gone: cython.bint,
+        block: bytes,
+    ) -> None:
+        """Any append also tells the commit index, and asks for the newest read round."""
         progress.commit = self.commit
         progress.asked = self._round
-        gone: cython.bint = self._unsettled and progress.match >= self.configuration_index
-        self._send(
-            progress.peer,
-            new_message(
-                APPEND,
-                self.term,
-                index=previous,
-                log_term=previous_term,
-                commit=self.commit,
-                context=self._round,
-                hint=notice,
-                flag=gone and progress.peer not in self.configuration.members(),
-                data=b"",
-            ),
+        message: Message = new_message(
+            APPEND, self.term, previous, previous_term, self.commit, self._round, notice, gone, block
         )
+        self._send(progress.peer, message)
 
     @cython.cfunc
     def _send_snapshot(self, progress: Progress) -> None:
