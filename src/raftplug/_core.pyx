@@ -233,6 +233,9 @@ cdef class Log:
     cdef u64 origin
     # No entry of kind k lies above latest[k & 7]: the rules look for rare ones among the new ones.
     cdef long long[8] latest
+    # The last slice that was cut, [cut_lo, cut_hi): what goes to one peer goes to the others and to the disk too.
+    cdef bytes cut
+    cdef long long cut_lo, cut_hi
 
     def __cinit__(self, *args, **kwargs):
         self.memory = NULL
@@ -265,6 +268,7 @@ cdef class Log:
         self.memory = NULL
         self.memory_size = self.head = self.used = 0
         self.origin = 0
+        self.cut = None
         memset(self.latest, 0, sizeof(self.latest))
         self.set_start(0, 0)
         self.resize_starts(16)
@@ -542,18 +546,24 @@ cdef class Log:
 
     cpdef bytes slice(self, lo, hi):
         """Entries lo to hi - 1 as a block."""
-        self.require(lo, hi)
-        return self._slice(lo, hi)
+        cdef long long first = place("lo", lo)
+        cdef long long end = place("hi", hi)
+        if not self.base_index < first <= end or end > self.last_index + 1:
+            raise refusals.no_entries(lo, hi, self.base_index, self.last_index)
+        return self._slice(first, end)
 
     cdef bytes _slice(self, long long lo, long long hi):
         cdef size_t begin
         self.bounds(lo, hi)
         if lo == hi:
             return b""
-        begin = self.offset(self.slot(lo))
-        return PyBytes_FromStringAndSize(
-            <char *>self.memory + begin, <Py_ssize_t>(self.offset(self.slot(hi)) - begin)
-        )
+        if self.cut is None or lo != self.cut_lo or hi != self.cut_hi:
+            begin = self.offset(self.slot(lo))
+            self.cut = PyBytes_FromStringAndSize(
+                <char *>self.memory + begin, <Py_ssize_t>(self.offset(self.slot(hi)) - begin)
+            )
+            self.cut_lo, self.cut_hi = lo, hi
+        return self.cut
 
     cpdef long long fit(self, lo, max_bytes) except -1:
         """The end (exclusive) of the longest run of entries from `lo` on that takes at most `max_bytes` as a block."""
@@ -631,6 +641,7 @@ cdef class Log:
             return
         cdef long long term = self._term_at(first - 1)
         self.check = <u32>self._check_at(first - 1)
+        self.cut = None
         self.used = self.offset(self.slot(first))
         self.last_term = term
         self.last_index = first - 1
@@ -643,6 +654,7 @@ cdef class Log:
             return
         if base > self.last_index:
             raise refusals.outside("index", base, 0, self.last_index)
+        self.cut = None
         self.base_term, self.base_check, self.head = self._term_at(base), self._check_at(base), self.slot(base + 1)
         self.base_index = base
         # Memory goes back when what was in use until now needs a quarter of it: a log that is compacted time and again
