@@ -108,7 +108,7 @@ def committing(group: Group, payload: bytes) -> Callable[[], float]:
     def run() -> float:
         begin = process_time_ns()
         for _ in range(count):
-            group.commit(window, payload)
+            group.commit([payload] * window)
         return (process_time_ns() - begin) / count / window
 
     return run

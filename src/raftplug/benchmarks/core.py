@@ -11,14 +11,14 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Final
 
 from raftplug import core as cores
 from raftplug.benchmarks.record import Report, present_cores, rounds
-from raftplug.constants import LEADER, TRANSITION
+from raftplug.constants import TRANSITION
 from raftplug.settings import Settings
 
 WINDOWS: Final = (1, 64, 1024)
@@ -26,7 +26,6 @@ PAYLOADS: Final = (16, 256)
 _IDS: Final = (1, 2, 3)
 _COMPACT_EVERY: Final = 10_000
 _LOG_ENTRIES: Final = 500_000
-_NEVER: Final = 1 << 62
 
 
 def filled(core: Any, length: int, payload: bytes = bytes(16)) -> Any:
@@ -77,50 +76,43 @@ class Group:
             for id in ids
         ]
         self.leader = self.rafts[0]
-        self.applied = dict.fromkeys(ids, length)
+        self.applied = length
         self._compact_every = compact_every
         self._compact_at = length + compact_every
         # Methods that are looked up once: what is measured should be the core, as far as that is possible.
+        self._propose = self.leader.propose
         self._steps = [None, *(raft.step for raft in self.rafts)]
-        self._members = [
-            (r.id, r.ready, r.persisted, r.applicable, r.log.entries if objects else r.log.slice) for r in self.rafts
-        ]
+        self._machines = [(r.applicable, r.log.entries if objects else r.log.slice) for r in self.rafts]
+        # The leader sends, the followers write, then answer, and the leader says what that has committed.
+        followers = self.rafts[1:]
+        self._turn = [(r.id, r.ready, r.persisted) for r in (self.leader, *followers, *followers, self.leader)]
         self.leader.tick(self.leader.deadline())
-        while self.leader.role != LEADER or self.turn() <= length:
+        while self.leader.commit <= length:
             self.turn()
 
-    def turn(self) -> int:
-        """One turn of each: what is to be written is durable at once, what is sent arrives, what may be is applied.
-
-        Returns: the last index that all have applied.
-        """
-        steps, applied = self._steps, self.applied
-        least = _NEVER
-        for id, ready_of, persisted, applicable, entries_of in self._members:
-            while True:
-                ready = ready_of()
-                for message in ready.messages:
-                    step = steps[message.peer]
-                    message.peer = id
-                    step(message)
-                if not ready.write:
-                    break
+    def turn(self) -> None:
+        """Let everybody have two turns: what is sent arrives, and what is to be written is durable at once."""
+        steps = self._steps
+        for id, ready_of, persisted in self._turn:
+            ready = ready_of()
+            for message in ready.messages:
+                step = steps[message.peer]
+                message.peer = id
+                step(message)
+            if ready.write:
                 persisted()
-            last = applicable()
-            if last > applied[id]:
-                entries_of(applied[id] + 1, last + 1)  # The machine gets all at once, and only counts.
-                applied[id] = last
-            if last < least:
-                least = last
-        return least
 
-    def commit(self, window: int, payload: bytes) -> None:
-        """Propose `window` transitions, and move messages until all are applied by all."""
-        propose, turn = self.leader.propose, self.turn
-        for _ in range(window):
+    def commit(self, payloads: Sequence[bytes]) -> None:
+        """Propose so many transitions, and move messages until all are applied by all."""
+        propose = self._propose
+        for payload in payloads:
             last = propose(TRANSITION, payload)
-        while turn() < last:
-            pass
+        first = self.applied + 1
+        for applicable, entries_of in self._machines:
+            while applicable() < last:
+                self.turn()
+            entries_of(first, last + 1)  # The machine gets all at once, and only counts.
+        self.applied = last
         if last >= self._compact_at:
             self._compact_at = last + self._compact_every
             for raft in self.rafts:
@@ -129,11 +121,11 @@ class Group:
 
 def entries_per_s(group: Group, window: int, payload: bytes, seconds: float) -> float:
     """Commit windows for so long.  Returns: entries a second."""
-    commit, count = group.commit, 0
+    commit, payloads, count = group.commit, [payload] * window, 0
     begin = perf_counter()
     end = begin + seconds
     while (now := perf_counter()) < end:
-        commit(window, payload)
+        commit(payloads)
         count += window
     return count / (now - begin)
 
@@ -179,7 +171,7 @@ def measure(report: Report, *, quick: bool, seconds: float | None = None, step: 
         runs: dict[str, list[float]] = {name: [] for name in names}
         groups = {name: Group(cores.load(name), objects=objects) for name in names}
         for group in groups.values():
-            group.commit(window, payload)
+            group.commit([payload] * window)
         for _, name in rounds(count, names):
             gc.collect()
             runs[name].append(entries_per_s(groups[name], window, payload, seconds or each_s))
