@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 from types import SimpleNamespace
 
 import pytest
 
 from raftplug import core as cores
 from raftplug.errors import InvalidArgument
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # A shell has what it runs in the background ignore it, and the processes that tests start would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(params=["python", "cython"])
