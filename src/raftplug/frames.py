@@ -37,6 +37,7 @@ _MAGIC = b"RP"
 _VERSION = 1
 _MAC_BYTES = 16
 _IDS_REMEMBERED = 4_096
+_KEYS_REMEMBERED = 16
 NO_CLUSTER = bytes(16)
 _NO_MAC = bytes(_MAC_BYTES)
 _OF_FRAME, _OF_RECORD = b"raftplug frame", b"raftplug record"  # So that neither's MAC can pass for the other's.
@@ -151,8 +152,8 @@ class Sender:
         parts = [header, _pack_id(self.source), _pack_id(target)]
         for group, kind, body in items:
             parts += _ITEM.pack(group, kind, len(body)), body
-        parts.append(_mac(key, b"".join(parts), _OF_FRAME) if key else _NO_MAC)
-        return b"".join(parts)
+        data = b"".join(parts)
+        return data + (_mac(key, data, _OF_FRAME) if key else _NO_MAC)
 
 
 def decode_frame(data: bytes, keys: Sequence[Key] = ()) -> Frame:
@@ -235,11 +236,22 @@ def _canonical(record: dict[str, Any]) -> bytes:
 
 
 def _is_signed(data: bytes, mac: bytes, key_id: int, keys: Sequence[Key], what: bytes) -> bool:
-    return any(key.id == key_id and hmac.compare_digest(mac, _mac(key, data, what)) for key in keys)
+    for key in keys:  # noqa: SIM110  # `any` would take a frame for each.
+        if key.id == key_id and hmac.compare_digest(mac, _mac(key, data, what)):
+            return True
+    return False
 
 
 def _mac(key: Key, data: bytes, what: bytes) -> bytes:
-    return hashlib.blake2b(data, key=key.secret, digest_size=_MAC_BYTES, person=what).digest()
+    mac = _keyed(key.secret, what).copy()
+    mac.update(data)
+    return mac.digest()
+
+
+@lru_cache(_KEYS_REMEMBERED)
+def _keyed(secret: bytes, what: bytes) -> hashlib.blake2b:
+    """A hash that has taken nothing but its key yet: to copy one takes a third of the time that making it does."""
+    return hashlib.blake2b(key=secret, digest_size=_MAC_BYTES, person=what)
 
 
 @lru_cache(_IDS_REMEMBERED, typed=True)
