@@ -317,10 +317,9 @@ class Process(Part):
             self.timers.pop()
         if node is None or life != self.life or now != self.wake_at:
             self.world.report.events -= 1  # A timer that was overtaken is no event.
-            at = self.wake_at
-            if node is not None and life == self.life and at >= 0 and (not self.timers or at < self.timers[-1]):
-                self.timers.append(at)
-                self.world.after(at - now, self._turn, life)
+            if node is not None and life == self.life and self.wake_at > now:
+                later, self.wake_at = self.wake_at, -1
+                self.wake(later - now)
             return
         self.wake_at = -1
         if now < self.paused_until:
