@@ -912,5 +912,9 @@ cdef class Ready:
         self.block = b""
 
 
+cdef inline Ready new_ready():
+    return Ready.__new__(Ready)
+
+
 include "configuration.py"
 include "raft.py"

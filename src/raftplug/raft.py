@@ -42,7 +42,7 @@ from raftplug.constants import (
 from raftplug.errors import ChangeRefused, InvariantViolated, MalformedMessage, NotLeader, RaftplugError
 
 if not cython.compiled:
-    from raftplug._core_py import Log, Message, Progress, Ready, new_message, quorum_match
+    from raftplug._core_py import Log, Message, Progress, Ready, new_message, new_ready, quorum_match
     from raftplug.configuration import Configuration
 
 
@@ -207,7 +207,7 @@ class Raft:
         self._reads = []
         self._failed_reads = []
         self._truncated = []
-        self._nothing = Ready()
+        self._nothing = new_ready()
         self.transferee = None
         self.removed = False
         self.quiet = False
@@ -473,7 +473,7 @@ class Raft:
         write: cython.bint = changed and may_write and not self.writing
         if not (write or self._out or self._reads or self._failed_reads or self._truncated):
             return self._nothing
-        result: Ready = Ready()
+        result: Ready = new_ready()
         if self._out:
             result.messages, self._out = self._out, []
         if self._reads:
