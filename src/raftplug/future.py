@@ -178,11 +178,14 @@ class Future:
         lock.acquire()
         self._register(lock)
         limit = -1.0 if timeout is None else min(max(timeout, 0.0), threading.TIMEOUT_MAX)
+        released = False
         try:
-            if not lock.acquire(timeout=limit) and self._value is _PENDING:
-                raise TimeoutError("no answer yet: the future goes on, wait for it again")
+            released = lock.acquire(timeout=limit)
         finally:
-            self._forget(lock)
+            if not released:  # Else whoever did so has taken it out of the list.
+                self._forget(lock)
+        if not released and self._value is _PENDING:
+            raise TimeoutError("no answer yet: the future goes on, wait for it again")
 
     def _register(self, entry: Any) -> None:
         with _registering:
