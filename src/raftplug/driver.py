@@ -399,22 +399,21 @@ class Driver:
             while proposals:
                 self.requester.propose(*proposals.popleft()[1:])
             return
-        append, term, observed = raft.propose, raft.term, self._observes()
+        append, term, observed, soonest = raft.propose, raft.term, self._observes(), self._next_expiry
         error, places, room = self._room()
-        while proposals:
+        while proposals and places > 0 and room >= 0:
             _, transition, future, deadline = proposals.popleft()
-            if room < 0 or places <= 0:
-                future.set_exception(Overloaded(error))
-                continue
             index = append(TRANSITION, transition)
-            room -= len(transition) + _ENTRY_BYTES
             places -= 1
+            room -= len(transition) + _ENTRY_BYTES
             future.transition_id = (term, index)
             pending[index] = (term, deadline, future)
-            if deadline < self._next_expiry:
-                self._next_expiry = deadline
+            if deadline < soonest:
+                soonest = self._next_expiry = deadline
             if observed:
                 self._register(index, TRANSITION, term, transition, TransitionState.Queued)
+        while proposals:
+            proposals.popleft()[2].set_exception(Overloaded(error))
 
     def propose_here(self, transition: Any) -> None:
         """The seed's way: a leader appends it, anyone else registers it as Abandoned(NotLeader)."""
