@@ -13,7 +13,7 @@ from raftplug import plain
 from raftplug.client import ClientLoop
 from raftplug.cluster import MemoryCluster, MemoryHub
 from raftplug.constants import LEADER, LEASE, LINEARIZABLE, REQUEST, STALE, UNKNOWN
-from raftplug.errors import InvalidArgument, OutcomeUnknown, Unavailable
+from raftplug.errors import InvalidArgument, InvariantViolated, OutcomeUnknown, Overloaded, Unavailable
 from raftplug.frames import address, cluster_uuid
 from raftplug.future import Future
 from raftplug.node import NodeLoop
@@ -149,7 +149,7 @@ class World:
     def propose(self, id: str, transition: Any, timeout_ms: int = 10_000) -> Future:
         future = Future()
         driver = self.nodes[id].drivers[GROUP]
-        self.nodes[id].call(driver.propose, plain.encode(transition), future, self.now + 1000 * timeout_ms)
+        self.nodes[id].propose(driver, plain.encode(transition), future, self.now + 1000 * timeout_ms)
         return future
 
     def ask(self, client: ClientLoop, transition: Any) -> Future:
@@ -181,6 +181,45 @@ def test_a_transition_proposed_on_any_node_is_applied_on_every_node(world: World
     assert results == [1, 2, 3]
     world.run(300)
     assert [world.machines[id].executed for id in IDS] == [list(IDS)] * 3
+
+
+@pytest.mark.parametrize(
+    ("limits", "taken"), [({"max_pending": 5}, 5), ({"max_uncommitted_bytes": 100}, 3), ({"max_pending": 100}, 12)]
+)
+def test_of_what_is_proposed_together_a_leader_takes_the_first_as_many_as_it_may(
+    core: Any, limits: dict[str, int], taken: int
+) -> None:
+    world = World(core, settings=Settings(**limits))
+    leader = world.elect()
+    world.run(100)
+    world.nodes[leader].turn()
+    futures = [world.propose(leader, {"add": 1, "tag": number}) for number in range(12)]
+    assert [world.result(future) for future in futures[:taken]] == list(range(1, taken + 1))
+    assert all(isinstance(future.exception(0), Overloaded) for future in futures[taken:])
+    assert world.machines[leader].executed == list(range(taken))
+
+
+def test_what_was_proposed_with_what_stopped_a_node_is_not_left_without_an_answer(world: World) -> None:
+    class Poisoned(Future):
+        @property
+        def transition_id(self) -> Any:
+            return None
+
+        @transition_id.setter
+        def transition_id(self, value: Any) -> None:
+            if value is not None:
+                raise InvariantViolated("planted")
+
+    leader = world.elect()
+    node = world.nodes[leader]
+    first, last = world.propose(leader, {"add": 1}), Future()
+    for future in (Poisoned(), last):
+        node.propose(node.drivers[GROUP], plain.encode({"add": 1}), future, world.now + 1_000_000)
+    with pytest.raises(InvariantViolated, match="planted"):
+        node.turn()
+    node.close()
+    assert isinstance(first.exception(0), OutcomeUnknown)
+    assert isinstance(last.exception(0), Unavailable)
 
 
 def test_a_read_on_any_node_sees_what_was_acknowledged_before_it(world: World) -> None:

@@ -208,6 +208,18 @@ def test_a_wait_of_an_hour_ends_at_a_wake_from_another_thread(
         waker.join()
 
 
+def test_a_wake_before_the_wait_is_not_lost_and_ends_one_wait_only(
+    valkey_server: EmbeddedServer, open_streams: Open
+) -> None:
+    streams = open_streams(valkey_server.url, "n1")
+    for _ in range(3):
+        streams.wake()
+        streams.wait(3600)
+    begin = time.monotonic()
+    streams.wait(0.2)
+    assert time.monotonic() - begin >= 0.2
+
+
 def test_a_process_starts_at_the_end_of_its_inbox(
     redis_server: EmbeddedServer, control: redis.Redis, open_streams: Open
 ) -> None:
