@@ -72,12 +72,11 @@ class _Tasks:
         count = 0
         begin = perf_counter()
         while (now := perf_counter()) < begin + seconds:
-            while len(waiting) < window:
+            for _ in range(window - len(waiting)):
                 waiting.append(propose(transition, timeout=_PATIENCE_S))
-            waiting.popleft().result(_PATIENCE_S)
-            count += 1
+            waiting[0].result(_PATIENCE_S)
             while waiting and waiting[0].done():
-                waiting.popleft().result(0)
+                waiting.popleft().result()
                 count += 1
         result = {"per_s": count / (now - begin), "count": count + len(waiting)}
         for future in waiting:
