@@ -91,8 +91,8 @@ MUTANTS = (
     Mutant(
         "quiet leader not woken by what it has to do",
         "raft.py",
-        "            if self.quiet and not self.is_idle():\n                self.wake()\n",
-        "",
+        "            if not self.is_idle():\n                self.wake()",
+        "            self.is_idle()",
     ),
     Mutant("no vote persisted", "driver.py", "            vote=self.raft.vote,\n", "            vote=None,\n"),
     Mutant(
@@ -101,7 +101,7 @@ MUTANTS = (
         "        if self._hard_durable:\n            self._out.append(message)\n        else:\n            self._held.append(message)",
         "        self._out.append(message)",
     ),
-    Mutant("ack before fsync", "raft.py", "= min(self._verified, self.stable)", "= self._verified"),
+    Mutant("ack before fsync", "raft.py", "index=min(self._verified, self.stable),", "index=self._verified,"),
     Mutant(
         "leader counts itself before fsync",
         "raft.py",
@@ -406,8 +406,8 @@ MUTANTS = (
     Mutant(
         "only the first of two keys is accepted",
         "frames.py",
-        "    for key in keys:  # noqa",
-        "    for key in keys[:1]:  # noqa",
+        "for key in keys)\n\n\ndef _mac(",
+        "for key in keys[:1])\n\n\ndef _mac(",
     ),
     Mutant(
         "a change of the members is answered when the one before it is over",
@@ -418,8 +418,8 @@ MUTANTS = (
     Mutant(
         "uncommitted bytes unbounded",
         "driver.py",
-        "settings.max_uncommitted_bytes - uncommitted\n",
-        "settings.max_uncommitted_bytes\n",
+        "settings.max_uncommitted_bytes - uncommitted",
+        "1 << 40",
     ),
     Mutant(
         "lease kept over a transfer",

@@ -204,6 +204,8 @@ class Process(Part):
         self.applies = []
         self.observer = Observer(self)
         settings = self.plan.settings
+        if self.world.may("little_room"):
+            self.world.fault("little_room", self.id)
         if "reluctant_node" in self.plan.faults and self.id == self.plan.reluctant:
             self.world.fault("reluctant_node", self.id)
             settings = replace(settings, lead_reluctance=1)
