@@ -91,8 +91,8 @@ MUTANTS = (
     Mutant(
         "quiet leader not woken by what it has to do",
         "raft.py",
-        "            if not self.is_idle():\n                self.wake()",
-        "            self.is_idle()",
+        "            if self.quiet and not self.is_idle():\n                self.wake()\n",
+        "",
     ),
     Mutant("no vote persisted", "driver.py", "            vote=self.raft.vote,\n", "            vote=None,\n"),
     Mutant(
@@ -101,7 +101,12 @@ MUTANTS = (
         "        if self._hard_durable:\n            self._out.append(message)\n        else:\n            self._held.append(message)",
         "        self._out.append(message)",
     ),
-    Mutant("ack before fsync", "raft.py", "index=min(self._verified, self.stable),", "index=self._verified,"),
+    Mutant(
+        "ack before fsync",
+        "raft.py",
+        "durable: cython.longlong = min(self._verified, self.stable)",
+        "durable: cython.longlong = self._verified",
+    ),
     Mutant(
         "leader counts itself before fsync",
         "raft.py",
@@ -406,8 +411,8 @@ MUTANTS = (
     Mutant(
         "only the first of two keys is accepted",
         "frames.py",
-        "for key in keys)\n\n\ndef _mac(",
-        "for key in keys[:1])\n\n\ndef _mac(",
+        "    for key in keys:  # noqa: SIM110",
+        "    for key in keys[:1]:  # noqa: SIM110",
     ),
     Mutant(
         "a change of the members is answered when the one before it is over",
