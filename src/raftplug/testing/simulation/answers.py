@@ -133,5 +133,5 @@ class Answers(Part):
                 self.world.report.history.remove(recorded)
 
         future.add_done_callback(ended)
-        node.call(process.driver().propose, plain.encode(operation), future, process.clock() + 2_000 * MS)
+        node.propose(process.driver(), plain.encode(operation), future, process.clock() + 2_000 * MS)
         process.wake()

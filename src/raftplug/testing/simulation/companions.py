@@ -57,7 +57,7 @@ class Companions(Part):
 
         future.add_done_callback(ended)
         transition = plain.encode({"op": "add", "key": "c0", "value": 1})
-        node.call(node.drivers[group].propose, transition, future, process.clock() + 2_000 * MS)
+        node.propose(node.drivers[group], transition, future, process.clock() + 2_000 * MS)
         process.wake()
         return future
 

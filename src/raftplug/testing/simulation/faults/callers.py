@@ -29,7 +29,7 @@ class CallerFaults(Kind):
             return
         for _ in range(self.random.randint(2, 20)):
             transition = plain.encode({"op": "put", "key": "burst", "value": self.random.randrange(1_000_000)})
-            node.call(driver.propose, transition, Future(), deadline)
+            node.propose(driver, transition, Future(), deadline)
         process.wake()
 
     def do_quiet_wanted(self) -> None:
