@@ -627,6 +627,30 @@ MUTANTS = (
         "        if self.raft.term != self._elected_term and self._role_term[0] == LEADER:\n",
     ),
     Mutant(
+        "a transition of a session that has ended is executed",
+        "sessions.py",
+        "            if found is None:\n                return SESSION_EXPIRED, None\n",
+        "            if found is None:\n                return None\n",
+    ),
+    Mutant(
+        "a session that has ended begins anew",
+        "sessions.py",
+        "            self._drop(session)\n            return SESSION_EXPIRED, None\n",
+        "            found.results.clear()\n",
+    ),
+    Mutant(
+        "a client goes on with a session that has ended",
+        "requester.py",
+        "        if call.session is self._session:\n            self._session = None\n",
+        "        if call.session is self._session:\n",
+    ),
+    Mutant(
+        "what an ended session may have executed passes for not executed",
+        "requester.py",
+        '        if call.unsettled():\n            text = "the session expired before',
+        '        if False:\n            text = "the session expired before',
+    ),
+    Mutant(
         "a witness campaigns",
         "raft.py",
         "if each.may_lead(self.id)]",

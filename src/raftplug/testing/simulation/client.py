@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from raftplug import plain
 from raftplug.client import ClientLoop
 from raftplug.constants import LEASE, LINEARIZABLE
-from raftplug.errors import OutcomeUnknown
+from raftplug.errors import OutcomeUnknown, SessionExpired
 from raftplug.frames import Id
 from raftplug.future import Future
 from raftplug.testing.simulation.network import Link
 from raftplug.testing.simulation.plan import GROUP, KEYS, MS, NEVER
-from raftplug.testing.simulation.report import Recorded
+from raftplug.testing.simulation.report import Recorded, Violation
 
 if TYPE_CHECKING:
     from raftplug.testing.simulation.world import Simulation
@@ -53,6 +53,7 @@ class Client:
             keys=world.keys.of(self.id),
         )
         self._pending = 0
+        self._expired_after = -1  # How many faults had ended sessions when it began what it was told was too late.
         if not self._idle:
             world.after(world.random.randint(0, 100 * MS), self._next, self._lives)
 
@@ -115,6 +116,8 @@ class Client:
             world.answers.adds_begun[key] += 1
         world.answers.reads += operation["op"] == "get"
         self._pending += 1
+        ended_sessions = report.faults["session_expiry"]
+        opens_another = self._expired_after == ended_sessions
 
         def ended(_: Future) -> None:
             self._pending -= 1
@@ -131,6 +134,10 @@ class Client:
             elif isinstance(error, OutcomeUnknown):
                 report.unknown += 1
             else:
+                if isinstance(error, SessionExpired):
+                    if opens_another and ended_sessions == report.faults["session_expiry"]:
+                        world.raise_soon(Violation(f"sessions: {self.id} goes on with one that has ended"))
+                    self._expired_after = ended_sessions
                 report.history.remove(recorded)  # It certainly did not happen.
                 world.answers.reads -= operation["op"] == "get"
             world.note(self.id, operation["op"], operation["key"], type(error).__name__ if error else "ok")

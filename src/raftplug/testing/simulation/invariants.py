@@ -28,6 +28,7 @@ class Invariants(Part):
         super().__init__(world)
         self.committed: dict[int, int] = {0: 0}  # Of each entry by index: its check.
         self.highest_commit = 0
+        self.leapt_us = 0  # How much logged time may be ahead of all clocks that run as they should.
         self._commit_term = 0  # No lower than that of the leader that committed it.
         self._leaders: dict[int, Id] = {}  # By term.
         self._checks: dict[tuple[int, int], int] = {}  # Of the entries up to a last one: index, term.
@@ -69,7 +70,7 @@ class Invariants(Part):
                 self.world.companions.check(process, group, each.raft)
         if driver._diverged and not self.world.diverged:
             raise Violation(f"divergence: {process.id} says {', '.join(map(str, driver._diverged.values()))}")
-        if sessions.now_us > SESSION_TIMEOUT_US:  # No run is as long as a session lives.
+        if sessions.now_us > SESSION_TIMEOUT_US + self.leapt_us:  # No run is as long as a session lives.
             raise Violation(f"sessions: logged time leapt to {sessions.now_us} us on {process.id}")
         if len(driver._pending) > self.plan.settings.max_pending:
             raise Violation(f"bounded queues: {process.id} holds {len(driver._pending)} proposals")

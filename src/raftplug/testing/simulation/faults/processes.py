@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from raftplug.constants import LEADER
+from typing import TYPE_CHECKING
+
+from raftplug.constants import LEADER, LINEARIZABLE
+from raftplug.sessions import SESSION_TIMEOUT_US
 from raftplug.testing.simulation.faults.kind import Kind
 from raftplug.testing.simulation.plan import MS
+
+if TYPE_CHECKING:
+    from raftplug.testing.simulation.process import Process
 
 
 class ProcessFaults(Kind):
@@ -65,6 +71,32 @@ class ProcessFaults(Kind):
             self.world.fault("clock_jump", node.id)
             node.offset += self.random.randint(1, 5_000) * MS
             node.wake()
+
+    def do_session_expiry(self) -> None:
+        """Mostly clients do not hear what became of their last transitions, and ask again when it has happened."""
+        leader = self.world.leading()
+        if leader is None:
+            return
+        for client in self.world.clients:
+            client.expect(leader.id)
+            client.propose(client.operation(self.random))
+            if self.random.random() < 0.7:
+                self.world.network.cut_links([(leader.id, client.id)], self.for_a_while())
+        self.world.after(self.random.choice((2, 20, 200)) * MS, self._leap, leader, leader.life, False)
+
+    def _leap(self, leader: Process, life: int, hears: bool) -> None:
+        """The answers to a round of its own wait until a leader looks at its clock that leapt: so it leads on."""
+        if not self.world.may("session_expiry") or leader.node is None or leader.life != life:
+            return
+        if not hears:
+            self.world.answers.probe(leader, LINEARIZABLE)
+            self.world.after(1, self._leap, leader, life, True)
+            return
+        self.world.fault("session_expiry", leader.id)
+        leap_us = self.random.randint(SESSION_TIMEOUT_US // 2, 2 * SESSION_TIMEOUT_US)
+        leader.offset += leap_us
+        self.world.invariants.leapt_us += leap_us
+        leader.paused_until = self.world.now + 20 * MS
 
     def do_slow_apply(self) -> None:
         node = self.world.some_node()

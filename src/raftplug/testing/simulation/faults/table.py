@@ -37,6 +37,7 @@ FAULTS: dict[str, str] = {
     "clock_fast": "a process's clock runs up to twice as fast",
     "clock_slow": "a process's clock runs two or ten times too slow",
     "clock_jump": "a process's monotonic clock leaps ahead",
+    "session_expiry": "a leader's clock leaps so far that sessions end which nobody has used since",
     "slow_disk": "a process's writes take up to three seconds each for a while",
     "write_error": "a write fails, and nobody can say how much of it is on disk",
     "disk_full": "a disk has no space for a while",
@@ -109,7 +110,7 @@ THEMES: tuple[tuple[tuple[str, ...], dict[str, int]], ...] = (
         {},
     ),
     (
-        ("quiet_wanted", "crash", "isolate", "cut_one_way", "pause", "clock_jump"),
+        ("quiet_wanted", "crash", "isolate", "cut_one_way", "pause", "clock_jump", "session_expiry"),
         {"quiet_after_ms": 200},
     ),
     (
@@ -123,7 +124,7 @@ THEMES: tuple[tuple[tuple[str, ...], dict[str, int]], ...] = (
 LONG = tuple(
     theme for theme in THEMES if theme[0][:1] in (("lose_disk",), ("older_file",)) or "crash_in_fetch" in theme[0]
 )
-CLOCKS = frozenset({"clock_fast", "clock_slow", "clock_jump", "strand_leader"})
+CLOCKS = frozenset({"clock_fast", "clock_slow", "clock_jump", "session_expiry", "strand_leader"})
 OF_DIRECTORIES = frozenset({"lose_disk", "lose_quorum", "older_file", "start_twice"})
 THEMED = frozenset({"diverge"})  # Faults that happen only where a seed is about them.
 # Somebody else leads while a leader may think that it has a lease: only where there are any.
