@@ -41,7 +41,7 @@ class DirectoryFaults(Kind):
 
         One of the others may be founded again by mistake, instead of joining.
         """
-        if self.world.originals or any(each.displaced for each in self.world.processes.values()):
+        if self.world.quiet or self.world.originals or any(each.displaced for each in self.world.processes.values()):
             return
         last = self.world.invariants.highest_commit
         fitting = [
