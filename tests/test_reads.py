@@ -86,8 +86,11 @@ def test_a_stale_read_needs_no_quorum_and_a_linearizable_one_does(cluster: Clust
 
 def test_a_lease_answers_alone_until_it_ends_and_is_refused_where_there_are_none(cluster: Cluster) -> None:
     awake = Settings(lease_ms=400, quiet_after_ms=0)
-    with leading(cluster, awake, RAFTPLUG_QUIET_AFTER_MS="0", **LEASES) as node:
-        wait_until(lambda: reads_alone(cluster, node), "it holds a lease")
+    with (
+        leading(cluster, awake, RAFTPLUG_QUIET_AFTER_MS="0", **LEASES) as node,
+        Client(cluster.server.url, group="g") as client,
+    ):
+        wait_until(lambda: reads_alone(cluster, node, client), "it holds a lease")
         for id in ("n2", "n3"):
             cluster.nodes[id].process.send_signal(signal.SIGSTOP)
         time.sleep(1.0)  # Longer than any lease of this cluster.
@@ -97,8 +100,10 @@ def test_a_lease_answers_alone_until_it_ends_and_is_refused_where_there_are_none
         client.read(GET, consistency="for lunch")
 
 
-def reads_alone(cluster: Cluster, node: Node) -> bool:
+def reads_alone(cluster: Cluster, node: Node, client: Client) -> bool:
     """Whether the leader answers while nobody else can."""
+    client.transfer_leadership(node.id, timeout=30)  # Whoever stood still on a busy machine may have elected another.
+    node.read(GET, timeout=30)  # A quorum answers: a lease begins.
     processes = [cluster.nodes[id].process for id in ("n2", "n3")]
     for process in processes:
         process.send_signal(signal.SIGSTOP)
