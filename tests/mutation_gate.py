@@ -651,6 +651,18 @@ MUTANTS = (
         '        if False:\n            text = "the session expired before',
     ),
     Mutant(
+        "who is restored is of the old cluster",
+        "backup.py",
+        '    return hashlib.blake2b(told, digest_size=16, person=b"raftplug restore").digest()',
+        "    from raftplug.frames import cluster_uuid\n\n    return cluster_uuid(group, voters)",
+    ),
+    Mutant(
+        "restored with the old members",
+        "backup.py",
+        "    stream = snapshots.contents(configuration, ",
+        "    stream = snapshots.contents(reader.configuration, ",
+    ),
+    Mutant(
         "a witness campaigns",
         "raft.py",
         "if each.may_lead(self.id)]",

@@ -30,7 +30,7 @@ from raftplug.errors import InvalidArgument, MalformedMessage, WrongDirectory
 from raftplug.frames import Id, check_id
 from raftplug.settings import Settings
 from raftplug.snapshots import Making, Reader
-from raftplug.storage import Piece, SQLiteStorage, StoredSnapshot, Write, os_errors, sync
+from raftplug.storage import Piece, RecordStorage, SQLiteStorage, StoredSnapshot, Write, os_errors, sync
 
 _MAGIC: Final = b"RAFTPLUG"
 _VERSION: Final = 1
@@ -253,18 +253,14 @@ def restore(
         backup.verify(progress)
         reader = backup.reader()
         configuration = core.Configuration(voters).plain()
-        uuid = _cluster(backup, voters)
-        snapshot = backup.snapshot
-        sessions = reader.sessions.snapshot()
-        stream = snapshots.contents(configuration, sessions, reader.kind, reader.stream())
+        uuid = restored_cluster(backup.group, voters, backup.snapshot)
         piece_bytes = (settings or Settings()).validate().snapshot_piece_bytes
-        making = Making(snapshot.index, snapshot.term, snapshot.check, _SLOT, stream, piece_bytes)
         new = directory + ".restoring"
         shutil.rmtree(new, ignore_errors=True)
         try:
             with contextlib.closing(SQLiteStorage(new, id, cluster=uuid, bootstrap=True)) as storage:
                 storage.create(backup.group, plain.encode(configuration))
-                made = _fill(storage, backup.group, making, progress)
+                made = fill(storage, backup.group, backup.snapshot, reader, configuration, piece_bytes, progress)
             with os_errors(directory, "made"):
                 if os.path.isdir(directory):
                     os.rmdir(directory)
@@ -276,8 +272,28 @@ def restore(
         return Restored(directory, uuid, made)
 
 
-def _fill(storage: SQLiteStorage, group: str, making: Making, progress: Progress) -> StoredSnapshot:
-    """Write the pieces, a few a transaction, and make them the snapshot."""
+def fill(
+    storage: RecordStorage,
+    group: str,
+    snapshot: StoredSnapshot,
+    reader: Reader,
+    configuration: Any,
+    piece_bytes: int,
+    progress: Progress = _ignore,
+) -> StoredSnapshot:
+    """Make what a snapshot holds, but with other members, that of a group that was created and is empty.
+
+    Args:
+        storage: has the group, with that configuration and nothing else; pieces are written a few a transaction.
+        group: its name.
+        snapshot: which it is.
+        reader: what is in it.
+        configuration: the members from now on, as plain data.
+        piece_bytes: how long a piece is to be.
+        progress: see `Progress`.
+    """
+    stream = snapshots.contents(configuration, reader.sessions.snapshot(), reader.kind, reader.stream())
+    making = Making(snapshot.index, snapshot.term, snapshot.check, _SLOT, stream, piece_bytes)
     for pieces in _handfuls(making):
         storage.commit([Write(group, 0, None, pieces=pieces)])
     made = making.made()
@@ -298,10 +314,10 @@ def _handfuls(making: Making) -> Iterator[list[Piece]]:
     yield held
 
 
-def _cluster(backup: Backup, voters: Sequence[Id]) -> bytes:
-    """The identity of the new cluster: the same for all of its nodes, and nobody else's."""
+def restored_cluster(group: str, voters: Sequence[Id], snapshot: StoredSnapshot) -> bytes:
+    """The identity of a new cluster with those voters: the same for all of its nodes, and nobody else's."""
     members = sorted(voters, key=lambda peer: (isinstance(peer, str), peer))
-    told = msgpack.packb([backup.group, members, backup.snapshot.digest])
+    told = msgpack.packb([group, members, snapshot.digest])
     return hashlib.blake2b(told, digest_size=16, person=b"raftplug restore").digest()
 
 

@@ -34,6 +34,12 @@ class Invariants(Part):
         self._checks: dict[tuple[int, int], int] = {}  # Of the entries up to a last one: index, term.
         self._histories: dict[int, int] = {0: 0}  # Of what was executed, by its number.
 
+    def begin_anew(self, term: int) -> None:
+        """Another cluster goes on with what is committed, from a term that the one before may have left behind."""
+        self._commit_term = term
+        self._leaders.clear()
+        self._checks.clear()
+
     def check(self, process: Process, clock: int) -> None:
         """The invariants, as far as this process can have broken them since its last turn."""
         node, disk = process.node, process.disk

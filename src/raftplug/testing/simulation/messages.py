@@ -27,7 +27,7 @@ class Messages(Part):
     def __init__(self, world: Simulation) -> None:
         super().__init__(world)
         self.boots: dict[int, int] = {}  # Of each nonce that a node had: its boot.
-        self.false: set[int] = set()  # Nonces of lives on disks that were put back.
+        self.false: set[int] = set()  # Nonces of lives on disks that were put back, or before a backup was.
 
     def speech(self, process: Process, send: _Send) -> _Send:
         """What a node says, sometimes late or twice.
@@ -79,7 +79,7 @@ class Messages(Part):
                 if boot < last or (boot == last and nonce != known):
                     raise Violation(f"identity: {process.id} takes what boot {boot} of {source} says, after {last}")
                 if nonce in self.false:
-                    raise Violation(f"identity: {process.id} takes what {source} says on a disk that was put back")
+                    raise Violation(f"identity: {process.id} takes what {source} says in a life that counts no more")
                 if nonce != known:
                     process.heard_lives[source, storage] = (boot, nonce)
             receive(source, nonce, kind, body, storage)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from raftplug.backup import fill, restored_cluster
 from raftplug.constants import LEADER
 from raftplug.recovery import sole_voter
-from raftplug.storage import RecordStorage
+from raftplug.snapshots import Reader
+from raftplug.storage import RecordStorage, Write
+from raftplug.testing.simulation.disk import SimulatedRows
 from raftplug.testing.simulation.faults.kind import Kind
 from raftplug.testing.simulation.plan import GROUP, MS
+from raftplug.testing.simulation.report import Violation
 
 if TYPE_CHECKING:
     from raftplug.testing.simulation.process import Process
@@ -73,6 +77,61 @@ class DirectoryFaults(Kind):
         survivor.record(write, storage)
         self._recovered_term = survivor.disk.term
         survivor.boot()
+
+    def do_restore_backup(self) -> None:
+        """Once nobody has asked for anything for a while, an operator asks for a snapshot."""
+        self.world.silent_until = self.world.now + 2_000 * MS
+        self.world.after(1_000 * MS, self._back_up)
+
+    def _back_up(self) -> None:
+        leader = self.world.leading()
+        if leader is not None:
+            self.world.faults.operators.ask("snapshot", [None], leader.id)
+            self.world.after(50 * MS, self._restore_backup)
+
+    def _restore_backup(self) -> None:
+        """Where the newest snapshot of some node holds all that is committed: else nothing were promised.
+
+        What only the old cluster knew, its terms above all, is as if it had never been; and nobody believes it.
+        """
+        fitting = [
+            each
+            for each in self.world.processes.values()
+            if each.good_rows is None and not each.rows.damaged_pieces()
+            if each.disk.base >= self.world.invariants.highest_commit > 0
+        ]
+        if self.world.quiet or not fitting or self.plan.witnesses or self.world.originals:
+            return
+        if any(each.displaced for each in self.world.processes.values()):
+            return
+        source = self.random.choice(fitting)
+        self.world.fault("restore_backup", source.id)
+        rows = SimulatedRows(source.id)
+        rows.put_back(source.rows.copy())
+        backup = RecordStorage(rows, source.id, entropy=self.random.randbytes)
+        stored = backup.load(GROUP)
+        if stored is None or stored.snapshot is None:
+            raise Violation(f"durability: {source.id} has lost its snapshot")
+        snapshot, founders = stored.snapshot, self.world.core.Configuration(tuple(self.plan.founders))
+        self.world.uuid = restored_cluster(GROUP, self.plan.founders, snapshot)
+        self.world.invariants.begin_anew(snapshot.term)
+        self.world.messages.false.update(self.world.messages.boots)
+        self._recovered_term = 0
+        self.world.network.directory.clear()  # Under another prefix, or after the old records have aged.
+        for client in self.world.clients:  # They speak to the cluster that they found when they began.
+            client.crash()
+        for each in self.world.processes.values():
+            each.kill(None)
+            is_founder = each.id in self.plan.founders
+            each.lose_disk(founders if is_founder else self.world.core.Configuration(()))
+            each.lost = []
+            if is_founder:
+                storage = RecordStorage(each.rows, each.id, entropy=self.random.randbytes)
+                reader = Reader(snapshot, lambda number: backup.piece(GROUP, snapshot.slot, number))
+                piece_bytes = self.plan.settings.snapshot_piece_bytes
+                made = fill(storage, GROUP, snapshot, reader, founders.plain(), piece_bytes)
+                each.record(Write(GROUP, made.term, None, snapshot=made, snapshot_resets_log=True), storage)
+            self.world.after(self.down_for(), each.boot_if_down)
 
     def _is_expendable(self, node: Process) -> bool:
         """Whether all know the node by its disk, the others are enough without it, and no other one is gone."""

@@ -46,6 +46,7 @@ FAULTS: dict[str, str] = {
     "row_swap": "two rows on the disk of a dead process change places; its restart must notice",
     "lose_disk": "a node's disk is lost; it starts on an empty one, and an operator makes it a new member",
     "lose_quorum": "all disks but one are lost; its node becomes the only voter, and the others are added as new ones",
+    "restore_backup": "all disks are lost; the founders start on what a backup holds, and are another cluster",
     "older_file": "a dead node's disk is put back as it was before its last start; the others must refuse it",
     "start_twice": "a copy of a running node's directory is started; the original must stop",
     "node_burst": "a node's own process proposes many transitions at once",
@@ -117,7 +118,7 @@ THEMES: tuple[tuple[tuple[str, ...], dict[str, int]], ...] = (
         ("slow_apply", "diverge", "lose_snapshot", "old_inbox", "cut_both_ways", "isolate"),
         {"snapshot_entries": 20, "keep_entries": 0, "digest_entries": 8, "max_unapplied_bytes": 2_000},
     ),
-    (("lose_disk", "lose_quorum", "old_inbox", "replay", "isolate"), {}),
+    (("lose_disk", "lose_quorum", "restore_backup", "old_inbox", "replay", "isolate"), {}),
     (("older_file", "start_twice", "restart_all", "crash"), {}),
 )
 # Those of them that are long stories: mostly they are told where little else happens.
@@ -125,7 +126,7 @@ LONG = tuple(
     theme for theme in THEMES if theme[0][:1] in (("lose_disk",), ("older_file",)) or "crash_in_fetch" in theme[0]
 )
 CLOCKS = frozenset({"clock_fast", "clock_slow", "clock_jump", "session_expiry", "strand_leader"})
-OF_DIRECTORIES = frozenset({"lose_disk", "lose_quorum", "older_file", "start_twice"})
+OF_DIRECTORIES = frozenset({"lose_disk", "lose_quorum", "restore_backup", "older_file", "start_twice"})
 THEMED = frozenset({"diverge"})  # Faults that happen only where a seed is about them.
 # Somebody else leads while a leader may think that it has a lease: only where there are any.
 LEASED = ("deaf_leader", "late_answers", "early_rival")
