@@ -138,6 +138,16 @@ class Liveness(Part):
         def is_there() -> bool:
             return any(each.node is not None and each.driver().machine.flipped for each in chosen)
 
+        leader = self.world.leading()
+        members = leader.driver().raft.configuration.members() if leader is not None else []
+        comparable = [
+            each
+            for each in chosen
+            if each.node is not None and each.id in members and each.id not in self.plan.witnesses
+        ]
+        if self.plan.settings.digest_entries and "diverge" in self.plan.faults and not is_there() and comparable[1:]:
+            # Whoever was changed before has started anew since, or taken another state over.
+            self.world.faults.processes.diverge(self.random.choice(comparable))
         limit = self.world.now + 40 * self.plan.settings.election_timeout_ms * MS
         future = None
         while is_there() and not is_named():

@@ -113,9 +113,13 @@ class ProcessFaults(Kind):
             and self.plan.settings.digest_entries
             and node.id not in self.plan.witnesses
         ):
-            self.world.fault("diverge", node.id)
-            self.world.diverged = True
-            node.driver().machine.flipped = 1
+            self.diverge(node)
+
+    def diverge(self, node: Process) -> None:
+        """Change what a running node's machine holds."""
+        self.world.fault("diverge", node.id)
+        self.world.diverged = True
+        node.driver().machine.flipped = 1
 
     def do_slow_observer(self) -> None:
         node = self.world.some_node()
