@@ -667,7 +667,7 @@ class Raft:
 
     @cython.cfunc
     def _may_elect(self, message: Message) -> cython.bint:
-        """Whether the sender's log is at least as up to date as ours: last term first, then length (§3.6.1)."""
+        """Whether we vote, and the sender's log is at least as up to date as ours: last term, then length (§3.6.1)."""
         if not self._may_vote():
             return False
         if message.log_term != self.log.last_term:
