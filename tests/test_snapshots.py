@@ -16,7 +16,8 @@ from raftplug.errors import InvalidTransition, MalformedMessage, OutcomeUnknown,
 from raftplug.future import Future
 from raftplug.settings import Settings
 from raftplug.snapshots import PLAIN, STREAM, Fetch, Making, Reader
-from raftplug.storage import StoredSnapshot
+from raftplug.storage import MemoryStorage, StoredSnapshot
+from raftplug.threads import run_here
 from test_fake_clock import GROUP, IDS, Counter, World
 
 PIECE_BYTES = 50
@@ -368,6 +369,44 @@ def test_what_is_overtaken_leaves_nothing_on_any_disk(core: Any) -> None:
         stored = world.storages[id].load(GROUP)
         assert stored is not None and stored.snapshot is not None
         assert (stored.leftovers, stored.incoming) == ((), None)
+
+
+def test_a_snapshot_is_not_loaded_while_a_newer_one_takes_its_place(core: Any) -> None:
+    """A new node waits with its first one, which says nothing of it; its machine takes its time over the second."""
+    world, jobs = World(core, settings=SMALL), []
+    leader = world.elect()
+    for number in range(25):
+        world.result(world.propose(leader, {"add": 1, "tag": number}))
+    world.storages["n4"] = MemoryStorage("n4", cluster=world.uuid)
+    world.storages["n4"].create(GROUP, plain.encode(core.Configuration(()).plain()))
+    world.boot("n4", apply_executor=lambda job, done: jobs.append((job, done)))
+    driver = world.nodes["n4"].drivers[GROUP]
+    world.client().requester.ask("members", ["add", ["n4"]], Future(), world.now + 60_000_000)
+    world.until(lambda: driver._loading is not None)
+    first = driver._loading.snapshot
+    assert driver.is_witness is None
+    world.cut.add("n4")
+    world.boot(leader)  # It had kept for the new node what follows that snapshot.
+    leader = world.elect()
+    for number in range(25, 50):
+        world.result(world.propose(leader, {"add": 1, "tag": number}))
+    world.cut.clear()
+
+    def is_gone() -> bool:
+        stored = world.storages["n4"].load(GROUP)
+        assert stored is not None and stored.snapshot is not None
+        return stored.snapshot.index > first.index and not stored.leftovers
+
+    world.until(is_gone)
+
+    def has_all() -> bool:
+        while jobs:
+            job, done = jobs.pop(0)
+            run_here(job, lambda error: world.nodes["n4"].call(done, error))  # noqa: B023
+        return world.machines["n4"].value == 50
+
+    world.until(has_all)
+    assert world.machines["n4"].executed == list(range(50))
 
 
 def test_any_number_may_fetch_at_once_each_at_its_own_pace(core: Any) -> None:

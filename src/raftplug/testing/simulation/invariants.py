@@ -85,6 +85,8 @@ class Invariants(Part):
             raise Violation(f"durability: the vote of {process.id} in term {term} is not on its disk")
         if driver.snapshots.fetch is not None:
             self.world.faults.moments.fetches(process, driver.snapshots.fetch)
+        if driver._loading is not None and driver.is_witness is None:
+            self.world.faults.moments.waits(process, driver._loading.snapshot)
         if role == LEADER or term != process.term or commit != process.commit:
             self.world.note(f"{process.id} {role} {term} {last} {commit} {driver._applied}")
         if is_new:

@@ -110,14 +110,14 @@ def draw(seed: int, chance: random.Random, nodes: int, operations: int, faults: 
     fault_ms = 800 if operations or alone else chance.choice((60, 200, 800))
     # Few requests leave room for many elections; but who is to fetch snapshots must fall behind.
     falls_behind = "crash_in_fetch" in theme
-    pace = 1 if operations or falls_behind else chance.choice((1, 4, 10))
+    pace = 1 if operations or falls_behind else 4 if "overtake_snapshot" in theme else chance.choice((1, 4, 10))
     strike_chance = chance.choice((0.1, 0.3, 0.7))
     # Half of the seeds with changing members end in the middle of a change, which not all may know of.
     ends_in_change = "change_members" in may and chance.random() < 0.5 and not operations
     operated = may & {"change_members", *OF_DIRECTORIES}  # An operator knows of one group.
     companions = () if operated else COMPANIONS[: chance.choice((0, 0, 1, 2))]
     founders = [f"n{number}" for number in range(1, nodes + 1)]
-    spare = 2 if "change_members" in may else 0
+    spare = 2 if may & {"change_members", "overtake_snapshot"} else 0
     ids = founders + [f"n{number}" for number in range(nodes + 1, nodes + 1 + spare)]
     # Nobody, one that is to be added, or one of the founders.
     witnesses = chance.choice(([], ids[-1:], founders[1:][-1:])) if spare else []

@@ -87,7 +87,8 @@ class Process(Part):
         self.quiet_under: dict[str, tuple[int, Any, int]] = {}  # Term, leader and its life, of each quiet group.
         self.led_from = 0  # Where its log ended when it was elected.
         self.elected_at = self.term_asked = self.term_campaigned = 0
-        self.struck = b""  # The snapshot that it fetched when it was killed for that.
+        self.struck = b""  # The snapshot that it fetched when it was killed for that …
+        self.waited = b""  # … and the last one that it could not take over yet.
         self.kept: list[bytes] = []  # The snapshots of this life, the current one last, by digest …
         self.given: dict[bytes, int] = {}  # … and when, by our own clock, a piece of each was given last.
         # The latest life of each directory of which it took something, by id and uuid; its disk must keep it.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raftplug.backup import fill, restored_cluster
 from raftplug.constants import LEADER
@@ -133,18 +133,40 @@ class DirectoryFaults(Kind):
                 each.record(Write(GROUP, made.term, None, snapshot=made, snapshot_resets_log=True), storage)
             self.world.after(self.down_for(), each.boot_if_down)
 
+    def do_overtake_snapshot(self) -> None:
+        """A node that was not founded comes, on an empty disk, or goes; what follows waits for its moment."""
+        if self.world.originals or any(each.displaced for each in self.world.processes.values()):
+            return
+        leader = self.world.leading()
+        if leader is None or not leader.driver().raft.log.base_index or self.world.faults.operators.may_be_changing():
+            return
+        members = leader.driver().raft.configuration.members()
+        newcomers = [id for id in self.plan.ids if id not in (*self.plan.founders, *self.plan.witnesses)]
+        known = self._known([id for id in self.plan.ids if id not in newcomers or id in members])
+        strangers = [id for id in newcomers if not any(id in each.members() for each in known)]
+        if strangers:
+            node = self.world.processes[self.random.choice(strangers)]
+            node.kill(None)
+            node.lose_disk(self.world.core.Configuration(()))
+            node.boot()
+            self.world.faults.operators.ask("members", ["add", [node.id]])
+        elif newcomers:
+            self.world.faults.operators.ask("members", ["remove", [self.random.choice(newcomers)]])
+
+    def _known(self, ids: list[str]) -> list[Any]:
+        """The members as these nodes' disks say, and their processes: a change under way may be on no disk yet."""
+        nodes = [self.world.processes[id] for id in ids]
+        known = [each.disk.members() for each in nodes]
+        known += [each.driver().raft.configuration for each in nodes if each.node is not None]
+        return [each for each in known if each.voters]
+
     def _is_expendable(self, node: Process) -> bool:
         """Whether all know the node by its disk, the others are enough without it, and no other one is gone."""
         if self.world.originals or any(each.displaced for each in self.world.processes.values()):
             return False
-        if (
-            self.world.now - self.world.faults.operators.change_asked_at < 4_000 * MS
-        ):  # It may be on its way: to where this node is needed.
+        if self.world.faults.operators.may_be_changing():  # To where this node is needed.
             return False
-        known = [each.disk.members() for each in self.world.processes.values()]
-        # A change that is under way may be on no disk yet.
-        known += [each.driver().raft.configuration for each in self.world.processes.values() if each.node is not None]
-        known = [each for each in known if each.voters]
+        known = self._known(self.plan.ids)
         return all(len(each.voters) > 2 and each.storages.get(node.id) == node.disk.storage for each in known)
 
     def _go_without(self, node: Process) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from raftplug import snapshots
+from raftplug.storage import StoredSnapshot
 from raftplug.testing.simulation.faults.kind import Kind
 from raftplug.testing.simulation.plan import MS
 
@@ -64,6 +65,29 @@ class Moments(Kind):
         process.struck = fetch.snapshot.digest
         if self.world.strikes("crash_in_fetch"):
             self.world.after(self.random.randint(0, 3) * MS, self.strike, "crash_in_fetch", process, process.life)
+
+    def waits(self, process: Process, snapshot: StoredSnapshot) -> None:
+        """A process has a snapshot on its disk, and does not know yet whether it keeps a state machine.
+
+        The next one tells it, and takes the place of the first, if the leader that keeps what follows the first is
+        killed; a machine that takes its time is at work meanwhile, if it was given the first one.
+        """
+        if process.waited == snapshot.digest or not self.world.may("overtake_snapshot"):
+            return
+        process.waited = snapshot.digest
+        self.world.fault("overtake_snapshot", process.id)
+        self.world.network.cut_off(process.id, 2_500 * MS)
+        leader = self.world.leading()
+        if leader is not None:
+            leader.kill(1 * MS)
+        self.world.after(2_000 * MS, self._snapshot_on_leader)
+        process.apply_us = 300 * MS
+        self.world.after(5_000 * MS, setattr, process, "apply_us", 0)
+
+    def _snapshot_on_leader(self) -> None:
+        leader = self.world.leading()
+        if leader is not None and not self.world.quiet:
+            self.world.faults.operators.ask("snapshot", [None], leader.id)
 
     def strike(self, name: str, process: Process, life: int, *more: str) -> None:
         """The moment is there; nothing happens if the process has started anew since it was chosen."""

@@ -8,7 +8,7 @@ from raftplug.frames import Id
 from raftplug.future import Future
 from raftplug.testing.simulation.faults.kind import Kind
 from raftplug.testing.simulation.keys import CLIENTS
-from raftplug.testing.simulation.plan import MS, NEVER
+from raftplug.testing.simulation.plan import MS
 from raftplug.testing.simulation.report import Violation
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ class Operators(Kind):
 
     def __init__(self, world: Simulation) -> None:
         super().__init__(world)
-        self.change_asked_at = -NEVER
+        self._changes: dict[Future, int] = {}  # What was asked for and is not known to be over, and when that was.
 
     def do_change_members(self) -> None:
         """By way of a client.  Whoever is added is running."""
@@ -43,12 +43,15 @@ class Operators(Kind):
             action = "witness" if action in ("add", "learn") else self.random.choice((action, "remove"))
         self.world.fault("change_members", action, id)
         self.world.processes[id].boot_if_down()
-        self.change_asked_at = self.world.now
         self.ask("members", [action, [id]])
 
     def is_ending(self) -> bool:
         """Whether the next change of the members is where the faults end."""
         return self.plan.ends_in_change and 2 * self.world.report.events > self.world.events and not self.world.quiet
+
+    def may_be_changing(self) -> bool:
+        """Whether a change of the members may be on its way, or under way."""
+        return any(self.world.now - at < 4_000 * MS for at in self._changes.values())
 
     def do_operator_snapshot(self) -> None:
         target = self.random.choice(self.plan.ids)
@@ -75,6 +78,7 @@ class Operators(Kind):
         """Ask the group, or the node `to`, for something."""
         client, future = self.random.choice(self.world.clients), Future()
         if operation == "members":
+            self._changes[future] = self.world.now
             future.add_done_callback(lambda _: self._check_change(arguments, future))
         client.loop.requester.ask(operation, arguments, future, self.world.now + 3_000 * MS, to)
         client.turn()
@@ -83,6 +87,7 @@ class Operators(Kind):
         """Whoever is told that a change is over is told of the members after it."""
         if answer.exception(0) is not None:
             return
+        del self._changes[answer]
         action, (id,) = arguments
         voters, outgoing, learners, joining, _ = answer.result(0)
         votes, learns = id in voters or id in outgoing, id in learners

@@ -54,6 +54,8 @@ class Faults(Part):
         changing = "change_members" in self.plan.faults
         if changing and self.random.random() < (0.5 if self.operators.is_ending() else 0.2):
             self.operators.do_change_members()
+        elif "overtake_snapshot" in self._do and self.random.random() < 0.3:
+            self._do["overtake_snapshot"]()
         elif self.plan.settings.lease_ms and self.random.random() < 0.2 and self._leased:
             self._do[self.random.choice(self._leased)]()
         elif self.plan.falls_behind and self.random.random() < 0.4:

@@ -17,6 +17,7 @@ FAULTS: dict[str, str] = {
     "snapshot_piece_rot": "a bit of what a process has fetched of a snapshot flips on its disk",
     "operator_snapshot": "an operator has some node make a snapshot now",
     "crash_in_fetch": "a process is killed while it fetches a snapshot",
+    "overtake_snapshot": "a new node whose first snapshot says nothing of it is cut off until there is a newer one",
     "cut_one_way": "a link loses everything in one direction for a while",
     "cut_both_ways": "a link loses everything in both directions for a while",
     "clog": "a link holds everything for a while, then delivers it at once",
@@ -111,6 +112,10 @@ THEMES: tuple[tuple[tuple[str, ...], dict[str, int]], ...] = (
         {},
     ),
     (
+        ("overtake_snapshot", "crash", "operator_snapshot"),
+        {"snapshot_entries": 20, "keep_entries": 0, "snapshot_piece_bytes": 60},
+    ),
+    (
         ("quiet_wanted", "crash", "isolate", "cut_one_way", "pause", "clock_jump", "session_expiry"),
         {"quiet_after_ms": 200},
     ),
@@ -123,10 +128,14 @@ THEMES: tuple[tuple[tuple[str, ...], dict[str, int]], ...] = (
 )
 # Those of them that are long stories: mostly they are told where little else happens.
 LONG = tuple(
-    theme for theme in THEMES if theme[0][:1] in (("lose_disk",), ("older_file",)) or "crash_in_fetch" in theme[0]
+    theme
+    for theme in THEMES
+    if theme[0][:1] in (("lose_disk",), ("older_file",), ("overtake_snapshot",)) or "crash_in_fetch" in theme[0]
 )
 CLOCKS = frozenset({"clock_fast", "clock_slow", "clock_jump", "session_expiry", "strand_leader"})
-OF_DIRECTORIES = frozenset({"lose_disk", "lose_quorum", "restore_backup", "older_file", "start_twice"})
+OF_DIRECTORIES = frozenset(
+    {"lose_disk", "lose_quorum", "restore_backup", "older_file", "start_twice", "overtake_snapshot"}
+)
 THEMED = frozenset({"diverge"})  # Faults that happen only where a seed is about them.
 # Somebody else leads while a leader may think that it has a lease: only where there are any.
 LEASED = ("deaf_leader", "late_answers", "early_rival")
