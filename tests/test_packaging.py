@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import tomllib
+import zipfile
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PROGRAMS = ("benchmarks/etcd_raft.go", "benchmarks/etcd_load.go")
 FILES = ("pyproject.toml", "setup.py", "MANIFEST.in", "LICENSE", "README.md")
 
 pytest.importorskip("setuptools")
@@ -69,8 +71,16 @@ def test_the_sdist_has_the_source_and_nothing_generated(tree: Path, tmp_path: Pa
     sources = {str(path.relative_to(tree)) for path in (tree / "src/raftplug").rglob("*.py")}
     assert sources <= files
     assert {"setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "tests/test_packaging.py"} <= files
-    assert {f"src/raftplug/{name}" for name in ("_core.pyx", "_core.pyi", "py.typed")} <= files
+    assert {f"src/raftplug/{name}" for name in ("_core.pyx", "_core.pyi", "py.typed", *PROGRAMS)} <= files
     assert not [name for name in files if name.endswith((".c", ".so", ".pyc")) or name.startswith("build")]
+
+
+def test_the_wheel_has_what_is_no_module(tree: Path, tmp_path: Path) -> None:
+    result = setup(tree, "-q", "bdist_wheel", "-d", str(tmp_path / "dist"), RAFTPLUG_NO_EXT="1")
+    assert result.returncode == 0, result.stderr
+    (archive,) = (tmp_path / "dist").iterdir()
+    with zipfile.ZipFile(archive) as wheel:
+        assert {f"raftplug/{name}" for name in ("_core.pyi", "py.typed", *PROGRAMS)} <= set(wheel.namelist())
 
 
 def test_a_broken_compiler_means_pure_python_and_says_so(tree: Path) -> None:

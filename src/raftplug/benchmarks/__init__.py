@@ -1,1 +1,1 @@
-"""What `raftplug bench` measures; each module is one level, and needs nothing that the package does not have."""
+"""What `raftplug bench` measures; each level is one module, and only the peers need what the package does not have."""

@@ -42,12 +42,20 @@ class Record:
 
 @dataclass
 class Report:
-    """All figures of one run of the bench.  Ratios are medians over the pairs of the same round."""
+    """All figures of one run of the bench.  Ratios are medians over the pairs of the same round.
+
+    Attributes:
+        failed: what was not measured although it should have been, and why.
+        skipped: what is not installed, and how to install it.
+        promises: what each of the peers that were measured promises.
+    """
 
     records: list[Record] = field(default_factory=list)
     ratios: dict[str, float] = field(default_factory=dict)
     ratio_runs: dict[str, list[float]] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    promises: dict[str, str] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=lambda: machine())
 
     def add(

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from raftplug.benchmarks.record import Record, Report
     from raftplug.benchmarks.svg import Panel
 
-_SUITES: Final = ("core", "parts", "e2e")
+_SUITES: Final = ("core", "parts", "e2e", "peers")
 _FILE: Final = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command("bench")
-@click.option("--quick", is_flag=True, help="The essential figures, within a minute.")
+@click.option("--quick", is_flag=True, help="The essential figures, within a minute; peers only by --only.")
 @click.option("--only", type=click.Choice(_SUITES), multiple=True, help="Only this level; may be given again.")
 @click.option(
     "--seconds", type=options.SECONDS, metavar="S", help="How long each run takes, instead of the level's own."
@@ -34,7 +34,7 @@ _FILE: Final = click.Path(dir_okay=False, path_type=Path)
     "--directory",
     type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path),
     metavar="DIR",
-    help="Where level e2e makes its data directories: on the disk that is meant. By default the temporary one.",
+    help="Where levels e2e and peers make data directories: on the disk that is meant. By default the temporary one.",
 )
 def command(
     quick: bool,
@@ -46,17 +46,18 @@ def command(
 ) -> None:
     """Measure throughput and latency.
 
-    Three levels: `core` is the compiled and the Python core alone, three voters in one process; `parts` is each part of
+    Four levels: `core` is the compiled and the Python core alone, three voters in one process; `parts` is each part of
     them in ns; `e2e` is three node processes with synced directories over an embedded server, beside the floor: the
-    same hops and the same commit to disk without raftplug. What is compared takes turns in the same minute; each figure
-    is a median with its range.
+    same hops and the same commit to disk without raftplug; `peers` is raftplug beside PySyncObj, etcd and etcd's raft
+    library, as far as they are installed. What is compared takes turns in the same minute; each figure is a median with
+    its range.
 
     \b
     Example:
       raftplug bench --quick
       raftplug bench --json bench.json --plot bench.svg
     """
-    from raftplug.benchmarks import core, e2e, parts
+    from raftplug.benchmarks import core, e2e, parts, peers
     from raftplug.benchmarks.record import Report
 
     if plot_file is not None and plot_file.suffix != ".svg":
@@ -65,8 +66,8 @@ def command(
         if file is not None and not file.parent.is_dir():  # Now, not when everything is measured.
             raise click.UsageError(f"there is no directory for {str(file)!r}")
     report = Report()
-    suites: dict[str, Any] = {"core": core, "parts": parts, "e2e": e2e}
-    chosen = [name for name in _SUITES if not only or name in only]
+    suites: dict[str, Any] = {"core": core, "parts": parts, "e2e": e2e, "peers": peers}
+    chosen = [name for name in _SUITES if name in (only or (_SUITES[:-1] if quick else _SUITES))]
     total = sum(suites[name].steps(quick=quick) for name in chosen)
     hidden = not sys.stderr.isatty()
     with click.progressbar(
@@ -74,7 +75,7 @@ def command(
     ) as bar:
         for name in chosen:
             bar.update(0, name)
-            more = {"directory": directory} if name == "e2e" else {}
+            more = {"directory": directory} if name in ("e2e", "peers") else {}
             try:
                 suites[name].measure(report, quick=quick, seconds=seconds, step=partial(bar.update, 1), **more)
             except RaftplugError as error:  # The other levels' figures are none the worse for it.
@@ -86,6 +87,8 @@ def command(
 
         plot_file.write_text(draw(_panels(report), _caption(report)))
     _print(report)
+    for line in report.skipped:
+        output.note(f"skipped: {line}")
     for failure in report.failed:
         output.error(failure)
     if report.failed:
@@ -114,6 +117,9 @@ def _print(report: Report) -> None:
             ("ratio", "median", "from", "to"),
             [(name, round(value, 2), *_range(report.ratio_runs[name])) for name, value in report.ratios.items()],
         )
+    if report.promises:
+        click.echo()
+        output.table(("who", "promises"), list(report.promises.items()))
     click.echo(f"\n{_caption(report)}")
 
 
@@ -143,7 +149,8 @@ def _panels(report: Report) -> list[Panel]:
             place = x(r)
             if r.suite == suite and name in r.name and place is not None:
                 transport = r.name.partition(".")[0] if suite == "e2e" else ""
-                found.setdefault(f"{r.core} {r.payload_bytes} B {transport}".strip(), []).append((place, r.runs))
+                line = r.name if suite == "peers" else f"{r.core} {r.payload_bytes} B {transport}".strip()
+                found.setdefault(line, []).append((place, r.runs))
         return found
 
     def voters(r: Record) -> float | None:
@@ -155,5 +162,11 @@ def _panels(report: Report) -> list[Panel]:
         Panel("Commit of an entry", "voters", "ns", lines("parts", "commit.", voters)),
         Panel("End to end, durable", "window", "entries/s", lines("e2e", ".throughput", lambda r: r.window)),
         Panel("CPU of all processes", "window", "s per million", lines("e2e", ".cpu", lambda r: r.window)),
+        Panel(
+            "Beside peers",
+            "window",
+            "entries/s",
+            lines("peers", "", lambda r: r.window if r.unit == "entries/s" else None),
+        ),
     ]
     return [panel for panel in panels if panel.lines]

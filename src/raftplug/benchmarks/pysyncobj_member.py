@@ -24,7 +24,7 @@ _BATCH_S = 0.0005
 _IDLE_S = 0.1
 
 
-class Counter(SyncObj):
+class Counter(SyncObj):  # type: ignore[misc]
     """Counts what it is given, like the machine of our own nodes."""
 
     def __init__(self, own: str, others: list[str]) -> None:
@@ -32,7 +32,7 @@ class Counter(SyncObj):
         super().__init__(own, others, self.options)
         self.value = 0
 
-    @replicated
+    @replicated  # type: ignore[untyped-decorator]
     def add(self, transition: bytes) -> int:
         self.value += 1
         return self.value
