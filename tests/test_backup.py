@@ -112,14 +112,14 @@ def test_restore_refuses_what_cannot_be_and_changes_nothing(tmp_path: Path) -> N
     written(tmp_path / "file")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("keep")
-    for id, peers, directory, group, kind in (
-        ("n1", ["n2"], "new", None, errors.InvalidArgument),
-        ("n1", ["n1", "n1"], "new", None, errors.InvalidArgument),
-        ("n1", ["n1"], "new", "other", errors.InvalidArgument),
-        ("n1", ["n1"], "full", None, errors.WrongDirectory),
-        ("n1", ["n1"], "file", None, errors.WrongDirectory),
+    for id, peers, directory, group in (
+        ("n1", ["n2"], "new", None),
+        ("n1", ["n1", "n1"], "new", None),
+        ("n1", ["n1"], "new", "other"),
+        ("n1", ["n1"], "full", None),
+        ("n1", ["n1"], "file", None),
     ):
-        with pytest.raises(kind):
+        with pytest.raises(errors.InvalidArgument):
             restore(tmp_path / "file", tmp_path / directory, id=id, peers=peers, group=group)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "full"]
     assert (tmp_path / "full" / "mine").read_text() == "keep"
@@ -222,7 +222,7 @@ def test_a_restore_into_a_used_directory_or_from_no_backup_is_one_line(three: Cl
     file = tmp_path / "g.backup"
     succeeded(three.run("backup", str(file)))
     arguments = ("--id", "n1", "--peers", "n1", "--data-dir")
-    refused(raftplug("restore", str(file), *arguments, str(tmp_path / "n1")), 1, "is not empty")
+    refused(raftplug("restore", str(file), *arguments, str(tmp_path / "n1")), 2, "is not empty")
     file.write_bytes(b"something else")
     refused(raftplug("restore", str(file), *arguments, str(tmp_path / "new")), 1, "no backup")
     assert not (tmp_path / "new").exists()

@@ -26,7 +26,7 @@ from typing import Any, BinaryIO, Final
 import msgpack
 
 from raftplug import core, plain, snapshots
-from raftplug.errors import InvalidArgument, MalformedMessage, WrongDirectory
+from raftplug.errors import InvalidArgument, MalformedMessage
 from raftplug.frames import Id, check_id
 from raftplug.settings import Settings
 from raftplug.snapshots import Making, Reader
@@ -237,8 +237,7 @@ def restore(
 
     Raises:
         MalformedMessage: the file is damaged, or no backup; nothing was changed.
-        InvalidArgument: the arguments cannot be; likewise.
-        WrongDirectory: the directory holds something; likewise.
+        InvalidArgument: the arguments cannot be, or the directory holds something; likewise.
         StorageError: the file cannot be read, or the directory not written.
     """
     voters = [check_id(peer, "peer") for peer in peers]
@@ -246,7 +245,7 @@ def restore(
         raise InvalidArgument(f"peers: name every node of the new cluster once, {id!r} among them")
     directory = os.path.abspath(data_dir)
     if os.path.lexists(directory) and not (os.path.isdir(directory) and not os.listdir(directory)):
-        raise WrongDirectory(f"{data_dir} is not empty: give a directory that is not there yet")
+        raise InvalidArgument(f"{data_dir} is not empty: give a directory that is not there yet")
     with Backup(file) as backup:
         if group is not None and group != backup.group:
             raise InvalidArgument(f"{backup.path} is of group {backup.group!r}, not {group!r}")
