@@ -254,3 +254,10 @@ def test_one_directory_goes_on_after_a_quorum_is_lost_for_good(three: Cluster) -
     three.start("n4", join=True)
     assert members(three, "add", "n4")["voters"] == ["n1", "n4"]
     three.propose({"op": "put", "key": "b", "value": "after"})
+
+
+def test_an_empty_directory_holds_nothing_to_recover(tmp_path: Path) -> None:
+    told = raftplug("members", "recover", "--id", "n1", "--data-dir", str(tmp_path), "--unsafe")
+    assert told.returncode == 2
+    assert told.stderr.splitlines()[-1].startswith(f"Error: there is nothing to recover in {tmp_path}")
+    assert "--bootstrap" not in told.stderr and not list(tmp_path.iterdir())

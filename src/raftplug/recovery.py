@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+from pathlib import Path
 from typing import Any
 
 from raftplug import core, plain, snapshots
 from raftplug.constants import CONFIGURATION, HIGHEST
 from raftplug.errors import Corrupt, InvalidArgument, MalformedMessage
 from raftplug.frames import Id
-from raftplug.storage import RecordStorage, SQLiteStorage, Write
+from raftplug.storage import FILE_NAME, RecordStorage, SQLiteStorage, Write
 
 _TERMS_AHEAD = 1 << 20
 """How far the new term is ahead: the lost nodes may have been in terms that this one never heard of, and an entry of
@@ -33,14 +34,13 @@ def recover(data_dir: str | os.PathLike[str], id: Id) -> list[dict[str, Any]]:
 
     Raises:
         WrongDirectory, DirectoryInUse, Corrupt, StorageFailed: nothing was changed.
-        InvalidArgument: there is no group in it, or it is a witness's.
+        InvalidArgument: there is no node's data in it, or it is a witness's.
     """
+    if not any(Path(data_dir).glob(f"{FILE_NAME}*")):
+        raise InvalidArgument(f"there is nothing to recover in {data_dir}: it holds no node's data")
     with contextlib.closing(SQLiteStorage(data_dir, id)) as storage:
-        groups = storage.groups()
-        if not groups:
-            raise InvalidArgument(f"{data_dir} carries no group")
         writes, told = [], []
-        for group in groups:
+        for group in storage.groups():
             write, report = sole_voter(storage, group, id)
             writes.append(write)
             told.append(report)
