@@ -226,3 +226,9 @@ def test_a_restore_into_a_used_directory_or_from_no_backup_is_one_line(three: Cl
     file.write_bytes(b"something else")
     refused(raftplug("restore", str(file), *arguments, str(tmp_path / "new")), 1, "no backup")
     assert not (tmp_path / "new").exists()
+
+
+def test_the_help_of_restore_says_that_clients_do_not_follow() -> None:
+    """Why: see test_client.py::test_a_client_stays_with_the_cluster_that_it_found."""
+    text = " ".join(succeeded(raftplug("restore", "--help")).stdout.split())
+    assert "an id of its own" in text and "start every client anew that ran before" in text

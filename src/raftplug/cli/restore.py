@@ -35,6 +35,9 @@ def command(id: str, peers: tuple[str, ...], file: Path, data_dir: Path, group: 
     same --peers; then start them without --bootstrap. They are another cluster than the one that the file came
     from: stop that one first, or use another Redis or --prefix, since clients could not tell the two apart.
 
+    The new cluster has an id of its own, and a client stays with the cluster that it found first: start every client
+    anew that ran before the restore, or it gets nothing but errors.
+
     \b
     Example, and alike for n2 and n3:
       raftplug restore accounts.backup --id n1 --peers n1,n2,n3 --data-dir n1
