@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from raftplug.constants import APPEND, LAST_MESSAGE_KIND, LIMIT, PROBE
+from raftplug.constants import APPEND, ENTRY_HEADER_BYTES, LAST_MESSAGE_KIND, LIMIT, PROBE
 from raftplug.errors import InvariantViolated, MalformedBlock, MalformedMessage
 
 # The fixture is the same for every example: a core holds no state.
@@ -77,7 +77,7 @@ def test_what_was_appended_can_be_read(core: SimpleNamespace, steps: Any, base: 
         index = base + 1 + offset
         assert (log.kind_at(index), log.term_at(index), log.payload_at(index)) == (kind, term, payload)
         assert log.bytes_between(base + 1, index) == total
-        total += 25 + len(payload)
+        total += ENTRY_HEADER_BYTES + len(payload)
     assert log.bytes_between(base + 1, log.last_index + 1) == total == len(block_of(log))
 
 

@@ -16,13 +16,12 @@ from typing import Any, final
 from zlib import crc32
 
 from raftplug import _refusals as refusals
-from raftplug.constants import LAST_MESSAGE_KIND, LIMIT, PROBE
+from raftplug.constants import ENTRY_HEADER_BYTES, LAST_MESSAGE_KIND, LIMIT, PROBE
 
 _HEADER = Struct("<QQBII")
 _CHECKED = Struct("<QQBI")
 _CHECK = Struct("<I")
 _MESSAGE = Struct("<BBQQQQQQ")
-_HEADER_BYTES = 25
 _CHECKED_BYTES = 21
 _MESSAGE_BYTES = 50
 
@@ -33,9 +32,9 @@ def _read_entry(block: bytes, position: int, index: int, lowest: int, highest: i
     Raises:
         MalformedBlock: it is cut off, has another index, or a term outside [lowest, highest].
     """
-    left = len(block) - position - _HEADER_BYTES
+    left = len(block) - position - ENTRY_HEADER_BYTES
     if left < 0:
-        raise refusals.header_cut(index, left + _HEADER_BYTES)
+        raise refusals.header_cut(index, left + ENTRY_HEADER_BYTES)
     found, term, _, length, check = _HEADER.unpack_from(block, position)
     if found != index or index > refusals.LARGEST_INDEX:
         raise refusals.wrong_index(index, found)
@@ -43,7 +42,7 @@ def _read_entry(block: bytes, position: int, index: int, lowest: int, highest: i
         raise refusals.wrong_term(index, term, lowest, highest)
     if length > left:
         raise refusals.payload_cut(index, length, left)
-    start = position + _HEADER_BYTES
+    start = position + ENTRY_HEADER_BYTES
     return term, check, start, start + length
 
 
@@ -127,7 +126,7 @@ class Log:
         check = crc32(payload, crc32(head, self._check))
         self._entries.append(head + _CHECK.pack(check) + payload)
         self._terms.append(term)
-        self._ends.append(self._ends[-1] + _HEADER_BYTES + length)
+        self._ends.append(self._ends[-1] + ENTRY_HEADER_BYTES + length)
         self.last_index = index
         self.last_term = term
         self._check = check
@@ -185,7 +184,7 @@ class Log:
         if first != self.last_index + 1:
             raise refusals.not_next(first, self.last_index)
         size = len(block)
-        if size < _HEADER_BYTES:
+        if size < ENTRY_HEADER_BYTES:
             raise refusals.not_in_block(first)
         index = int.from_bytes(block[:8], "little")
         position = 0
@@ -228,7 +227,7 @@ class Log:
         size = len(block)
         if not size:
             return
-        index = int.from_bytes(block[:8], "little") if size >= _HEADER_BYTES else self.last_index + 1
+        index = int.from_bytes(block[:8], "little") if size >= ENTRY_HEADER_BYTES else self.last_index + 1
         if index == 0 or index > self.last_index + 1:
             raise refusals.gap(index, self.last_index)
         # The chain value before the block's first entry is unknown if that lies in the compacted part: then the chain
@@ -263,7 +262,7 @@ class Log:
         """The chain value of entry `index`, also of the base; -1 if it is compacted away or beyond the end."""
         if self.base_index < index <= self.last_index:
             entry = self._entries[index - self.base_index - 1 + self._head]
-            return int.from_bytes(entry[_CHECKED_BYTES:_HEADER_BYTES], "little")
+            return int.from_bytes(entry[_CHECKED_BYTES:ENTRY_HEADER_BYTES], "little")
         return self.base_check if index == self.base_index else -1
 
     def _entry(self, index: int) -> bytes:
@@ -285,7 +284,7 @@ class Log:
         Raises:
             IndexError: it is not here.
         """
-        return self._entry(index)[_HEADER_BYTES:]
+        return self._entry(index)[ENTRY_HEADER_BYTES:]
 
     def _slots(self, lo: int, hi: int) -> tuple[int, int]:
         """Where entries lo to hi - 1 lie in the lists."""
@@ -335,7 +334,7 @@ class Log:
         """
         start, stop = self._slots(lo, hi)
         return [
-            (entry[16], term, entry[_HEADER_BYTES:])
+            (entry[16], term, entry[ENTRY_HEADER_BYTES:])
             for entry, term in zip(self._entries[start:stop], self._terms[start:stop], strict=True)
         ]
 

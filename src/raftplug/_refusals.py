@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from raftplug.constants import LAST_MESSAGE_KIND, LIMIT
+from raftplug.constants import ENTRY_HEADER_BYTES, LAST_MESSAGE_KIND, LIMIT
 from raftplug.errors import InvariantViolated, MalformedBlock, MalformedMessage
 
 LARGEST_INDEX: Final = LIMIT - 2
@@ -95,7 +95,7 @@ def empty_block() -> MalformedBlock:
 
 def header_cut(index: int, left: int) -> MalformedBlock:
     """The block ends within an entry's header."""
-    return MalformedBlock(f"entry {index}: its header is cut off after {left} of 25 bytes")
+    return MalformedBlock(f"entry {index}: its header is cut off after {left} of {ENTRY_HEADER_BYTES} bytes")
 
 
 def wrong_index(index: int, found: int) -> MalformedBlock:

@@ -12,6 +12,9 @@ LIMIT: Final = 1 << 63
 HIGHEST: Final = LIMIT - 2
 """The highest term and index, so that the next one, and one more, are still in range."""
 
+ENTRY_HEADER_BYTES: Final = 25
+"""Of an entry besides its payload: see `_core_py`.  `_core.pyx` has it as HEADER_BYTES, known when it is compiled."""
+
 # Kinds of log entries.  The rules know only NOOP and CONFIGURATION.
 NOOP: Final = 0
 TRANSITION: Final = 1

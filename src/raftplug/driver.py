@@ -24,6 +24,7 @@ from raftplug.constants import (
     CONFIGURATION,
     DIGESTS,
     DISPLACED,
+    ENTRY_HEADER_BYTES,
     FAILED,
     LEADER,
     LEASE,
@@ -78,7 +79,6 @@ from raftplug.storage import Piece, Stored, StoredSnapshot, Write
 from raftplug.threads import Executor, run_here
 
 _logger = logging.getLogger("raftplug")
-_ENTRY_BYTES = 25  # Of an entry besides its payload.
 _HELD_BYTES = 64 << 20  # How much of the log is kept for those who fetch a snapshot.
 _NEVER = 1 << 62
 _COUNTED = (PRE_VOTE_RESPONSE, VOTE_RESPONSE, APPEND_RESPONSE)
@@ -405,7 +405,7 @@ class Driver:
             _, transition, future, deadline = proposals.popleft()
             index = append(TRANSITION, transition)
             places -= 1
-            room -= len(transition) + _ENTRY_BYTES
+            room -= len(transition) + ENTRY_HEADER_BYTES
             future.transition_id = (term, index)
             pending[index] = (term, deadline, future)
             if deadline < soonest:

@@ -43,7 +43,7 @@ from zlib import crc32
 import msgpack
 
 from raftplug import core
-from raftplug.constants import LIMIT
+from raftplug.constants import ENTRY_HEADER_BYTES, LIMIT
 from raftplug.errors import (
     Corrupt,
     DirectoryInUse,
@@ -644,10 +644,10 @@ def _entries(block: bytes, index: int) -> Iterator[tuple[int, int, int, int]]:
     """Walk the headers of a block that begins with entry `index`: start, end, term and check of each entry."""
     position, size, unpack = 0, len(block), _HEADER.unpack_from
     while position < size:
-        if position + 25 > size:
+        if position + ENTRY_HEADER_BYTES > size:
             raise _Damaged(index, "is cut off")
         found, term, _, length, check = unpack(block, position)
-        end = position + 25 + length
+        end = position + ENTRY_HEADER_BYTES + length
         if found != index:
             raise _Damaged(index, f"says that it is entry {found}")
         if end > size:
@@ -672,7 +672,7 @@ def _end_of(block: bytes, first: int, before: int, highest: int) -> tuple[int, i
 
 def _check_of(block: bytes, start: int, end: int, before: int) -> int:
     """The check that the entry at [start, end) must carry after one that carries `before`."""
-    return crc32(block[start + 25 : end], crc32(block[start : start + _CHECKED_BYTES], before))
+    return crc32(block[start + ENTRY_HEADER_BYTES : end], crc32(block[start : start + _CHECKED_BYTES], before))
 
 
 class RecordStorage(Storage):

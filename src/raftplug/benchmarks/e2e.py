@@ -18,11 +18,12 @@ from raftplug.benchmarks.member import transition_of
 from raftplug.benchmarks.members import GROUP, Members
 from raftplug.benchmarks.record import Report, present_cores
 from raftplug.client import Client
+from raftplug.constants import ENTRY_HEADER_BYTES
 from raftplug.embedded import EmbeddedServer
 
 WINDOWS: Final = (64, 1024, 10_000)
 _PAYLOAD: Final = 16
-_ENTRY: Final = 25 + _PAYLOAD  # What the log, the wire and the disk carry of one transition.
+_ENTRY: Final = ENTRY_HEADER_BYTES + _PAYLOAD  # What the log, the wire and the disk carry of one transition.
 _WARM_UP: Final = 50
 
 Runs = dict[tuple[str, str, int], list[float]]

@@ -13,7 +13,7 @@ from typing import Any, Final
 from raftplug import core as cores
 from raftplug.benchmarks.core import PAYLOADS, Group, filled
 from raftplug.benchmarks.record import Report, present_cores, rounds
-from raftplug.constants import APPEND, APPEND_RESPONSE, TRANSITION
+from raftplug.constants import APPEND, APPEND_RESPONSE, ENTRY_HEADER_BYTES, TRANSITION
 
 VOTERS: Final = (3, 5, 7, 9)
 _ENTRIES: Final = 1024
@@ -164,7 +164,7 @@ def _vote_count_over(voters: int) -> Callable[[Any, bytes], float]:
 
 def _copy(payload: bytes) -> float:
     """The same bytes as in a block of entries, copied at once."""
-    block = memoryview(bytes((25 + len(payload)) * _ENTRIES))
+    block = memoryview(bytes((ENTRY_HEADER_BYTES + len(payload)) * _ENTRIES))
     begin = thread_time_ns()
     for _ in range(_ONCE_EACH):
         bytes(block)
