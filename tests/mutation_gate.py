@@ -298,6 +298,25 @@ MUTANTS = (
         "        if False:",
     ),
     Mutant("queue unbounded", "driver.py", "settings.max_pending - len(self._pending)", "1 << 40"),
+    Mutant("calls under way unbounded", "requester.py", "len(self._calls) >= self._settings.max_pending", "False"),
+    Mutant(
+        "a follower takes entries though its machine is too far behind",
+        "driver.py",
+        "        if kind == APPEND and self._is_behind():\n",
+        "        if False:\n",
+    ),
+    Mutant(
+        "a leader takes transitions though its machine is too far behind",
+        "driver.py",
+        '        if self._is_behind():\n            return "the leader',
+        '        if False:\n            return "the leader',
+    ),
+    Mutant(
+        "who prefers not to lead campaigns as soon as the others",
+        "driver.py",
+        "lambda _: reluctance + generator.randint(",
+        "lambda _: generator.randint(",
+    ),
     Mutant(
         "appends in flight unbounded",
         "raft.py",

@@ -150,5 +150,6 @@ class Client:
             self.loop.read(plain.encode(operation), future, deadline, consistency)
         else:
             self.loop.propose(plain.encode(operation), future, deadline)
+        world.invariants.check_calls(self.id, self.loop.requester)
         self.turn()
         return future

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from raftplug import snapshots
-from raftplug.constants import CANDIDATE, CONFIGURATION, FOLLOWER, LEADER
+from raftplug.constants import CANDIDATE, CONFIGURATION, FOLLOWER, LEADER, NOOP, PRE_CANDIDATE
 from raftplug.frames import Id
 from raftplug.node import NodeLoop
 from raftplug.sessions import SESSION_TIMEOUT_US, Sessions
@@ -53,10 +53,13 @@ class Invariants(Part):
         is_new = state != process.state or configuration is not process.configuration
         if is_new:
             self._check_progress(process, term, commit, driver._applied)
+            self._check_behind(process, driver)
             if self._checks.setdefault((last, log.last_term), last_check) != last_check:
                 text = f"{process.id} has another history up to entry {last}, term {log.last_term}"
                 raise Violation(f"log matching: {text}")
-        if role == CANDIDATE:
+        if role == PRE_CANDIDATE:
+            self._check_patience(process, driver, clock)
+        elif role == CANDIDATE:
             self._check_candidate(process, term)
         elif role == LEADER:
             self._check_leader(process, raft, clock, (term, last, last_check))
@@ -80,6 +83,7 @@ class Invariants(Part):
             raise Violation(f"sessions: logged time leapt to {sessions.now_us} us on {process.id}")
         if len(driver._pending) > self.plan.settings.max_pending:
             raise Violation(f"bounded queues: {process.id} holds {len(driver._pending)} proposals")
+        self.check_calls(process.id, driver.requester)
         is_kept = term != disk.term or raft.vote is None or disk.votes.get(term) == raft.vote
         if not (is_kept or raft.writing or node._writing or GROUP in node._unwritten):
             raise Violation(f"durability: the vote of {process.id} in term {term} is not on its disk")
@@ -98,6 +102,32 @@ class Invariants(Part):
             raise Violation(f"monotony: term of {process.id} went from {process.term} to {term}")
         if commit < process.commit or applied < process.applied:
             raise Violation(f"monotony: commit or applied index of {process.id} went back")
+
+    def _check_behind(self, process: Process, driver: Any) -> None:
+        """Whose machine has been behind by more than it may be, since the last look, has taken nothing since."""
+        applied, log = driver._applied, driver.raft.log
+        if not process.state or driver.is_witness is not False or applied < log.base_index:
+            return
+        _, _, commit, applied_before, last, *_ = process.state
+        if applied != applied_before or log.last_index <= last or log.kind_at(log.last_index) in (NOOP, CONFIGURATION):
+            return  # What a leader appends itself does not count.
+        if commit > applied and log.bytes_between(applied + 1, commit + 1) > self.plan.settings.max_unapplied_bytes:
+            raise Violation(f"bounded queues: {process.id} takes entries, though its machine is too far behind")
+
+    def _check_patience(self, process: Process, driver: Any, clock: int) -> None:
+        """Nobody campaigns before an election timeout without a leader, who prefers not to lead later (§3.4).
+
+        Whose group was quiet may have been woken because the leader is gone, and need not wait for as long.
+        """
+        settings, waited = driver.settings, clock - driver.raft.contact
+        least = 1_000 * settings.election_timeout_ms * (1 + settings.lead_reluctance)
+        if waited < least and not settings.quiet_after_ms:
+            raise Violation(f"priority: {process.id} campaigns after {waited} us, and was to wait for {least}")
+
+    def check_calls(self, id: Id, requester: Any) -> None:
+        """Nobody has more under way than it may; what opens its session is no call of anybody's."""
+        if len(requester._calls) > self.plan.settings.max_pending + 1:
+            raise Violation(f"bounded queues: {id} waits for {len(requester._calls)} answers")
 
     def _check_committed(self, process: Process, log: Any, commit: int) -> None:
         base = log.base_index

@@ -104,6 +104,8 @@ class ProcessFaults(Kind):
             self.world.fault("slow_apply", node.id)
             node.apply_us = self.random.choice((20, 300, 3_000, 10_000)) * MS
             self.world.after(self.for_a_while(), setattr, node, "apply_us", 0)
+            if "node_burst" in self.plan.faults:  # It has something to be behind with.
+                self.world.faults.callers.burst(node)
 
     def do_diverge(self) -> None:
         node = self.world.some_node()

@@ -120,8 +120,8 @@ THEMES: tuple[tuple[tuple[str, ...], dict[str, int]], ...] = (
         {"quiet_after_ms": 200},
     ),
     (
-        ("slow_apply", "diverge", "lose_snapshot", "old_inbox", "cut_both_ways", "isolate"),
-        {"snapshot_entries": 20, "keep_entries": 0, "digest_entries": 8, "max_unapplied_bytes": 2_000},
+        ("slow_apply", "node_burst", "diverge", "lose_snapshot", "old_inbox", "cut_both_ways", "isolate"),
+        {"snapshot_entries": 20, "keep_entries": 0, "digest_entries": 8, "max_unapplied_bytes": 500},
     ),
     (("lose_disk", "lose_quorum", "restore_backup", "old_inbox", "replay", "isolate"), {}),
     (("older_file", "start_twice", "restart_all", "crash"), {}),
