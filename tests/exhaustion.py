@@ -278,8 +278,7 @@ class Exhaustion:
         if verb == ARRIVE:
             source, _, original = self.messages[message]
             arrived = copy(original)
-            arrived.peer = source
-            raft.step(arrived)
+            raft.step(arrived, source)
             if raft.installing is arrived:
                 compacted = _state(arrived.data)
         elif verb == CAMPAIGN:

@@ -466,8 +466,8 @@ MUTANTS = (
     Mutant(
         "answers of a lost disk are counted",
         "driver.py",
-        "        if kind in _COUNTED and storage is not None and not self._is_known(message, storage):",
-        "        if kind in _COUNTED and storage is not None and not self._is_known(message, storage) and False:",
+        "        if kind in _COUNTED and storage is not None and not self._is_known(message, source, storage):",
+        "        if kind in _COUNTED and storage is not None and not self._is_known(message, source, storage) and False:",
     ),
     Mutant(
         "an older boot is accepted",

@@ -85,9 +85,8 @@ class Net:
 
     def step(self, id: int, source: int, message: Any) -> list[Any]:
         """Hand one message to a replica; return what it sends at once or, on a fast disk, after its write."""
-        message.peer = source
         self.rafts[id].set_time(self.now)
-        self.rafts[id].step(message)
+        self.rafts[id].step(message, source)
         return self.pump(id)
 
     def pump(self, id: int) -> list[Any]:

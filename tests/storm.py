@@ -172,11 +172,10 @@ class Storm:
         if self.replicas[target].asleep:
             return
         message = self.core.Message.decode(data)
-        message.peer = source
         raft = self.replicas[target].raft
         raft.set_time(self.now)
         before = (raft.term, raft.vote, raft.role, raft.deadline()) if message.kind == PRE_VOTE else None
-        raft.step(message)
+        raft.step(message, source)
         if before is not None and before != (raft.term, raft.vote, raft.role, raft.deadline()):
             self.fail(f"pre-vote: {target} changed by being asked")
         self.turn(target)

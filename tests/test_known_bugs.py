@@ -47,7 +47,7 @@ def test_an_entry_of_an_older_term_is_not_committed_by_counting_replicas(core: A
     """1: PySyncObj#169, async-raft#108, canonical/raft#220, logcabin#44 (Ongaro 2014, figure 3.7)."""
     logs = {1: [1, 2], 2: [1, 2], 3: [1], 4: [1], 5: [1, 3]}
     net = Net(core, 5, {id: Disk(core, terms) for id, terms in logs.items()})
-    net.rafts[1].step(_from(2, net.message(APPEND_RESPONSE, 3)))  # Hears of term 3.
+    net.rafts[1].step(net.message(APPEND_RESPONSE, 3), 2)  # Hears of term 3.
     net.cut = {5}
     net.campaign(1)
     net.deliver(lambda source, target, message: message.kind not in (APPEND, APPEND_RESPONSE))
@@ -340,8 +340,7 @@ def test_a_read_is_not_answered_before_the_leader_has_committed_in_its_own_term(
         if not reads:
             net.pump(1)
             source, target, message = net.sent.pop(0)
-            message.peer = source
-            net.rafts[target].step(message)
+            net.rafts[target].step(message, source)
             if target != 1:
                 net.pump(target)
     assert reads == [("r", 3)]
@@ -358,10 +357,10 @@ def test_an_answer_to_an_earlier_round_confirms_no_later_read(core: Any) -> None
     leader.read("second")
     leader.ready()
     late = net.message(APPEND_RESPONSE, leader.term, index=1, hint=1, context=1, flag=True)
-    net.rafts[1].step(_from(2, late))
+    net.rafts[1].step(late, 2)
     assert [request for request, _ in leader.ready().reads] == ["first"]
     newer = net.message(APPEND_RESPONSE, leader.term, index=1, hint=1, context=2, flag=True)
-    net.rafts[1].step(_from(2, newer))
+    net.rafts[1].step(newer, 2)
     assert [request for request, _ in leader.ready().reads] == ["second"]
 
 
@@ -662,11 +661,6 @@ def test_progress_never_goes_back_on_late_rejections(core: Any) -> None:
         net.step(1, 2, net.message(APPEND_RESPONSE, leader.term, index=99, hint=99, flag=True))
 
 
-def _from(source: int, message: Any) -> Any:
-    message.peer = source
-    return message
-
-
 @pytest.mark.xfail(strict=True, reason="there is no lock plugin yet, and a machine is not told the logged time")
 def test_a_lock_expires_by_logged_time_and_hands_out_fencing_tokens() -> None:
     """31: PySyncObj#108, #113."""
@@ -733,7 +727,7 @@ def test_who_joined_has_no_part_in_elections_until_the_log_names_its_directory(c
         raft = of.Raft(1, first, log, log.last_term, None, 0, *limits, storage=b"new", joined=joined)
         raft.tick(2 * ELECTION)
         campaigns = [message.kind for message in raft.ready().messages] == [PRE_VOTE, PRE_VOTE]
-        raft.step(_from(2, of.Message(PRE_VOTE, log.last_term + 1, index=9, log_term=log.last_term)))
+        raft.step(of.Message(PRE_VOTE, log.last_term + 1, index=9, log_term=log.last_term), 2)
         (answer,) = raft.ready().messages
         return bool(answer.flag), campaigns
 
@@ -756,7 +750,7 @@ def test_nobody_becomes_a_voter_who_does_not_know_its_own_directory_in_the_log(c
             if raft.ready().write:
                 raft.persisted()
         answer = {"index": match, "hint": match, "flag": True}
-        raft.step(_from(2, core.Message(APPEND_RESPONSE, raft.term, **answer)))
+        raft.step(core.Message(APPEND_RESPONSE, raft.term, **answer), 2)
         raft.ready()
         return 2 in raft.configuration.voters
 
@@ -783,7 +777,7 @@ def test_an_answer_to_a_request_of_a_lost_disk_elects_nobody(core: Any) -> None:
     asked = raft.ready().messages[0]
 
     def answer(kind: int, context: int) -> None:
-        raft.step(_from(2, core.Message(kind, 1, flag=True, context=context)))
+        raft.step(core.Message(kind, 1, flag=True, context=context), 2)
 
     answer(PRE_VOTE_RESPONSE, asked.context ^ 1)
     assert raft.role == PRE_CANDIDATE

@@ -179,8 +179,7 @@ class One:
         term, index, log_term, commit, context, hint = numbers
         data = self.block(entries, index, log_term)
         message = self.core.Message(kind, term, index, log_term, commit, context, hint, flag, data)
-        message.peer = peer
-        return self.raft.step(message)
+        return self.raft.step(message, peer)
 
     def likely(self, kind: int, numbers: list[int], flag: bool, peer: Any, entries: Any) -> Any:
         """A message that fits where the replica is: its term or the next one, an index of its log."""
@@ -200,8 +199,7 @@ class One:
         for kind in (PRE_VOTE_RESPONSE, VOTE_RESPONSE):
             for peer in (2, 3, 4, 5):
                 message = self.core.Message(kind, self.raft.term + (self.raft.role == PRE_CANDIDATE), flag=True)
-                message.peer = peer
-                seen.append(outcome(self.raft.step, message))
+                seen.append(outcome(self.raft.step, message, peer))
             seen.append(outcome(self.settle))
         return seen
 
@@ -210,8 +208,7 @@ class One:
         log = self.raft.log
         index = log.last_index if last else max(log.last_index - 1, 0)
         message = self.core.Message(APPEND_RESPONSE, self.raft.term, index, hint=log.last_index, context=1, flag=True)
-        message.peer = peer
-        return self.raft.step(message)
+        return self.raft.step(message, peer)
 
     def block(self, entries: Any, index: int, log_term: int) -> bytes:
         """Entries that continue the replica's log at `index`, perhaps with one bit turned over."""
@@ -233,7 +230,7 @@ class One:
     def kind(self, kind: int) -> Any:
         message = self.core.Message(APPEND, self.raft.term)
         message.kind = kind
-        return self.raft.step(message)
+        return self.raft.step(message, None)
 
     def elapse(self, microseconds: int) -> Any:
         return self.raft.tick(min(self.raft.now + microseconds, 1 << 62))
@@ -329,9 +326,8 @@ class Group(Net):
             check = self.disks[source].log.check_at(message.index)
             message.hint, message.data = max(check, 0), b"state"
         message = self.core.Message.decode(message.encode())
-        message.peer = source
         self.rafts[target].set_time(self.now)
-        self.attempt(target, self.rafts[target].step, message)
+        self.attempt(target, self.rafts[target].step, message, source)
 
     def do_all(self) -> None:
         for _ in range(30):

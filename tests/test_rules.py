@@ -282,8 +282,7 @@ def test_what_is_replaced_is_reported_once(core: Any) -> None:
     log = core.Log(1, 1, raft.log.check_at(1))
     log.append(2, TRANSITION, b"new")
     message = net.message(APPEND, 2, index=1, log_term=1, data=log.slice(2, 3))
-    message.peer = 2
-    raft.step(message)
+    raft.step(message, 2)
     assert raft.ready().truncated == [(2, TRANSITION, 1, b"2/1"), (3, TRANSITION, 1, b"3/1")]
     assert not raft.ready().truncated
 
@@ -510,8 +509,7 @@ def test_reads_fail_when_their_leader_steps_down(core: Any) -> None:
     net.pump(1)
     leader.read("waiting")
     message = net.message(APPEND, 2, index=1, log_term=1)
-    message.peer = 2
-    leader.step(message)
+    leader.step(message, 2)
     ready = leader.ready()
     assert (list(ready.reads), sorted(ready.failed_reads)) == ([], ["begun", "waiting"])
     with pytest.raises(NotLeader):
@@ -551,8 +549,7 @@ def test_an_answer_of_an_older_term_confirms_no_round(core: Any) -> None:
     leader.read("r")
     leader.ready()
     late = net.message(APPEND_RESPONSE, leader.term - 1, index=1, hint=1, context=1, flag=True)
-    late.peer = 2
-    leader.step(late)
+    leader.step(late, 2)
     assert not leader.ready().reads
 
 
@@ -570,8 +567,7 @@ def test_a_read_waits_for_no_disk(core: Any) -> None:
         if message.peer == 2:
             answers += net.step(2, 1, core.Message.decode(message.encode()))
     for answer in answers:
-        answer.peer = 2
-        leader.step(answer)
+        leader.step(answer, 2)
     assert leader.ready().reads == [("r", 1)]
 
 

@@ -119,9 +119,9 @@ class Stage(Net):
             self.stored[id] = self.snapshots[snapshot.index]
         return super().sync(id, pump)
 
-    def receive(self, id: int, message: Any) -> None:
+    def receive(self, id: int, source: int, message: Any) -> None:
         """What a driver does with a message."""
-        self.rafts[id].step(message)
+        self.rafts[id].step(message, source)
         if self.rafts[id].installing is message and message.index in self.snapshots:
             self.rafts[id].set_configuration(self.snapshots[message.index])
 
@@ -177,9 +177,8 @@ class Stage(Net):
         if lost:
             return
         arrived = self.core.Message.decode(message.encode())
-        arrived.peer = source
         self.rafts[target].set_time(self.now)
-        self.act(target, lambda: self.receive(target, arrived))
+        self.act(target, lambda: self.receive(target, source, arrived))
 
     # What is said of it.
 
@@ -425,10 +424,9 @@ class Player:
             fields["data"] = fields["data"][:-1] + b"?"
         message = self.core.Message(kind or APPEND, fields.pop("term"), **fields)
         message.kind = kind or int(plain[2])
-        message.peer = source
         self.stage.say(self.stage.message_text(source, target, message))
         self.stage.rafts[target].set_time(self.stage.now)
-        self.stage.act(target, lambda: self.stage.receive(target, message))
+        self.stage.act(target, lambda: self.stage.receive(target, source, message))
 
     def do_configure(self, plain: list[str], options: dict[str, str]) -> None:
         id, members = int(plain[0]), self.members(options)

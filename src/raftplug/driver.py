@@ -230,7 +230,7 @@ class Driver:
         self._again = False  # A turn must follow at once.
         self._writing_own: StoredSnapshot | None = None
         self._asked_index = 0  # Somebody wants a snapshot there or later.
-        self._offer: Any = None  # The last SNAPSHOT message that offered something we lack.
+        self._offer: tuple[Id, Any] | None = None  # Who offered something we lack, by the last such SNAPSHOT message.
         self._verifying: Iterator[None] | None = None  # What was fetched is read again, and compared.
         self._verified: snapshots.Reader | None = None  # A snapshot that was fetched, for the rules to see.
         self._installing: snapshots.Reader | None = None
@@ -608,8 +608,7 @@ class Driver:
         message = self.core.Message.decode(body)
         if message.kind != kind:
             raise MalformedMessage("an item whose kind is not its message's")
-        message.peer = source
-        if kind in _COUNTED and storage is not None and not self._is_known(message, storage):
+        if kind in _COUNTED and storage is not None and not self._is_known(message, source, storage):
             # Another disk may lack what the first one acknowledged: nothing that it says is counted (DESIGN 7).
             configuration, index = self.raft.configuration, self.raft.configuration_index
             if self.raft.role == LEADER and source in configuration.storages and self.raft.commit >= index:
@@ -620,27 +619,27 @@ class Driver:
         if kind == APPEND and self._is_behind():
             message.data = b""  # As a heartbeat: what we have no room for is sent again, and costs no election.
         if kind != SNAPSHOT:
-            self.raft.step(message)
+            self.raft.step(message, source)
             return
         offer = snapshots.decode_offer(message)
         if not self.abilities.snapshots:
             raise MalformedMessage("a snapshot, for a state machine that takes none")
         if message.term < self.raft.term or not self._lacks(offer):
-            self.raft.step(message)  # It installs nothing.
+            self.raft.step(message, source)  # It installs nothing.
             return
-        self._offer = message
+        self._offer = source, message
         self.snapshots.consider(offer, source, self.raft.now)
         self._install()
 
-    def _is_known(self, answer: Any, storage: bytes) -> bool:
+    def _is_known(self, answer: Any, source: Id, storage: bytes) -> bool:
         """Whether `storage` is the one by which the group knows the member, or else the one that answered first.
 
         An answer of another term counts for nothing, and may be of a member's directory before the present one.
         """
-        member, known = answer.peer, self.raft.configuration.storages.get(answer.peer)
+        known = self.raft.configuration.storages.get(source)
         if known is None and answer.term != self.raft.term:
             return True
-        return storage == (known or self._heard_storages.setdefault(member, storage))
+        return storage == (known or self._heard_storages.setdefault(source, storage))
 
     def _pin_storages(self) -> None:
         """As the leader, write down by which data directories the group knows its members, once they were heard."""
@@ -1315,9 +1314,12 @@ class Driver:
 
     def _install(self) -> None:
         """Show the rules the snapshot that is here, as what the leader that offers one gave."""
-        reader, offer, raft = self._verified, self._offer, self.raft
-        if reader is None or offer is None or offer.term != raft.term or self._is_installing():
+        reader, raft = self._verified, self.raft
+        if reader is None or self._offer is None or self._is_installing():
             return  # The leader's next offer comes soon.
+        source, offer = self._offer
+        if offer.term != raft.term:
+            return  # Likewise.
         self._verified = None
         snapshot = reader.snapshot
         if not self._lacks(snapshot):
@@ -1332,8 +1334,7 @@ class Driver:
             context=offer.context,
             hint=snapshot.check,
         )
-        message.peer = offer.peer
-        raft.step(message)
+        raft.step(message, source)
         if raft.installing is not message:
             raise InvariantViolated("the rules do not install the snapshot that they lack")
         raft.set_configuration(self.core.Configuration.from_plain(reader.configuration))

@@ -255,8 +255,8 @@ class Raft:
             return min(self._heartbeat_deadline, self._quorum_deadline)
         return self._election_deadline
 
-    def step(self, message: Message) -> None:
-        """Take a message from `message.peer`.
+    def step(self, message: Message, source: Any) -> None:
+        """Take a message from `source`.
 
         Raises:
             MalformedBlock: its entries are damaged; log and commit index are as they were, only who leads was learned.
@@ -264,6 +264,7 @@ class Raft:
             InvariantViolated: what must never be; the replica must stop.
         """
         kind: cython.longlong = message.kind
+        message.peer = source
         if message.term > HIGHEST:
             raise MalformedMessage("a term that leaves no room for an election")
         self.wake()

@@ -97,9 +97,7 @@ class Group:
         for id, ready_of, persisted in self._turn:
             ready = ready_of()
             for message in ready.messages:
-                step = steps[message.peer]
-                message.peer = id
-                step(message)
+                steps[message.peer](message, id)
             if ready.write:
                 persisted()
 

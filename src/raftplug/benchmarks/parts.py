@@ -109,22 +109,21 @@ def _leading(core: Any, payload: bytes, voters: int) -> tuple[Any, int]:
     return leader, base
 
 
-def _answers(core: Any, leader: Any, base: int, peers: range) -> list[Any]:
+def _answers(core: Any, leader: Any, base: int, peers: range) -> list[tuple[Any, int]]:
     """An acknowledgement of every entry by every peer, entry by entry."""
-    answers = []
+    answers: list[tuple[Any, int]] = []
     for index in range(base + 1, base + _ENTRIES + 1):
         for peer in peers:
             answer = core.Message(APPEND_RESPONSE, leader.term, index=index, hint=index, flag=True)
-            answer.peer = peer
-            answers.append(answer)
+            answers.append((answer, peer))
     return answers
 
 
-def _steps(leader: Any, answers: list[Any]) -> float:
+def _steps(leader: Any, answers: list[tuple[Any, int]]) -> float:
     step = leader.step
     begin = thread_time_ns()
-    for answer in answers:
-        step(answer)
+    for answer, peer in answers:
+        step(answer, peer)
     return (thread_time_ns() - begin) / _ENTRIES
 
 
