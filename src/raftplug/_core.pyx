@@ -137,14 +137,22 @@ cdef inline u32 crc_end(const u8 *p, size_t size, u32 check) noexcept nogil:
     return ~check
 
 
-cdef inline u32 entry_check(const u8 *entry, u32 length, u32 check) noexcept nogil:
+cdef struct Alike:
+    # What entries in a row have in common, and what that contributes to their checks; all 0 is true as well.
+    u32 index_high, part
+    u64 term
+
+
+cdef inline u32 entry_check(const u8 *entry, u32 length, u32 check, Alike *alike) noexcept nogil:
     """The check of an entry whose header (but the check) and payload are in place."""
     cdef const u8 *payload = entry + HEADER_BYTES
+    cdef u32 index_high = load32(entry + 4)
+    cdef u64 term = load64(entry + 8)
+    if index_high != alike.index_high or term != alike.term:
+        alike.index_high, alike.term = index_high, term
+        alike.part = crc4(index_high, 8) ^ crc4(<u32>term, 4) ^ crc4(<u32>(term >> 32), 0)
     # The 21 bytes of the header, and 11 of the payload, are two rounds.
-    check = (
-        crc4(load32(entry + 4), 8) ^ crc4(load32(entry + 8), 4) ^ crc4(load32(entry + 12), 0)
-        ^ crc4(~check ^ load32(entry), 12)
-    )
+    check = crc4(~check ^ load32(entry), 12) ^ alike.part
     if length < 11:
         check = crc4(check ^ load32(entry + 16), 0)
         return crc_end(payload, length, check >> 8 ^ TABLE[0][(check ^ entry[20]) & 0xFF])
@@ -223,6 +231,7 @@ cdef class Log:
 
     cdef readonly long long base_index, base_term, base_check, last_index, last_term
     cdef u32 check  # the chain value of the last entry
+    cdef Alike alike
     # Positions count bytes since the last reset, modulo 2^40, in 5 bytes each: a log is for payloads.  memory[0] is
     # position `origin`; entry i begins at position start(head + i - base_index - 1), and the last one ends at the
     # position after, which is memory[used].  What lies before is dead: compaction moves the rest down only when the
@@ -357,7 +366,7 @@ cdef class Log:
         p[16] = <u8>kind
         store32(p + 17, <u32>length)
         memcpy(p + HEADER_BYTES, PyBytes_AS_STRING(payload), length)
-        self.check = entry_check(p, <u32>length, self.check)
+        self.check = entry_check(p, <u32>length, self.check, &self.alike)
         store32(p + CHECKED_BYTES, self.check)
         self.used += HEADER_BYTES + length
         self.last_index += 1
@@ -388,7 +397,7 @@ cdef class Log:
         while position < size:
             next_index += 1
             read_entry(p, size, position, next_index, entry.term, <u64>max_term, &entry)
-            if entry_check(p + position, entry.length, check) != entry.check:
+            if entry_check(p + position, entry.length, check, &self.alike) != entry.check:
                 raise refusals.wrong_check(next_index)
             # What is stated, not the same number as it was computed: so the processor need not finish one to begin
             # the next.
@@ -425,7 +434,10 @@ cdef class Log:
                 break
         if index != <u64>wanted or position == size:
             raise refusals.not_in_block(wanted)
-        return self.take(p, size, position)
+        self.take(p, size, position)
+        if not position:  # A follower writes and applies just what came: so that slice is there already.
+            self.cut, self.cut_lo, self.cut_hi = block, wanted, self.last_index + 1
+        return 0
 
     cdef int take(self, const u8 *block, Py_ssize_t size, Py_ssize_t position) except -1:
         """Append the entries from `position` on; nothing has changed if this raises."""
@@ -479,7 +491,7 @@ cdef class Log:
         entry.term = <u64>max(self._term_at(<long long>(index - 1)), 0)
         while position < size:
             read_entry(p, size, position, index, entry.term, <u64>LARGEST, &entry)
-            if check >= 0 and entry_check(p + position, entry.length, <u32>check) != entry.check:
+            if check >= 0 and entry_check(p + position, entry.length, <u32>check, &self.alike) != entry.check:
                 raise refusals.wrong_check(index)
             if index == base and (entry.check != <u32>self.base_check or entry.term != <u64>self.base_term):
                 raise refusals.base_differs(index)
@@ -860,6 +872,8 @@ cdef Message new_message(
     return message
 
 
+@cython.boundscheck(False)  # Every index is one that a loop here counts.
+@cython.wraparound(False)
 cdef long long quorum_match(tuple voters, dict peers, object own_id, long long stable) except -1:
     """The last index that a majority of `voters` is known to have on disk."""
     cdef Py_ssize_t count = len(voters)
@@ -876,7 +890,7 @@ cdef long long quorum_match(tuple voters, dict peers, object own_id, long long s
     try:
         for i in range(count):
             voter = voters[i]
-            if voter == own_id:
+            if voter is own_id or voter == own_id:
                 match = stable
             else:
                 progress = peers[voter]
@@ -906,9 +920,7 @@ cdef class Ready:
     def __cinit__(self):
         self.messages = self.reads = self.failed_reads = self.truncated = ()
         self.write = False
-        self.term = self.first = 0
-        self.vote = self.snapshot = None
-        self.block = b""
+        self.block = b""  # And 0 and None in what is not named here.
 
 
 cdef inline Ready new_ready():

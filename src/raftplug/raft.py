@@ -267,7 +267,8 @@ class Raft:
         message.peer = source
         if message.term > HIGHEST:
             raise MalformedMessage("a term that leaves no room for an election")
-        self.wake()
+        if self.quiet:
+            self.wake()
         if kind == PRE_VOTE:
             self._on_pre_vote(message)
             return
