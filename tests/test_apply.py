@@ -21,8 +21,8 @@ from raftplug.constants import (
     TRANSITION,
     UNKNOWN,
 )
+from raftplug.core import Future
 from raftplug.errors import Diverged, MachineFailed, Overloaded, TransitionFailed
-from raftplug.future import Future
 from raftplug.sessions import SESSION_TIMEOUT_US, encode_open, encode_transition
 from raftplug.settings import Settings
 from raftplug.state_machine import StateMachine

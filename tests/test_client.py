@@ -19,6 +19,7 @@ from raftplug import errors, plain
 from raftplug.client import Client, ClientLoop, merge_status
 from raftplug.cluster import Cluster, MemoryCluster, MemoryHub
 from raftplug.constants import FAILED, OK, REFUSED_NOT_LEADER, REPLY, REQUEST
+from raftplug.core import Future
 from raftplug.embedded import EmbeddedServer
 from raftplug.errors import (
     InvalidArgument,
@@ -31,7 +32,6 @@ from raftplug.errors import (
     Unavailable,
 )
 from raftplug.frames import Sender, addressed, decode_frame, group_number
-from raftplug.future import Future
 from raftplug.plugins import default
 from raftplug.sessions import Sessions
 from raftplug.settings import Settings

@@ -25,11 +25,11 @@ from raftplug import plain
 from raftplug.agenda import NEVER, Agenda
 from raftplug.cluster import MemoryCluster, MemoryHub
 from raftplug.constants import LEADER, QUIET, QUIET_RESPONSE
+from raftplug.core import Future
 from raftplug.driver import Driver
 from raftplug.embedded import EmbeddedServer
 from raftplug.errors import InvalidArgument, MalformedMessage, WrongDirectory
 from raftplug.frames import cluster_uuid, group_number
-from raftplug.future import Future
 from raftplug.node import NodeLoop
 from raftplug.settings import Settings
 from raftplug.state_machine import StateMachine

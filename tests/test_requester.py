@@ -25,6 +25,7 @@ from raftplug.constants import (
     SESSION_EXPIRED,
     UNKNOWN,
 )
+from raftplug.core import Future
 from raftplug.errors import (
     InvalidArgument,
     NotLeader,
@@ -37,7 +38,6 @@ from raftplug.errors import (
     TransitionFailed,
     Unavailable,
 )
-from raftplug.future import Future
 from raftplug.requester import ATTEMPTS, SPAN, WINDOW, Requester
 from raftplug.sessions import SESSION_TIMEOUT_US, Sessions
 from raftplug.settings import Settings

@@ -21,6 +21,7 @@ FLOORS = (
     {"_refusals", "settings", "plain", "agenda", "future", "frames", "state_machine", "redis_connection", "embedded"},
     {"configuration", "sessions", "cluster", "keys", "divergence", "threads", "_core_py"},
     {"raft", "requester", "quiescence", "hooks", "redis_streams"},
+    {"hot_path"},
     {"core", "plugins"},
     {"storage"},
     {"snapshots", "senders"},

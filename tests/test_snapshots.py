@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from raftplug import plain, snapshots
 from raftplug.constants import PIECE, PIECE_REQUEST, SNAPSHOT
+from raftplug.core import Future
 from raftplug.errors import InvalidTransition, MalformedMessage, OutcomeUnknown, WrongDirectory
-from raftplug.future import Future
 from raftplug.settings import Settings
 from raftplug.snapshots import PLAIN, STREAM, Fetch, Making, Reader
 from raftplug.storage import MemoryStorage, StoredSnapshot

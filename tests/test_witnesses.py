@@ -21,8 +21,8 @@ from processes import raftplug as run
 from processes import server as server
 from raftplug import snapshots
 from raftplug.constants import LINEARIZABLE, STALE
+from raftplug.core import Future
 from raftplug.errors import InvalidArgument, Removed, WrongDirectory
-from raftplug.future import Future
 from raftplug.recovery import recover
 from raftplug.settings import Settings
 from test_fake_clock import GROUP, Counter, World

@@ -15,8 +15,8 @@ from raftplug import errors as errors
 if TYPE_CHECKING:
     from raftplug.client import Client as Client
     from raftplug.cluster import Cluster as Cluster
+    from raftplug.core import Future as Future
     from raftplug.events import Event as Event
-    from raftplug.future import Future as Future
     from raftplug.hooks import hookimpl as hookimpl
     from raftplug.node import Node as Node
     from raftplug.replica import Replica as Replica
@@ -30,7 +30,7 @@ _HOMES = {
     "Client": "client",
     "Cluster": "cluster",
     "Event": "events",
-    "Future": "future",
+    "Future": "core",
     "Node": "node",
     "Replica": "replica",
     "Settings": "settings",

@@ -972,3 +972,5 @@ make_slot(Ready, "truncated", TRUNCATED)
 
 include "configuration.py"
 include "raft.py"
+include "future.py"
+include "hot_path.py"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-SOURCES = ("_core.pyx", "configuration.py", "raft.py")
+SOURCES = ("_core.pyx", "configuration.py", "future.py", "hot_path.py", "raft.py")
 
 
 def source_hash(directory: Path) -> str:

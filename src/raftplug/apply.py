@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import msgpack
 
+from raftplug import core as chosen_core
 from raftplug import plain
 from raftplug.constants import (
     CONFIGURATION,
@@ -57,6 +58,7 @@ class Applier:
         settings: the limits.
         clock: monotonic time in µs.
         noop_transition: what the machine is given for a leader's no-op; None gives it nothing.
+        core: the namespace of one of the two cores; None is the one that was chosen for this process.
 
     Attributes:
         applied: index of the last entry that the state holds.
@@ -74,6 +76,7 @@ class Applier:
         settings: Settings,
         clock: Callable[[], int],
         noop_transition: Any = None,
+        core: Any = None,
     ) -> None:
         self.machine = machine
         self.abilities = abilities(machine)
@@ -87,6 +90,7 @@ class Applier:
         """Index of the last entry that a machine with a disk of its own had at the start: it is given none up to it."""
         self._group = group
         self._clock = clock
+        self._execute = (core or chosen_core).execute
         self._noop_transition = noop_transition
         self._budget_us = settings.apply_budget_us
         self._digest_entries = settings.digest_entries if self.abilities.has_digest else 0
@@ -97,7 +101,7 @@ class Applier:
 
     # ---------------------------------------------------------------- entries
 
-    def apply(self, first: int, entries: Sequence[tuple[int, int, bytes]], until: int, *, tell: bool) -> list[Outcome]:
+    def apply(self, first: int, entries: list[tuple[int, int, bytes]], until: int, *, tell: bool) -> list[Outcome]:
         """Apply the entries from index `first` on, one run of them at least, until the clock says `until`.
 
         Args:
@@ -111,22 +115,16 @@ class Applier:
         """
         outcomes = self._outcomes = []
         began, done = self._clock(), 0
-        decode = plain.decode
         while done < len(entries) and (not done or began < until):
             end = min(done + self._size, len(entries))
             if self._digest_entries:  # Taken at the same indexes everywhere: no run reaches beyond one.
                 end = min(end, done + self._digest_entries - self.applied % self._digest_entries)
-            execute = None
-            if not self.abilities.batches and first + done > self.on_disk:
-                execute = self.machine.apply_transition
-            for kind, _, payload in entries[done:end]:
-                if kind == TRANSITION and execute is not None:  # The shortest way, for what there is most of.
-                    try:
-                        outcomes.append((OK, execute(decode(payload))))
-                    except Exception as raised:
-                        outcomes.append((FAILED, _failure(raised)))
-                else:
+            if self.abilities.batches or first + done <= self.on_disk:
+                for kind, _, payload in entries[done:end]:
                     outcomes.append(self._take(first + len(outcomes), kind, payload))
+            else:  # The shortest way, for what there is most of.
+                machine = self.machine.apply_transition
+                self._execute(first, entries, done, end, machine, plain.decode, _failure, self._take, outcomes)
             self._execute_run()
             self.applied = first + end - 1
             if self.abilities.on_disk and self.applied > self.on_disk:

@@ -23,9 +23,9 @@ from raftplug import plain
 from raftplug.backup import Writer
 from raftplug.cluster import Cluster, is_client, read_record
 from raftplug.constants import LIMIT, LINEARIZABLE, PIECE, PIECE_REQUEST, REPLY, REQUEST
+from raftplug.core import Future
 from raftplug.errors import InvalidArgument, MalformedMessage, RaftplugError, Unavailable
 from raftplug.frames import NO_CLUSTER, Id, Key, Sender, address, check_id, decode_frame, group_number, is_ours
-from raftplug.future import Future
 from raftplug.keys import Given, cluster_keys, other_key, require_key
 from raftplug.requester import Requester, check_consistency
 from raftplug.settings import Settings

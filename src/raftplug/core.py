@@ -4,7 +4,8 @@ RAFTPLUG_CORE=cython insists on the compiled core, RAFTPLUG_CORE=python on the o
 speak the same bytes, so a cluster may mix them.  `name`, `why` and the classes of the chosen core are attributes of
 this module; `load` gives either core by name, whatever was chosen.
 
-Nothing else imports raft.py, configuration.py or `_core_py.py`: a process that runs compiled never loads the latter.
+Nothing else imports what both are made of (raft.py, configuration.py, future.py, hot_path.py, `_core_py.py`): a process
+that runs compiled never loads it.
 """
 
 from __future__ import annotations
@@ -26,9 +27,17 @@ if TYPE_CHECKING:  # One set of types for both cores; the module globals below a
     from raftplug._core_py import Progress as Progress
     from raftplug._core_py import Ready as Ready
     from raftplug.configuration import Configuration as Configuration
+    from raftplug.future import Future as Future
+    from raftplug.hot_path import answer as answer
+    from raftplug.hot_path import append_proposals as append_proposals
+    from raftplug.hot_path import execute as execute
+    from raftplug.hot_path import take_proposals as take_proposals
     from raftplug.raft import Raft as Raft
 
-_CLASSES = ("Log", "Progress", "Message", "Configuration", "Raft", "Ready")
+_NAMES = (
+    *("Log", "Progress", "Message", "Configuration", "Raft", "Ready", "Future"),
+    *("take_proposals", "append_proposals", "execute", "answer"),
+)
 
 
 class _Unusable(Exception):
@@ -48,14 +57,16 @@ def _compiled() -> SimpleNamespace:
 
 
 def _python() -> SimpleNamespace:
-    modules = [import_module(f"raftplug.{name}") for name in ("_core_py", "configuration", "raft")]
+    modules = [
+        import_module(f"raftplug.{name}") for name in ("_core_py", "configuration", "raft", "future", "hot_path")
+    ]
     return _namespace("python", *modules)
 
 
 def _namespace(name: str, *modules: object) -> SimpleNamespace:
     # The rules import what they use, so the last module that has a name may not be its home: take the first.
-    classes = {key: next(getattr(m, key) for m in modules if hasattr(m, key)) for key in _CLASSES}
-    return SimpleNamespace(name=name, **classes)
+    found = {key: next(getattr(m, key) for m in modules if hasattr(m, key)) for key in _NAMES}
+    return SimpleNamespace(name=name, **found)
 
 
 @cache

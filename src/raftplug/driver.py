@@ -51,6 +51,7 @@ from raftplug.constants import (
     UNKNOWN,
     VOTE_RESPONSE,
 )
+from raftplug.core import Future
 from raftplug.divergence import Digests, Divergence, decode_digests, encode_digests
 from raftplug.errors import (
     ChangeRefused,
@@ -68,7 +69,6 @@ from raftplug.errors import (
     WrongDirectory,
 )
 from raftplug.frames import Id, address, addressed, check_id, life
-from raftplug.future import Future
 from raftplug.quiescence import Quiescence
 from raftplug.requester import Requester, check_consistency
 from raftplug.sessions import Sessions, encode_open, encode_transition
@@ -201,7 +201,7 @@ class Driver:
         self.group = group
         self.settings = settings
         self.applier = Applier(
-            group=group, machine=machine, settings=settings, clock=clock, noop_transition=noop_transition
+            group=group, machine=machine, settings=settings, clock=clock, noop_transition=noop_transition, core=core
         )
         self.leader: Id | None = None
         self.initial_write: Write | None = None
@@ -399,21 +399,15 @@ class Driver:
             while proposals:
                 self.requester.propose(*proposals.popleft()[1:])
             return
-        append, term, observed, soonest = raft.propose, raft.term, self._observes(), self._next_expiry
         error, places, room = self._room()
-        while proposals and places > 0 and room >= 0:
-            _, transition, future, deadline = proposals.popleft()
-            index = append(TRANSITION, transition)
-            places -= 1
-            room -= len(transition) + ENTRY_HEADER_BYTES
-            future.transition_id = (term, index)
-            pending[index] = (term, deadline, future)
-            if deadline < soonest:
-                soonest = self._next_expiry = deadline
-            if observed:
-                self._register(index, TRANSITION, term, transition, TransitionState.Queued)
+        queued = self._register_queued if self._observes() else None
+        soonest = self.core.append_proposals(raft, proposals, pending, places, room, queued)
+        self._next_expiry = min(self._next_expiry, soonest)
         while proposals:
             proposals.popleft()[2].set_exception(Overloaded(error))
+
+    def _register_queued(self, index: int, transition: bytes) -> None:
+        self._register(index, TRANSITION, self.raft.term, transition, TransitionState.Queued)
 
     def propose_here(self, transition: Any) -> None:
         """The seed's way: a leader appends it, anyone else registers it as Abandoned(NotLeader)."""
@@ -1043,29 +1037,30 @@ class Driver:
 
     def _answer(self, first: int, entries: Sequence[tuple[int, int, bytes]], outcomes: list[Outcome]) -> None:
         """Entries from index `first` on were applied, as many as there are outcomes: tell who waits for them."""
-        pending, diverged = self._pending, self.diverged
-        for index, ((kind, term, _), (code, value)) in enumerate(zip(entries, outcomes, strict=False), first):
-            if kind == CONFIGURATION:
-                self._apply_configuration(index)
-            if self._truncated and index in self._truncated:
-                self._register_overwritten(index, term)
-            pended = pending.pop(index, None) if pending else None
-            if pended is None:
-                continue
-            proposed_term, _, whom = pended
-            if proposed_term != term:
-                self._resolve_error(whom, _overwritten(), REFUSED_UNAVAILABLE)
-            elif diverged is not None:
-                self._resolve_error(whom, OutcomeUnknown(f"it was executed, but {diverged}"), UNKNOWN)
-            elif isinstance(whom, Asker):
-                self._reply(whom, code, value)
-            elif code == FAILED:
-                whom.set_exception(value)
-            else:
-                whom.set_result(value)
+        usual = not self._truncated and self.diverged is None
+        self.core.answer(first, entries, outcomes, self._pending, usual, self._answer_one)
         self._applied = self.applier.applied
         if self.applier.digests:
             self._announce_digests()
+
+    def _answer_one(self, index: int, kind: int, term: int, pended: Any, code: int, value: Any) -> None:
+        if kind == CONFIGURATION:
+            self._apply_configuration(index)
+        if self._truncated and index in self._truncated:
+            self._register_overwritten(index, term)
+        if pended is None:
+            return
+        proposed_term, _, whom = pended
+        if proposed_term != term:
+            self._resolve_error(whom, _overwritten(), REFUSED_UNAVAILABLE)
+        elif self.diverged is not None:
+            self._resolve_error(whom, OutcomeUnknown(f"it was executed, but {self.diverged}"), UNKNOWN)
+        elif isinstance(whom, Asker):
+            self._reply(whom, code, value)
+        elif code == FAILED:
+            whom.set_exception(value)
+        else:
+            whom.set_result(value)
 
     def _looked(self, found: list[tuple[Any, Exception | None]]) -> None:
         """Reads have looked at the machine; those that had no time left will."""

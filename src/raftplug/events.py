@@ -17,9 +17,9 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mappi
 from dataclasses import dataclass
 from typing import Any, Final
 
+from raftplug.core import Future
 from raftplug.errors import InvalidArgument
 from raftplug.frames import Id
-from raftplug.future import Future
 from raftplug.plugins import Plugins
 
 _logger = logging.getLogger("raftplug")

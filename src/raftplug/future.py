@@ -1,5 +1,7 @@
 """A future that costs a node almost nothing until somebody waits for it.
 
+It is written in Cython's pure-Python mode, as the rules are, and each core has it: take it from `raftplug.core`.
+
 `concurrent.futures.Future` makes a condition with a lock for every transition, though most are never waited for one by
 one.  This one makes a lock only inside `result` and `exception`, when the answer is not there yet.
 
@@ -11,20 +13,19 @@ the order of the stores; a free-threaded interpreter does not promise it, so the
 lock (`_FENCE`), which does.
 """
 
-from __future__ import annotations
-
 import logging
 import sys
 import threading
 from collections.abc import Callable, Generator
 from typing import Any, Final
 
+from raftplug import _cy as cython
 from raftplug.errors import InvariantViolated
 
 _logger = logging.getLogger("raftplug")
 _registering = threading.Lock()
 _LockType = type(_registering)
-_FENCE: Final[bool] = not getattr(sys, "_is_gil_enabled", lambda: True)()
+_FENCE: Final = not getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
 class _Pending:
@@ -42,10 +43,11 @@ class _Callback:
 
     __slots__ = ("call",)
 
-    def __init__(self, call: Callable[[Future], object]) -> None:
+    def __init__(self, call: Callable[[Any], object]) -> None:
         self.call = call
 
 
+@cython.cclass
 class Future:
     """The outcome of a transition or a read that is under way.
 
@@ -58,13 +60,27 @@ class Future:
         transition_id: the id of the transition, once it is known; else None.
     """
 
-    __slots__ = ("__weakref__", "_error", "_value", "_waiting", "transition_id")
+    __slots__ = ("__weakref__", "_error", "_transition_id", "_value", "_waiting")
+
+    __weakref__: object
+    _value: Any
+    _error: Any
+    _waiting: Any
+    _transition_id: Any
 
     def __init__(self) -> None:
-        self._value: Any = _PENDING  # Stored last, so that who sees a value also sees the error.
-        self._error: BaseException | None = None
-        self._waiting: list[Any] | None = None
-        self.transition_id: Any = None
+        self._value = _PENDING  # Stored last, so that who sees a value also sees the error.
+        self._error = None
+        self._waiting = None
+        self._transition_id = None
+
+    @property
+    def transition_id(self) -> Any:
+        return self._transition_id
+
+    @transition_id.setter
+    def transition_id(self, value: Any) -> None:
+        self._transition_id = value
 
     # -- whoever waits ---------------------------------------------------------------------------------------------
 
@@ -107,9 +123,10 @@ class Future:
         """Wait for the outcome and return its error, or None.  `timeout` and TimeoutError as for `result`."""
         if self._value is _PENDING:
             self._wait(timeout)
-        return self._error
+        error: BaseException | None = self._error
+        return error
 
-    def add_done_callback(self, fn: Callable[[Future], object]) -> None:
+    def add_done_callback(self, fn: Callable[[Any], object]) -> None:
         """Call `fn(self)` once it is done: at once here, or later in the thread that sets it.
 
         What `fn` raises is logged and goes no further.  Callbacks run in the order in which they were added.
@@ -130,7 +147,7 @@ class Future:
                 if not waiter.done():  # A task that was cancelled meanwhile has cancelled it.
                     waiter.set_result(None)
 
-            def wake(_: Future) -> None:
+            def wake(_: Any) -> None:
                 try:
                     loop.call_soon_threadsafe(release)
                 except RuntimeError:
@@ -146,6 +163,7 @@ class Future:
 
     # -- whoever sets ----------------------------------------------------------------------------------------------
 
+    @cython.ccall
     def set_result(self, value: Any) -> None:
         """End with `value`.  One thread sets, once.
 
@@ -197,7 +215,7 @@ class Future:
 
     def _forget(self, entry: Any) -> None:
         try:
-            self._waiting.remove(entry)  # type: ignore[union-attr]  # Only who registered forgets.
+            self._waiting.remove(entry)  # Only who registered forgets.
         except ValueError:
             pass  # It was called.
 
@@ -217,7 +235,7 @@ class Future:
             else:
                 self._call(entry.call)
 
-    def _call(self, fn: Callable[[Future], object]) -> None:
+    def _call(self, fn: Callable[[Any], object]) -> None:
         try:
             fn(self)
         except Exception:

@@ -34,6 +34,7 @@ from raftplug.constants import (
     NODE_HEARTBEAT,
     PRE_CANDIDATE,
 )
+from raftplug.core import Future
 from raftplug.driver import Driver, ignore
 from raftplug.errors import (
     DiskFull,
@@ -62,7 +63,6 @@ from raftplug.frames import (
     life,
     sign_record,
 )
-from raftplug.future import Future
 from raftplug.keys import Given, cluster_keys, other_key, require_key
 from raftplug.plugins import Plugins, default
 from raftplug.requester import check_consistency
@@ -344,26 +344,25 @@ class NodeLoop:
     def _run_calls(self) -> None:
         """Make the calls that wait; each is taken by one thread.  A closed driver only refuses."""
         calls, attended = self._calls, None
-        proposals: deque[tuple[Any, ...]] = deque()
-        for _ in range(len(calls)):
-            try:
-                call = calls.popleft()
-            except IndexError:
-                break
-            driver = call[0]
-            if proposals and driver is not proposals[0][0]:
-                self._propose(proposals)
-            if driver is not None:
-                proposals.append(call)  # What was proposed to one driver is handed over as a whole.
+        left = len(calls)
+        while left > 0:
+            proposals: deque[tuple[Any, ...]] = deque()
+            call = self.core.take_proposals(calls, left, proposals)
+            left -= len(proposals)
+            if proposals:
+                self._propose(proposals)  # What was proposed to one driver is handed over as a whole.
+            if call is None:
+                return
+            if call[0] is not None:
+                calls.appendleft(call)  # Proposed to another one.
                 continue
+            left -= 1
             _, function, *arguments = call
             owner = getattr(function, "__self__", None)
             if owner is not attended and isinstance(owner, Driver):
                 self.attend(owner)
                 attended = owner
             function(*arguments)
-        if proposals:
-            self._propose(proposals)
 
     def _propose(self, proposals: deque[tuple[Any, ...]]) -> None:
         driver: Driver = proposals[0][0]

@@ -16,7 +16,7 @@ import heapq
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
 
@@ -51,9 +51,11 @@ from raftplug.errors import (
     Unavailable,
 )
 from raftplug.frames import Id
-from raftplug.future import Future
 from raftplug.sessions import MAX_RESULTS, SESSION_TIMEOUT_US, check_name
 from raftplug.settings import Settings
+
+if TYPE_CHECKING:
+    from raftplug.core import Future
 
 WINDOW: Final = 1024
 """Writes, and again reads, that were sent and are not finished; more wait in the queue, in the order of the calls."""

@@ -17,7 +17,7 @@ from time import perf_counter
 from typing import Any
 
 from raftplug import plain
-from raftplug.future import Future
+from raftplug.core import Future
 from raftplug.node import Node
 from raftplug.state_machine import Snapshot, StateMachine
 

@@ -28,9 +28,9 @@ from raftplug.cli import output
 from raftplug.cli.screen import Screen
 from raftplug.cli.ycsb import History, Keys, Load, Verdict
 from raftplug.client import Client
+from raftplug.core import Future
 from raftplug.errors import InvalidArgument, RaftplugError, Unavailable
 from raftplug.frames import Id, cluster_uuid
-from raftplug.future import Future
 from raftplug.plugins import default
 from raftplug.settings import Settings
 

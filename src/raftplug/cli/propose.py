@@ -19,7 +19,7 @@ from raftplug.errors import InvalidArgument, OutcomeUnknown, RaftplugError, TooL
 
 if TYPE_CHECKING:
     from raftplug.client import Client
-    from raftplug.future import Future
+    from raftplug.core import Future
 
 _ONE_S: Final = 10.0
 _EACH_S: Final = 60.0  # A load should outlive an election, or a restart of the Redis.

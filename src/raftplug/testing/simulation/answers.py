@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from raftplug import plain
 from raftplug.constants import LEASE, LINEARIZABLE, STALE
+from raftplug.core import Future
 from raftplug.errors import OutcomeUnknown
 from raftplug.frames import Id
-from raftplug.future import Future
 from raftplug.testing import linearizability
 from raftplug.testing.simulation.part import Part
 from raftplug.testing.simulation.plan import KEYS, MS

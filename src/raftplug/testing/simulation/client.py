@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from raftplug import plain
 from raftplug.client import ClientLoop
 from raftplug.constants import LEASE, LINEARIZABLE
+from raftplug.core import Future
 from raftplug.errors import OutcomeUnknown, SessionExpired
 from raftplug.frames import Id
-from raftplug.future import Future
 from raftplug.testing.simulation.network import Link
 from raftplug.testing.simulation.plan import GROUP, KEYS, MS, NEVER
 from raftplug.testing.simulation.report import Recorded, Violation

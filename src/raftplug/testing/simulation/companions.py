@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from raftplug import plain
 from raftplug.constants import LEADER
+from raftplug.core import Future
 from raftplug.frames import Id
-from raftplug.future import Future
 from raftplug.testing.simulation.part import Part
 from raftplug.testing.simulation.plan import MS
 from raftplug.testing.simulation.report import Violation

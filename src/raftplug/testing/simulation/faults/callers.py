@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from raftplug import plain
-from raftplug.future import Future
+from raftplug.core import Future
 from raftplug.testing.simulation.faults.kind import Kind
 from raftplug.testing.simulation.plan import MS
 

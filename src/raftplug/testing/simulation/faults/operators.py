@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from raftplug.core import Future
 from raftplug.frames import Id
-from raftplug.future import Future
 from raftplug.testing.simulation.faults.kind import Kind
 from raftplug.testing.simulation.keys import CLIENTS
 from raftplug.testing.simulation.plan import MS

@@ -1,0 +1,152 @@
+"""What is done once for each transition besides the rules: it is taken from a queue, appended, executed and answered.
+
+Like the rules this is written in Cython's pure-Python mode, and each core has it.  Whatever is not the usual case is
+left to whom it concerns, by a callable.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from raftplug import _cy as cython
+from raftplug.constants import CONFIGURATION, FAILED, OK, TRANSITION
+
+if not cython.compiled:
+    from raftplug.future import Future
+    from raftplug.raft import Raft
+
+_ENTRY_BYTES = 25  # Of an entry besides its payload.
+
+
+def take_proposals(calls: Any, most: cython.longlong, proposals: Any) -> Any:
+    """Move the proposals to one driver that lie at the front of `calls`, at most `most`; each is taken by one thread.
+
+    Args:
+        calls: a deque of calls, as `NodeLoop` has them: a proposal begins with its driver, any other call with None.
+        proposals: an empty deque.
+
+    Returns: the call after them, which was taken too; None if there is none, or enough were taken.
+    """
+    driver: Any = None
+    call: tuple[Any, ...]
+    while most > 0:
+        most -= 1
+        try:
+            call = calls.popleft()
+        except IndexError:
+            return None
+        if call[0] is None or (driver is not None and call[0] is not driver):
+            return call
+        driver = call[0]
+        proposals.append(call)
+    return None
+
+
+def append_proposals(
+    raft: Raft,
+    proposals: Any,
+    pending: dict[int, Any],
+    places: cython.longlong,
+    room: cython.longlong,
+    queued: Callable[[int, bytes], None] | None,
+) -> cython.longlong:
+    """Append proposals, which are taken out of their deque, while the leader has places and bytes for them.
+
+    Args:
+        raft: it leads.
+        proposals: of each the driver, the transition, its future, and its deadline in microseconds.
+        pending: gets for each index the term, the deadline and the future.
+        places, room: see `Driver._room`.
+        queued: is told of each index and transition; None if nobody wants to know.
+
+    Returns: the earliest deadline.
+    """
+    soonest: cython.longlong = 1 << 62
+    until: cython.longlong
+    index: Any
+    transition: bytes
+    future: Any
+    append: Any = raft.propose
+    term: Any = raft.term
+    while places > 0 and room >= 0 and proposals:
+        _, transition, future, deadline = proposals.popleft()
+        index = append(TRANSITION, transition)
+        places -= 1
+        room -= len(transition) + _ENTRY_BYTES
+        future.transition_id = (term, index)
+        pending[index] = (term, deadline, future)
+        until = deadline
+        if until < soonest:
+            soonest = until
+        if queued is not None:
+            queued(index, transition)
+    return soonest
+
+
+def execute(
+    index: cython.longlong,
+    entries: list[Any],
+    first: cython.longlong,
+    end: cython.longlong,
+    machine: Callable[[Any], Any],
+    decode: Callable[[bytes], Any],
+    failed: Callable[[Exception], Any],
+    otherwise: Callable[[int, int, bytes], Any],
+    outcomes: list[Any],
+) -> None:
+    """Have a machine execute the transitions among entries, and add what became of each entry to `outcomes`.
+
+    Args:
+        index: of the first of `entries`.
+        entries: kind, term and payload of each.
+        first, end: places of those that are to be executed.
+        machine: executes a transition.
+        decode: gives it of a payload.
+        failed: makes a result of what it raised, or raises.
+        otherwise: gives the outcome of an entry of another kind: of its index, kind and payload.
+        outcomes: of the entries before `first`.
+    """
+    at: cython.longlong
+    kind: cython.longlong
+    payload: Any
+    for at in range(first, end):
+        kind, _, payload = entries[at]
+        if kind != TRANSITION:
+            outcomes.append(otherwise(index + at, kind, payload))
+            continue
+        try:
+            outcomes.append((OK, machine(decode(payload))))
+        except Exception as raised:
+            outcomes.append((FAILED, failed(raised)))
+
+
+def answer(
+    first: cython.longlong,
+    entries: list[Any],
+    outcomes: list[Any],
+    pending: dict[int, Any],
+    usual: cython.bint,
+    otherwise: Callable[..., None],
+) -> None:
+    """Answer those who wait for entries that were applied.
+
+    Args:
+        first: index of the first entry.
+        entries: kind, term and payload of each; as many were applied as there are outcomes.
+        outcomes: what became of each.
+        pending: loses those who were answered.
+        usual: False leaves all to `otherwise`.
+        otherwise: called with index, kind, term, who is pending or None, and the outcome: for what is no transition
+            that was executed for a future, in the term in which it was proposed.
+    """
+    at: cython.longlong
+    pended: Any
+    future: Future
+    for at in range(len(outcomes)):
+        kind, term, _ = entries[at]
+        code, value = outcomes[at]
+        pended = pending.pop(first + at, None) if pending else None
+        if usual and pended is not None and code == OK and pended[0] == term and type(pended[2]) is Future:
+            future = pended[2]
+            future.set_result(value)
+        elif pended is not None or kind == CONFIGURATION or not usual:
+            otherwise(first + at, kind, term, pended, code, value)
