@@ -28,15 +28,16 @@ if TYPE_CHECKING:  # One set of types for both cores; the module globals below a
     from raftplug._core_py import Ready as Ready
     from raftplug.configuration import Configuration as Configuration
     from raftplug.future import Future as Future
+    from raftplug.hot_path import Calls as Calls
     from raftplug.hot_path import answer as answer
     from raftplug.hot_path import append_proposals as append_proposals
     from raftplug.hot_path import execute as execute
-    from raftplug.hot_path import take_proposals as take_proposals
+    from raftplug.hot_path import now_us as now_us
     from raftplug.raft import Raft as Raft
 
 _NAMES = (
-    *("Log", "Progress", "Message", "Configuration", "Raft", "Ready", "Future"),
-    *("take_proposals", "append_proposals", "execute", "answer"),
+    *("Log", "Progress", "Message", "Configuration", "Raft", "Ready", "Future", "Calls"),
+    *("now_us", "append_proposals", "execute", "answer"),
 )
 
 

@@ -1,10 +1,12 @@
-"""What is done once for each transition besides the rules: it is taken from a queue, appended, executed and answered.
+"""What is done once for each transition besides the rules: it is queued, taken, appended, executed and answered.
 
 Like the rules this is written in Cython's pure-Python mode, and each core has it.  Whatever is not the usual case is
 left to whom it concerns, by a callable.
 """
 
+from collections import deque
 from collections.abc import Callable
+from time import monotonic_ns
 from typing import Any
 
 from raftplug import _cy as cython
@@ -17,28 +19,89 @@ if not cython.compiled:
 _ENTRY_BYTES = 25  # Of an entry besides its payload.
 
 
-def take_proposals(calls: Any, most: cython.longlong, proposals: Any) -> Any:
-    """Move the proposals to one driver that lie at the front of `calls`, at most `most`; each is taken by one thread.
+def now_us() -> cython.longlong:
+    """Monotonic time, microseconds."""
+    now: cython.longlong = monotonic_ns()
+    return now // 1000
+
+
+@cython.final
+@cython.cclass
+class Calls:
+    """What is wanted of a loop, in the order in which it came.  Any thread adds, the loop takes.
+
+    A call is a tuple: a driver, a transition for it, its future, and when that ends at the latest (microseconds); or
+    None, a function and its arguments.
 
     Args:
-        calls: a deque of calls, as `NodeLoop` has them: a proposal begins with its driver, any other call with None.
-        proposals: an empty deque.
+        clock: monotonic time, microseconds.
+        wake: wakes the loop.
+        late: called with each call that comes too late for the loop.
 
-    Returns: the call after them, which was taken too; None if there is none, or enough were taken.
+    Attributes:
+        sleeping: whether the loop must be woken for what is added.
+        closed: whether the loop has ended.
     """
-    driver: Any = None
-    call: tuple[Any, ...]
-    while most > 0:
-        most -= 1
-        try:
-            call = calls.popleft()
-        except IndexError:
-            return None
-        if call[0] is None or (driver is not None and call[0] is not driver):
-            return call
-        driver = call[0]
-        proposals.append(call)
-    return None
+
+    sleeping: bool = cython.declare(cython.bint, visibility="public")
+    closed: bool = cython.declare(cython.bint, visibility="public")
+    _queue: Any
+    _add: Any
+    _clock: Any
+    _wake: Any
+    _late: Any
+
+    def __init__(self, clock: Callable[[], int], wake: Callable[[], None], late: Callable[[], None]) -> None:
+        self._queue = deque()
+        self._add = self._queue.append
+        self._clock = clock
+        self._wake = wake
+        self._late = late
+        self.sleeping = False
+        self.closed = False
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    @cython.ccall
+    def add(self, call: tuple[Any, ...]) -> None:
+        """Add a call."""
+        self._add(call)
+        if self.closed:
+            self._late()
+        elif self.sleeping:
+            self._wake()
+
+    def propose(self, driver: Any, transition: bytes, timeout: float) -> Future:
+        """Add a proposal that ends after so many seconds at the latest."""
+        future = Future()
+        self.add((driver, transition, future, self._clock() + int(timeout * 1e6)))
+        return future
+
+    def take(self, most: cython.longlong, proposals: Any) -> Any:
+        """Move the proposals to one driver that come next, at most `most`, to the deque `proposals`.
+
+        Each call is taken by one thread.
+
+        Returns: the call after them, which is taken too; None if there is none, or enough were taken.
+        """
+        driver: Any = None
+        call: Any
+        while most > 0:
+            most -= 1
+            try:
+                call = self._queue.popleft()
+            except IndexError:
+                return None
+            if call[0] is None or (driver is not None and call[0] is not driver):
+                return call
+            driver = call[0]
+            proposals.append(call)
+        return None
+
+    def put_back(self, calls: Any) -> None:
+        """Let calls that were taken be the next ones."""
+        self._queue.extendleft(reversed(calls))
 
 
 def append_proposals(

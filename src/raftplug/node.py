@@ -143,7 +143,8 @@ class NodeLoop:
         self._keys = keys
         key = keys[0] if keys else None
         self._sender = Sender(identity.node, identity.cluster, identity.storage, identity.boot, identity.nonce, key)
-        self._calls: deque[tuple[Any, ...]] = deque()
+        self.calls = self.core.Calls(clock, cluster.wake, self._run_calls)
+        """What other threads want."""
         self._outgoing: dict[Id, list[tuple[int, int, bytes]]] = {}
         self._to_self: list[tuple[int, int, bytes]] = []
         self._identity = identity
@@ -170,7 +171,6 @@ class NodeLoop:
         self._agenda = Agenda()
         self._busy: dict[str, Driver] = {}  # Whom this turn visits, in the order in which they were called upon.
         self._unwritten: dict[str, Driver] = {}  # Whoever was visited while no write could begin.
-        self._sleeping = False
         self._closed = False
         self.drivers: dict[str, Driver] = {}
         self._by_number: dict[int, Driver] = {}
@@ -221,28 +221,17 @@ class NodeLoop:
 
         If it is a driver's method, that turn visits the driver; see `attend` for any other function.
         """
-        self._enqueue((None, function, *arguments))
+        self.calls.add((None, function, *arguments))
 
     def propose(self, driver: Driver, transition: bytes, future: Future, deadline: int) -> None:
-        """Have the loop call `driver.propose` in its next turn.  Any thread."""
-        self._enqueue((driver, transition, future, deadline))
-
-    def _enqueue(self, call: tuple[Any, ...]) -> None:
-        self._calls.append(call)
-        if self._closed:
-            self._run_calls()
-        elif self._sleeping:
-            self.cluster.wake()
+        """Have the loop call `driver.propose` in its next turn.  Any thread.  See also `Calls.propose`."""
+        self.calls.add((driver, transition, future, deadline))
 
     def attend(self, driver: Driver) -> None:
         """Visit the driver in this turn.  In the loop's own thread, before anything is done to the driver."""
         if driver.group not in self._busy and driver.group in self.drivers:
             self._busy[driver.group] = driver
             driver.set_time(self._now)
-
-    def queued(self) -> int:
-        """How many calls wait for the next turn."""
-        return len(self._calls)
 
     def turn(self) -> None:
         """One turn (DESIGN 4): drain, step, send what may leave, hand the writes to the store or commit them here.
@@ -321,13 +310,13 @@ class NodeLoop:
 
     def sleep(self) -> None:
         """Wait until there is something to do."""
-        self._sleeping = True  # Before the look at the queue: whoever appends after it sees this, and wakes us.
+        self.calls.sleeping = True  # Before the look at the queue: whoever appends after it sees this, and wakes us.
         self.cluster.wait(max(0.0, (self.due() - self._clock()) / 1e6))
-        self._sleeping = False
+        self.calls.sleeping = False
 
     def due(self) -> int:
         """When the next turn is due if nothing arrives: microseconds of the clock; 0 is at once."""
-        if self._calls or self._to_self or self._busy:
+        if self.calls or self._to_self or self._busy:
             return 0
         due = min(self._agenda.next(), self._beat_at, self._announce_at())
         return due if self._retry_at is None else min(due, self._retry_at)
@@ -338,23 +327,23 @@ class NodeLoop:
             driver.close()
         self._flush()
         # Before the look at the queue: whoever appends after it sees this, and looks itself.
-        self._closed = True
+        self._closed = self.calls.closed = True
         self._run_calls()
 
     def _run_calls(self) -> None:
         """Make the calls that wait; each is taken by one thread.  A closed driver only refuses."""
-        calls, attended = self._calls, None
+        calls, attended = self.calls, None
         left = len(calls)
         while left > 0:
             proposals: deque[tuple[Any, ...]] = deque()
-            call = self.core.take_proposals(calls, left, proposals)
+            call = calls.take(left, proposals)
             left -= len(proposals)
             if proposals:
                 self._propose(proposals)  # What was proposed to one driver is handed over as a whole.
             if call is None:
                 return
             if call[0] is not None:
-                calls.appendleft(call)  # Proposed to another one.
+                calls.put_back([call])  # Proposed to another one.
                 continue
             left -= 1
             _, function, *arguments = call
@@ -370,7 +359,7 @@ class NodeLoop:
         try:
             driver.propose_all(proposals)
         finally:
-            self._calls.extendleft(reversed(proposals))  # If it raised: whoever closes the loop answers the others.
+            self.calls.put_back(proposals)  # If it raised: whoever closes the loop answers the others.
 
     def _deadline_of(self, group: str) -> int:
         driver = self.drivers.get(group)
@@ -796,7 +785,7 @@ class Node:
                 settings=self._settings,
                 executor=store.submit,
                 own_executor=lambda job, done: thread.execute(job, done),
-                clock=lambda: time.monotonic_ns() // 1000,
+                clock=chosen_core.now_us,
                 generator=random.Random(storage.identity.nonce),
                 wall_ms=lambda: time.time_ns() // 1_000_000,
                 on_event=self._events.publish,
@@ -900,8 +889,7 @@ class Node:
                 "(max_transition_bytes)"
             )
         loop = self._enter()
-        future = Future()
-        loop.propose(self._driver(loop, group), encoded, future, int((time.monotonic() + timeout) * 1e6))
+        future: Future = loop.calls.propose(self._driver(loop, group), encoded, timeout)
         return future
 
     def read_async(
@@ -999,8 +987,10 @@ class Node:
 
     def _enter(self) -> NodeLoop:
         """The loop, if it takes one more call."""
-        loop = self._running()
-        if loop.queued() >= self._settings.max_pending:
+        loop = self._loop
+        if loop is None or self._stopping or self.failure is not None:
+            loop = self._running()  # It says why.
+        if len(loop.calls) >= self._settings.max_pending:
             raise Overloaded("too many calls wait for this node's event loop: try again later")
         return loop
 
