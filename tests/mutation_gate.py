@@ -562,8 +562,20 @@ MUTANTS = (
     Mutant(
         "a late answer tells by which directory a member is known",
         "driver.py",
-        "        if known is None and answer.term != self.raft.term:\n            return True\n",
+        "answer.term != self.raft.term or ",
         "",
+    ),
+    Mutant(
+        "what a removed directory said tells by which one its member is known",
+        "driver.py",
+        "(answer.term != self.raft.term or self.raft.is_early(answer, source))",
+        "answer.term != self.raft.term",
+    ),
+    Mutant(
+        "what was said before a member came counts",
+        "raft.py",
+        "if progress is None or self.is_early(message, message.peer):",
+        "if progress is None:",
     ),
     Mutant(
         "recovery in the next term only",

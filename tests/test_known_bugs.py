@@ -35,6 +35,7 @@ from raftplug.errors import (
     RaftplugError,
     WrongDirectory,
 )
+from raftplug.future import Future
 from raftplug.plugins import default
 from raftplug.storage import MemoryStorage
 from rules import ELECTION, HEARTBEAT, Disk, Net, mutated
@@ -698,6 +699,32 @@ def test_a_late_answer_of_an_earlier_directory_does_not_make_it_the_one_that_the
     world.cut = set()
     world.run(2_000)
     assert world.raft(leader).configuration.storages[late] == world.storages[late].identity.storage
+
+
+def test_what_a_removed_directory_said_tells_nothing_of_the_one_that_takes_its_id(core: Any) -> None:
+    """`raftplug sim --seed 200423 --nodes 4`: in one term, a late answer came after the id was added again."""
+    world = World(core)
+    leader = world.elect()
+    driver, raft = world.nodes[leader].drivers[GROUP], world.raft(leader)
+    world.storages["n4"] = MemoryStorage("n4", cluster=world.uuid)
+    world.storages["n4"].create(GROUP, plain.encode(core.Configuration(()).plain()))
+    world.boot("n4")
+    world.cut = {"n4"}
+    for _ in range(3):
+        world.result(world.read(leader))  # Rounds of reads are counted within a term.
+    world.client().requester.ask("members", ["add", ["n4"]], Future(), world.now + 60_000_000)
+    world.until(lambda: "n4" in raft.configuration.members())
+    before = raft.progress["n4"].since - 1
+    for answer in (
+        core.Message(APPEND_RESPONSE, raft.term, index=1, hint=1, flag=True, context=before),
+        core.Message(APPEND_RESPONSE, raft.term, index=raft.progress["n4"].next - 1, context=before),
+        core.Message(VOTE_RESPONSE, raft.term, context=1 << 40),
+    ):
+        driver.receive("n4", 1, answer.kind, answer.encode(), b"the directory before")
+    assert raft.progress["n4"].match == 0
+    world.cut = set()
+    world.until(lambda: "n4" in raft.configuration.voters)
+    assert raft.configuration.storages["n4"] == world.storages["n4"].identity.storage
 
 
 def test_who_lost_its_disk_asks_for_no_vote(core: Any) -> None:

@@ -694,7 +694,7 @@ cdef class Progress:
     """What a leader knows of one peer.  All numbers are ints in [0, 2^63); times are microseconds."""
 
     cdef public object peer
-    cdef public long long match, next, state, pending_snapshot, commit, asked, round, contact, sent
+    cdef public long long match, next, state, pending_snapshot, commit, asked, round, since, contact, sent
     cdef public bint paused
     # Where the appends on their way there end: `_count` numbers from `_first` on, ascending.
     cdef long long *_ends
@@ -712,6 +712,7 @@ cdef class Progress:
         self.commit = 0
         self.asked = 0
         self.round = 0
+        self.since = 0
         self.contact = whole("now", now)
         self.sent = self.contact
         self.paused = False

@@ -417,6 +417,7 @@ class Progress:
         "pending_snapshot",
         "round",
         "sent",
+        "since",
         "state",
     )
 
@@ -429,6 +430,7 @@ class Progress:
         self.commit = 0  # the last commit index that was sent to it
         self.asked = 0  # the last read round that was sent to it
         self.round = 0  # the newest read round that it confirmed
+        self.since = 0  # the first round after it came as a member, while we lead: nothing that it said before counts
         self.contact = refusals.whole("now", now)  # when it last answered
         self.sent = self.contact  # when something was last sent to it
         self.paused = False  # a probe is on its way: send nothing more before the answer

@@ -144,6 +144,7 @@ PROGRESS_FIELDS = (
     "commit",
     "asked",
     "round",
+    "since",
     "contact",
     "sent",
     "paused",

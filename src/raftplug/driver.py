@@ -628,10 +628,11 @@ class Driver:
     def _is_known(self, answer: Any, source: Id, storage: bytes) -> bool:
         """Whether `storage` is the one by which the group knows the member, or else the one that answered first.
 
-        An answer of another term counts for nothing, and may be of a member's directory before the present one.
+        An answer of another term, or to what was sent before its member came, counts for nothing, and may be of a
+        member's directory before the present one.
         """
         known = self.raft.configuration.storages.get(source)
-        if known is None and answer.term != self.raft.term:
+        if known is None and (answer.term != self.raft.term or self.raft.is_early(answer, source)):
             return True
         return storage == (known or self._heard_storages.setdefault(source, storage))
 

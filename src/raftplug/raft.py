@@ -315,6 +315,14 @@ class Raft:
         """Whether the group knows this member by another data directory: ours is new, or a copy."""
         return bool(self.configuration.storages.get(self.id, self.storage) != self.storage)
 
+    @cython.ccall
+    def is_early(self, answer: Message, source: Any) -> cython.bint:
+        """Whether we lead, and `source` may have said it before it came as a member: of another directory, then."""
+        progress: Progress | None = self.progress.get(source)
+        if progress is None or progress.since == 0:
+            return False
+        return answer.kind != APPEND_RESPONSE or answer.context < progress.since
+
     def propose(self, kind: cython.longlong, payload: bytes) -> cython.longlong:
         """Append an entry; it leaves with the next `ready`.
 
@@ -878,9 +886,12 @@ class Raft:
         self._adopt(index)
         self._unsettled = True
         for peer in configuration.members():
-            # Who comes back may have lost what it had: nothing that was known of it counts.
+            # Who comes back may have lost what it had: nothing that was known of it counts, nor what it said before.
             if peer != self.id and peer not in before:
-                self.progress[peer] = Progress(peer, index, self.now)
+                self._round += 1
+                progress: Progress = Progress(peer, index, self.now)
+                progress.since = self._round
+                self.progress[peer] = progress
         return index
 
     @cython.cfunc
@@ -957,7 +968,7 @@ class Raft:
     @cython.cfunc
     def _on_append_response(self, message: Message) -> None:
         progress: Progress | None = self.progress.get(message.peer)
-        if progress is None:
+        if progress is None or self.is_early(message, message.peer):
             return
         if message.flag and (message.hint > self.log.last_index or message.index > message.hint):
             raise MalformedMessage(f"an acknowledgement of {message.hint}, which this leader has not sent")
