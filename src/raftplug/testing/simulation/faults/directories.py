@@ -181,13 +181,19 @@ class DirectoryFaults(Kind):
         """First copies are made of disks, and after restarts one is put back.
 
         Only if that would be a start which all others know, on their disks, to have been, with another nonce: whoever
-        knows of no later one has to take it for a restart, and nothing could be safe (see docs/divergence.md).
+        knows of no later one has to take it for a restart, and nothing could be safe (see docs/divergence.md).  Nor
+        could it where the node was the only voter then: it asks nobody.
         """
         fitting = [each for each in self.world.processes.values() if each.good_rows is None and not each.displaced]
         for node in fitting:
             if node.older is None:
                 node.older = node.keep_copy()
-        known = [each for each in fitting if each.older is not None and self._all_know(each, each.older.boots + 1)]
+        known = [
+            each
+            for each in fitting
+            if each.older is not None and self._all_know(each, each.older.boots + 1)
+            if not each.older.disk.members().has_quorum({each.id})
+        ]
         known = [each for each in known if self._is_expendable(each)]
         if not known:  # Of these some restart, for the others to hear.
             self.world.faults.processes.do_crash()
