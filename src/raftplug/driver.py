@@ -24,7 +24,6 @@ from raftplug.constants import (
     CONFIGURATION,
     DIGESTS,
     DISPLACED,
-    ENTRY_HEADER_BYTES,
     FAILED,
     LEADER,
     LEASE,

@@ -10,13 +10,11 @@ from time import monotonic_ns
 from typing import Any
 
 from raftplug import _cy as cython
-from raftplug.constants import CONFIGURATION, FAILED, OK, TRANSITION
+from raftplug.constants import CONFIGURATION, ENTRY_HEADER_BYTES, FAILED, OK, TRANSITION
 
 if not cython.compiled:
     from raftplug.future import Future
     from raftplug.raft import Raft
-
-_ENTRY_BYTES = 25  # Of an entry besides its payload.
 
 
 def now_us() -> cython.longlong:
@@ -134,7 +132,7 @@ def append_proposals(
         _, transition, future, deadline = proposals.popleft()
         index = append(TRANSITION, transition)
         places -= 1
-        room -= len(transition) + _ENTRY_BYTES
+        room -= len(transition) + ENTRY_HEADER_BYTES
         future.transition_id = (term, index)
         pending[index] = (term, deadline, future)
         until = deadline
