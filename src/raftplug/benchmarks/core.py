@@ -107,6 +107,7 @@ class Group:
         for payload in payloads:
             last = propose(TRANSITION, payload)
         first, end = self.applied + 1, last + 1
+        self.turn()
         for applicable, entries_of in self._machines:
             while applicable() < last:
                 self.turn()
