@@ -13,11 +13,15 @@ from __future__ import annotations
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.dict cimport PyDict_Next
 from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact
 from cpython.mem cimport PyMem_RawFree, PyMem_RawRealloc
+from cpython.object cimport PyObject
+from cpython.unicode cimport PyUnicode_AsUTF8AndSize, PyUnicode_DecodeUTF8
 from libc.string cimport memcpy, memmove, memset
 
 from raftplug import _refusals as refusals
+from raftplug import plain
 
 # The constants become C integers, here and in the included rules: comparing with them costs no look-up.
 cdef int NOOP, TRANSITION, SESSION_TRANSITION, SESSION_OPEN, CONFIGURATION
@@ -975,3 +979,246 @@ include "configuration.py"
 include "raft.py"
 include "future.py"
 include "hot_path.py"
+
+
+# Plain data: `plain.encode` and `plain.decode` over again, for what they take.  Whatever they refuse, and what is rare,
+# is left to them, who find the words for it.
+
+cdef struct Buffer:
+    u8 *bytes
+    size_t used, size
+
+
+cdef inline int put(Buffer *out, const void *data, size_t length) except -1:
+    cdef void *memory
+    cdef size_t size
+    if out.used + length > out.size:
+        size = 2 * (out.used + length) + 64
+        memory = PyMem_RawRealloc(out.bytes, size)
+        if memory == NULL:
+            raise MemoryError()
+        out.bytes = <u8 *>memory
+        out.size = size
+    memcpy(out.bytes + out.used, data, length)
+    out.used += length
+    return 0
+
+
+cdef inline int put_byte(Buffer *out, u8 value) except -1:
+    return put(out, &value, 1)
+
+
+cdef inline int put_number(Buffer *out, u8 head, u64 number, int width) except -1:
+    """Add a byte, and a number of so many bytes, the highest first."""
+    cdef u8[9] digits
+    cdef int at
+    digits[0] = head
+    for at in range(width):
+        digits[at + 1] = <u8>(number >> 8 * (width - 1 - at))
+    return put(out, digits, width + 1)
+
+
+cdef inline int put_length(Buffer *out, size_t length, size_t few, u8 head_of_few, u8 head, bint has_byte) except -1:
+    """Add what begins a str, bytes, list or dict: `head` is that of the form with two bytes."""
+    if length < few:
+        return put_byte(out, head_of_few | <u8>length)
+    if length < 256 and has_byte:
+        return put_number(out, head - 1, length, 1)
+    if length < 65536:
+        return put_number(out, head, length, 2)
+    if length >> 32:
+        raise ValueError
+    return put_number(out, head + 1, length, 4)
+
+
+cdef int put_int(Buffer *out, object value) except -1:
+    """Add an int; returns 0 if it is out of range."""
+    cdef int overflow = 0
+    cdef long long number = PyLong_AsLongLongAndOverflow(value, &overflow)
+    if overflow:
+        return 0
+    if number >= 0:
+        if number < 128:
+            put_byte(out, <u8>number)
+        elif number < 256:
+            put_number(out, 0xCC, number, 1)
+        elif number < 65536:
+            put_number(out, 0xCD, number, 2)
+        else:
+            put_number(out, 0xCF if number >> 32 else 0xCE, number, 8 if number >> 32 else 4)
+    elif number >= -32:
+        put_byte(out, <u8>number)
+    elif number >= -128:
+        put_number(out, 0xD0, <u64>number, 1)
+    elif number >= -32768:
+        put_number(out, 0xD1, <u64>number, 2)
+    elif number >= -2147483648LL:
+        put_number(out, 0xD2, <u64>number, 4)
+    else:
+        put_number(out, 0xD3, <u64>number, 8)
+    return 1
+
+
+cdef int put_value(Buffer *out, object value, int depth) except -1:
+    """Add a value; returns 0, or raises ValueError, where `plain.encode` has to look.
+
+    No other code runs meanwhile, so the value does not change.
+    """
+    cdef Py_ssize_t length
+    cdef const char *text
+    cdef double number
+    cdef u64 bits
+    cdef PyObject *key
+    cdef PyObject *item
+    cdef Py_ssize_t place = 0
+    if type(value) is bytes:
+        length = PyBytes_GET_SIZE(value)
+        put_length(out, length, 0, 0, 0xC5, True)
+        return put(out, PyBytes_AS_STRING(value), length) == 0
+    if type(value) is str:
+        text = PyUnicode_AsUTF8AndSize(value, &length)
+        put_length(out, length, 32, 0xA0, 0xDA, True)
+        return put(out, text, length) == 0
+    if type(value) is int:
+        return put_int(out, value)
+    if value is None:
+        return put_byte(out, 0xC0) == 0
+    if type(value) is bool:
+        return put_byte(out, 0xC3 if value else 0xC2) == 0
+    if type(value) is float:
+        number = value
+        memcpy(&bits, &number, 8)
+        return put_number(out, 0xCB, bits, 8) == 0
+    if depth == 0:
+        return 0
+    if type(value) is dict:
+        put_length(out, len(<dict>value), 16, 0x80, 0xDE, False)
+        while PyDict_Next(value, &place, &key, &item):
+            if type(<object>key) is not str and type(<object>key) is not int:
+                return 0
+            if not put_value(out, <object>key, 0) or not put_value(out, <object>item, depth - 1):
+                return 0
+        return 1
+    if type(value) is list:
+        put_length(out, len(<list>value), 16, 0x90, 0xDC, False)
+        for place in range(len(<list>value)):
+            if not put_value(out, (<list>value)[place], depth - 1):
+                return 0
+        return 1
+    return 0
+
+
+def encode_plain(value):
+    """See `plain.encode`."""
+    cdef Buffer out
+    out.bytes = NULL
+    out.used = out.size = 0
+    try:
+        if put_value(&out, value, plain.DEPTH):
+            return PyBytes_FromStringAndSize(<char *>out.bytes, out.used)
+    except ValueError:  # UnicodeEncodeError is one.
+        pass
+    finally:
+        PyMem_RawFree(out.bytes)
+    return plain.encode(value)
+
+
+cdef struct Source:
+    const u8 *bytes
+    Py_ssize_t left
+
+
+cdef inline u64 take_number(Source *source, int width) noexcept:
+    """The next bytes as a number; as many must be there."""
+    cdef u64 number = 0
+    cdef int _
+    for _ in range(width):
+        number = number << 8 | source.bytes[0]
+        source.bytes += 1
+    source.left -= width
+    return number
+
+
+cdef object take_value(Source *source, int depth):
+    """The next value; raises ValueError where `plain.decode` has to look."""
+    cdef u8 head
+    cdef int width = 0
+    cdef u64 number
+    cdef double real
+    cdef Py_ssize_t length, _
+    cdef object key
+    cdef list items
+    cdef dict pairs
+    if source.left <= 0:
+        raise ValueError
+    head = source.bytes[0]
+    source.bytes += 1
+    source.left -= 1
+    if head < 0x80:
+        return head
+    if head >= 0xE0:
+        return <int>head - 256
+    if head == 0xC0:
+        return None
+    if head == 0xC2 or head == 0xC3:
+        return head == 0xC3
+    if head < 0xC0:
+        length = head & (0x1F if head >= 0xA0 else 0x0F)
+    else:
+        if head in (0xC4, 0xCC, 0xD0, 0xD9):
+            width = 1
+        elif head in (0xC5, 0xCD, 0xD1, 0xDA, 0xDC, 0xDE):
+            width = 2
+        elif head in (0xC6, 0xCE, 0xD2, 0xDB, 0xDD, 0xDF):
+            width = 4
+        elif head in (0xCB, 0xCF, 0xD3):
+            width = 8
+        if not width or width > source.left:
+            raise ValueError
+        number = take_number(source, width)
+        if 0xCC <= head <= 0xCF:
+            return number
+        if 0xD0 <= head <= 0xD3:
+            return <long long>(number << (64 - 8 * width)) >> (64 - 8 * width)
+        if head == 0xCB:
+            memcpy(&real, &number, 8)
+            return real
+        length = <Py_ssize_t>number
+    if length > source.left:
+        raise ValueError  # No item takes less than a byte.
+    if head < 0xC0 and head >= 0xA0 or 0xD9 <= head <= 0xDB:
+        source.bytes += length
+        source.left -= length
+        return PyUnicode_DecodeUTF8(<char *>source.bytes - length, length, NULL)
+    if 0xC4 <= head <= 0xC6:
+        source.bytes += length
+        source.left -= length
+        return PyBytes_FromStringAndSize(<char *>source.bytes - length, length)
+    if depth == 0:
+        raise ValueError
+    if head >= 0x90 and head < 0xA0 or head == 0xDC or head == 0xDD:
+        items = []
+        for _ in range(length):
+            items.append(take_value(source, depth - 1))
+        return items
+    pairs = {}
+    for _ in range(length):
+        key = take_value(source, 0)
+        if type(key) is not str and type(key) is not int:
+            raise ValueError
+        pairs[key] = take_value(source, depth - 1)
+    return pairs
+
+
+def decode_plain(bytes data not None):
+    """See `plain.decode`."""
+    cdef Source source
+    source.bytes = <const u8 *>PyBytes_AS_STRING(data)
+    source.left = PyBytes_GET_SIZE(data)
+    try:
+        value = take_value(&source, plain.DEPTH)
+        if not source.left:
+            return value
+    except ValueError:  # UnicodeDecodeError is one.
+        pass
+    return plain.decode(data)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # One set of types for both cores; the module globals below a
     from raftplug._core_py import Message as Message
     from raftplug._core_py import Progress as Progress
     from raftplug._core_py import Ready as Ready
+    from raftplug._core_py import decode_plain as decode_plain
+    from raftplug._core_py import encode_plain as encode_plain
     from raftplug.configuration import Configuration as Configuration
     from raftplug.future import Future as Future
     from raftplug.hot_path import Calls as Calls
@@ -37,7 +39,7 @@ if TYPE_CHECKING:  # One set of types for both cores; the module globals below a
 
 _NAMES = (
     *("Log", "Progress", "Message", "Configuration", "Raft", "Ready", "Future", "Calls"),
-    *("now_us", "append_proposals", "execute", "answer"),
+    *("encode_plain", "decode_plain", "now_us", "append_proposals", "execute", "answer"),
 )
 
 
