@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import time
 from typing import Any
@@ -27,6 +28,8 @@ def stopped(cluster: Cluster, *ids: str) -> Any:
     """Processes stand still meanwhile."""
     for id in ids:
         cluster.nodes[id].process.send_signal(signal.SIGSTOP)
+    for id in ids:  # On a busy machine some threads go on until the one that takes the signal has its turn.
+        os.waitid(os.P_PID, cluster.nodes[id].process.pid, os.WSTOPPED)
     try:
         yield
     finally:
