@@ -135,23 +135,52 @@ class DirectoryFaults(Kind):
 
     def do_overtake_snapshot(self) -> None:
         """A node that was not founded comes, on an empty disk, or goes; what follows waits for its moment."""
-        if self.world.originals or any(each.displaced for each in self.world.processes.values()):
+        if self.world.quiet or self.world.originals or any(each.displaced for each in self.world.processes.values()):
             return
         leader = self.world.leading()
         if leader is None or not leader.driver().raft.log.base_index or self.world.faults.operators.may_be_changing():
             return
-        members = leader.driver().raft.configuration.members()
         newcomers = [id for id in self.plan.ids if id not in (*self.plan.founders, *self.plan.witnesses)]
-        known = self._known([id for id in self.plan.ids if id not in newcomers or id in members])
-        strangers = [id for id in newcomers if not any(id in each.members() for each in known)]
+        strangers = [id for id in newcomers if self._is_stranger(id)]
         if strangers:
-            node = self.world.processes[self.random.choice(strangers)]
-            node.kill(None)
-            node.lose_disk(self.world.core.Configuration(()))
-            node.boot()
-            self.world.faults.operators.ask("members", ["add", [node.id]])
+            self._add_anew(self.random.choice(strangers))
         elif newcomers:
             self.world.faults.operators.ask("members", ["remove", [self.random.choice(newcomers)]])
+
+    def do_come_back(self) -> None:
+        """First a member is removed, and what it says to the leader is held up for a while."""
+        leader = self.world.leading()
+        if leader is None or self.world.originals or any(each.displaced for each in self.world.processes.values()):
+            return
+        configuration = leader.driver().raft.configuration
+        others = [id for id in configuration.members() if id != leader.id]
+        if len(configuration.voters) > 2:
+            id = self.random.choice(others)
+            self.world.faults.network.clog((id, leader.id))
+            self.world.faults.operators.ask("members", ["remove", [id]])
+
+    def come_back(self, id: str) -> None:
+        """Whoever was removed a moment ago comes back with another directory."""
+        if not self.world.quiet and not self.world.processes[id].displaced and self._is_stranger(id):
+            self.world.fault("come_back", id)
+            self._add_anew(id)
+
+    def _is_stranger(self, id: str) -> bool:
+        """Whether a node is no member, and none of the members, nor of the founders, takes it for one."""
+        leader = self.world.leading()
+        if leader is None or self.world.originals or self.world.faults.operators.may_be_changing():
+            return False
+        members = leader.driver().raft.configuration.members()
+        nodes = [each for each in self.plan.ids if each != id and (each in members or each in self.plan.founders)]
+        return id not in members and not any(id in each.members() for each in self._known(nodes))
+
+    def _add_anew(self, id: str) -> None:
+        """What a stranger has on its disk is gone; what it said before may come before what it says when it starts."""
+        node = self.world.processes[id]
+        node.kill(None)
+        node.lose_disk(self.world.core.Configuration(()))
+        self.world.after(self.random.choice((1, 100, 1_000)) * MS, node.boot_if_down)
+        self.world.faults.operators.ask("members", ["witness" if id in self.plan.witnesses else "add", [id]])
 
     def _known(self, ids: list[str]) -> list[Any]:
         """The members as these nodes' disks say, and their processes: a change under way may be on no disk yet."""

@@ -55,7 +55,10 @@ class NetworkFaults(Kind):
         )
 
     def do_clog(self) -> None:
-        link = self._pair()
+        self.clog(self._pair())
+
+    def clog(self, link: tuple[str, str]) -> None:
+        """Hold what goes there for a while, then give it at once."""
         if link not in self.world.network.clogged:
             self.world.fault("clog", *link)
             self.world.network.clogged[link] = []

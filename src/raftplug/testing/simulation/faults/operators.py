@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from raftplug.core import Future
+from raftplug.errors import OutcomeUnknown
 from raftplug.frames import Id
 from raftplug.testing.simulation.faults.kind import Kind
 from raftplug.testing.simulation.keys import CLIENTS
@@ -85,10 +86,14 @@ class Operators(Kind):
 
     def _check_change(self, arguments: list[Any], answer: Future) -> None:
         """Whoever is told that a change is over is told of the members after it."""
-        if answer.exception(0) is not None:
+        error = answer.exception(0)
+        if not isinstance(error, OutcomeUnknown):
+            del self._changes[answer]
+        if error is not None:
             return
-        del self._changes[answer]
         action, (id,) = arguments
+        if action == "remove" and self.world.may("come_back"):
+            self.world.after(self.random.choice((1, 20, 200)) * MS, self.world.faults.directories.come_back, id)
         voters, outgoing, learners, joining, _ = answer.result(0)
         votes, learns = id in voters or id in outgoing, id in learners
         made = {

@@ -55,6 +55,7 @@ FAULTS: dict[str, str] = {
     "mute_candidate": "a candidate is not heard by some any more once it has asked for votes",
     "strand_leader": "a leader is cut off from all others, and its clock hardly runs",
     "change_members": "an operator adds, removes, promotes or demotes a node, or adds a witness",
+    "come_back": "a node that was just removed is added again, with an empty disk",
     "crash_in_change": "a leader is killed a moment after it began to change the members",
     "cut_off_newcomer": "a node is cut off from all others the moment it is to become a voter",
     "rotate_keys": "an operator rotates the cluster's key: the processes start anew with other keys, one by one",
@@ -102,6 +103,7 @@ THEMES: tuple[tuple[tuple[str, ...], dict[str, int]], ...] = (
     (
         (
             "change_members",
+            "come_back",
             "cut_off_newcomer",
             "crash_in_change",
             "transfer_leadership",
@@ -112,7 +114,7 @@ THEMES: tuple[tuple[tuple[str, ...], dict[str, int]], ...] = (
         {},
     ),
     (
-        ("overtake_snapshot", "crash", "operator_snapshot"),
+        ("overtake_snapshot", "come_back", "crash", "operator_snapshot"),
         {"snapshot_entries": 20, "keep_entries": 0, "snapshot_piece_bytes": 60},
     ),
     (
@@ -134,7 +136,7 @@ LONG = tuple(
 )
 CLOCKS = frozenset({"clock_fast", "clock_slow", "clock_jump", "session_expiry", "strand_leader"})
 OF_DIRECTORIES = frozenset(
-    {"lose_disk", "lose_quorum", "restore_backup", "older_file", "start_twice", "overtake_snapshot"}
+    {"lose_disk", "lose_quorum", "restore_backup", "older_file", "start_twice", "overtake_snapshot", "come_back"}
 )
 THEMED = frozenset({"diverge"})  # Faults that happen only where a seed is about them.
 # Somebody else leads while a leader may think that it has a lease: only where there are any.
