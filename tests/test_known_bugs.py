@@ -727,6 +727,17 @@ def test_what_a_removed_directory_said_tells_nothing_of_the_one_that_takes_its_i
     assert raft.configuration.storages["n4"] == world.storages["n4"].identity.storage
 
 
+def test_who_was_removed_and_starts_again_beside_a_sole_voter_waits_for_it(core: Any) -> None:
+    """`raftplug sim --seed 281 --nodes 3`: a configuration of one other passed for one of ourselves alone."""
+    members, log = core.Configuration((1, 2)), core.Log()
+    log.append(1, CONFIGURATION, core.Configuration((1,)).encode())
+    raft = core.Raft(2, members, log, 1, None, 0, ELECTION, HEARTBEAT, lambda bound: 0)
+    raft.tick(ELECTION - 1)
+    assert raft.role == FOLLOWER
+    raft.tick(ELECTION)
+    assert raft.role == PRE_CANDIDATE  # By the configuration that is not known to be over.
+
+
 def test_who_lost_its_disk_asks_for_no_vote(core: Any) -> None:
     """33, at the level of the rules: it does not count itself either."""
     members = core.Configuration((1, 2, 3), storages={1: b"first", 2: b"second", 3: b"third"})

@@ -216,7 +216,7 @@ class Raft:
         self._transfer_deadline = 0
         self._adopt(log.base_index + 1)
         # A sole voter has nobody to wait for.
-        if len(self.configuration.members()) > 1:
+        if self.configuration.members() != [self.id]:
             self.draw_election_timer()
 
     # ---------------------------------------------------------------- inputs
