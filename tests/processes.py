@@ -130,6 +130,16 @@ class Cluster:
         for name in names:
             assert self.nodes.pop(name).end() == -signal.SIGKILL
 
+    def hold(self, *names: str) -> None:
+        """Let nodes stand still until they get a SIGCONT.
+
+        It takes effect once the thread that takes the signal has its turn: on a busy machine others go on until then.
+        """
+        for name in names:
+            self.nodes[name].process.send_signal(signal.SIGSTOP)
+        for name in names:
+            os.waitid(os.P_PID, self.nodes[name].process.pid, os.WSTOPPED)
+
     def run(self, command: str, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         words = command.split()  # "members list": the options follow both.
         return raftplug(*words, *self.options, *arguments, stdin=stdin)

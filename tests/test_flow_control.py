@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import time
 from typing import Any
@@ -26,10 +25,7 @@ def put(number: int, size: int = 1_000) -> dict[str, Any]:
 @contextlib.contextmanager
 def stopped(cluster: Cluster, *ids: str) -> Any:
     """Processes stand still meanwhile."""
-    for id in ids:
-        cluster.nodes[id].process.send_signal(signal.SIGSTOP)
-    for id in ids:  # On a busy machine some threads go on until the one that takes the signal has its turn.
-        os.waitid(os.P_PID, cluster.nodes[id].process.pid, os.WSTOPPED)
+    cluster.hold(*ids)
     try:
         yield
     finally:

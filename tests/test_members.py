@@ -127,7 +127,7 @@ def test_a_transfer_to_a_node_that_stands_still_ends_and_writes_resume(three: Cl
     leader = three.leader()
     target = next(name for name in PEERS if name != leader)
     with Client(three.server.url, group="g") as client:
-        three.nodes[target].process.send_signal(signal.SIGSTOP)
+        three.hold(target)
         assert client.transfer_leadership(target) == target
         began = time.monotonic()
         client.propose({"op": "put", "key": "a", "value": "after"})

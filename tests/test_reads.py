@@ -91,8 +91,7 @@ def test_a_lease_answers_alone_until_it_ends_and_is_refused_where_there_are_none
         Client(cluster.server.url, group="g") as client,
     ):
         wait_until(lambda: reads_alone(cluster, node, client), "it holds a lease")
-        for id in ("n2", "n3"):
-            cluster.nodes[id].process.send_signal(signal.SIGSTOP)
+        cluster.hold("n2", "n3")
         time.sleep(1.0)  # Longer than any lease of this cluster.
         with pytest.raises((Unavailable, NotLeader)):
             node.read(GET, timeout=1, consistency="lease")
@@ -104,16 +103,14 @@ def reads_alone(cluster: Cluster, node: Node, client: Client) -> bool:
     """Whether the leader answers while nobody else can."""
     client.transfer_leadership(node.id, timeout=30)  # Whoever stood still on a busy machine may have elected another.
     node.read(GET, timeout=30)  # A quorum answers: a lease begins.
-    processes = [cluster.nodes[id].process for id in ("n2", "n3")]
-    for process in processes:
-        process.send_signal(signal.SIGSTOP)
+    cluster.hold("n2", "n3")
     try:
         return bool(node.read(GET, timeout=0.2, consistency="lease") == 0)
     except RaftplugError:
         return False
     finally:
-        for process in processes:
-            process.send_signal(signal.SIGCONT)
+        for id in ("n2", "n3"):
+            cluster.nodes[id].process.send_signal(signal.SIGCONT)
 
 
 def test_a_quiet_group_holds_no_lease_and_wakes_on_a_read(cluster: Cluster) -> None:
@@ -121,8 +118,7 @@ def test_a_quiet_group_holds_no_lease_and_wakes_on_a_read(cluster: Cluster) -> N
         wait_until(lambda: node.status()["quiet"], "it is quiet")
         assert node.read(GET, timeout=30, consistency="lease") == 0
         wait_until(lambda: node.status()["quiet"], "it is quiet again")
-        for id in ("n2", "n3"):
-            cluster.nodes[id].process.send_signal(signal.SIGSTOP)
+        cluster.hold("n2", "n3")
         with pytest.raises((Unavailable, NotLeader)):  # At once: a lease that had been kept would answer.
             node.read(GET, timeout=0.3, consistency="lease")
 
