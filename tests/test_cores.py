@@ -10,7 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import msgpack
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -31,81 +30,6 @@ def outcome(call: Any, *arguments: Any) -> tuple[str, Any]:
         return "result", call(*arguments)
     except Exception as error:
         return type(error).__name__, str(error)
-
-
-# ------------------------------------------------------------------ plain data
-
-edges = [
-    each + more
-    for each in (0, -32, 127, 255, 65535, *(1 << bits for bits in (7, 15, 31, 32, 63, 64)))
-    for more in (-1, 0, 1)
-]
-numbers = st.integers() | st.sampled_from([sign * edge for edge in edges for sign in (1, -1)])
-sizes = st.sampled_from([0, 15, 16, 31, 32, 255, 256, 65535, 65536])
-scalars = (
-    st.none()
-    | st.booleans()
-    | numbers
-    | st.floats()
-    | st.text(st.characters(), max_size=40)
-    | st.binary(max_size=40)
-    | sizes.map(lambda size: "x" * size)
-    | sizes.map(bytes)
-    | sizes.map(lambda size: [None] * size)
-    | sizes.map(lambda size: dict.fromkeys(range(size)))
-    | st.sampled_from([(1,), {1}, 1j, bytearray(b"x"), msgpack.ExtType(1, b"x"), "\ud800"])
-)
-values = st.recursive(
-    scalars,
-    lambda inner: (
-        st.lists(inner, max_size=5)
-        | st.dictionaries(st.text(max_size=5) | numbers | st.booleans() | st.binary(max_size=2), inner, max_size=5)
-    ),
-)
-
-
-def nested(levels: int) -> Any:
-    value: Any = 1
-    for level in range(levels):
-        value = [value] if level % 2 else {"k": value}
-    return value
-
-
-def decoded(core: SimpleNamespace, data: bytes) -> tuple[str, str]:
-    """In a form that tells True from 1, and is equal to itself."""
-    name, value = outcome(core.decode_plain, data)
-    return name, repr(value)
-
-
-@SHARED
-@given(value=values | st.integers(98, 102).map(nested))
-def test_plain_data_has_the_same_bytes_on_both_cores_or_is_refused_in_the_same_words(
-    both_cores: tuple[Any, Any], value: Any
-) -> None:
-    python, compiled = both_cores
-    assert outcome(python.encode_plain, value) == outcome(compiled.encode_plain, value)
-
-
-packed = values.map(lambda value: outcome(msgpack.packb, value)[1]).filter(lambda data: type(data) is bytes)
-
-
-@SHARED
-@given(
-    data=st.binary(max_size=60)
-    | packed
-    | st.tuples(packed, st.integers(1, 9)).map(lambda pair: pair[0][: -pair[1]])
-    | st.tuples(packed, st.binary(max_size=3)).map(b"".join)
-    | st.tuples(packed, st.integers(0, 40), st.integers(0, 255)).map(
-        lambda three: three[0][: three[1]] + bytes([three[2]]) + three[0][three[1] + 1 :]
-    )
-    | st.integers(98, 102).map(lambda levels: msgpack.packb(nested(levels)))
-    | st.sampled_from([b"\xca\x3f\x80\x00\x00", b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff\x01", b"\xc1", b""])
-)
-def test_bytes_are_the_same_plain_data_on_both_cores_or_are_refused_in_the_same_words(
-    both_cores: tuple[Any, Any], data: bytes
-) -> None:
-    python, compiled = both_cores
-    assert decoded(python, data) == decoded(compiled, data)
 
 
 # -------------------------------------------------------------------- lockstep

@@ -16,7 +16,6 @@ from typing import Any, final
 from zlib import crc32
 
 from raftplug import _refusals as refusals
-from raftplug import plain
 from raftplug.constants import ENTRY_HEADER_BYTES, LAST_MESSAGE_KIND, LIMIT, PROBE
 
 _HEADER = Struct("<QQBII")
@@ -602,6 +601,3 @@ class Ready:
 
 
 new_ready = Ready  # For the rules, too.
-
-
-encode_plain, decode_plain = plain.encode, plain.decode

@@ -90,7 +90,7 @@ class Applier:
         """Index of the last entry that a machine with a disk of its own had at the start: it is given none up to it."""
         self._group = group
         self._clock = clock
-        self._core = core or chosen_core
+        self._execute = (core or chosen_core).execute
         self._noop_transition = noop_transition
         self._budget_us = settings.apply_budget_us
         self._digest_entries = settings.digest_entries if self.abilities.has_digest else 0
@@ -124,7 +124,7 @@ class Applier:
                     outcomes.append(self._take(first + len(outcomes), kind, payload))
             else:  # The shortest way, for what there is most of.
                 machine = self.machine.apply_transition
-                self._core.execute(first, entries, done, end, machine, _failure, self._take, outcomes)
+                self._execute(first, entries, done, end, machine, plain.decode, _failure, self._take, outcomes)
             self._execute_run()
             self.applied = first + end - 1
             if self.abilities.on_disk and self.applied > self.on_disk:
@@ -181,7 +181,7 @@ class Applier:
 
     def _join(self, encoded: bytes, once: tuple[int, int] | None) -> Outcome:
         try:
-            transition = self._core.decode_plain(encoded)
+            transition = plain.decode(encoded)
         except MalformedMessage as raised:
             return self._settle(once, _failure(raised))
         if self.abilities.batches:
@@ -231,7 +231,7 @@ class Applier:
         code, value = OK, b""
         if failed is None:
             try:
-                value = self._core.encode_plain(result)
+                value = plain.encode(result)
             except InvalidTransition as unencodable:
                 failed = TransitionFailed("InvalidTransition", f"the result: {unencodable}")
         if failed is not None:

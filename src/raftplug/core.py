@@ -26,8 +26,6 @@ if TYPE_CHECKING:  # One set of types for both cores; the module globals below a
     from raftplug._core_py import Message as Message
     from raftplug._core_py import Progress as Progress
     from raftplug._core_py import Ready as Ready
-    from raftplug._core_py import decode_plain as decode_plain
-    from raftplug._core_py import encode_plain as encode_plain
     from raftplug.configuration import Configuration as Configuration
     from raftplug.future import Future as Future
     from raftplug.hot_path import Calls as Calls
@@ -39,7 +37,7 @@ if TYPE_CHECKING:  # One set of types for both cores; the module globals below a
 
 _NAMES = (
     *("Log", "Progress", "Message", "Configuration", "Raft", "Ready", "Future", "Calls"),
-    *("encode_plain", "decode_plain", "now_us", "append_proposals", "execute", "answer"),
+    *("now_us", "append_proposals", "execute", "answer"),
 )
 
 

@@ -13,7 +13,6 @@ from raftplug import _cy as cython
 from raftplug.constants import CONFIGURATION, ENTRY_HEADER_BYTES, FAILED, OK, TRANSITION
 
 if not cython.compiled:
-    from raftplug._core_py import decode_plain
     from raftplug.future import Future
     from raftplug.raft import Raft
 
@@ -150,6 +149,7 @@ def execute(
     first: cython.longlong,
     end: cython.longlong,
     machine: Callable[[Any], Any],
+    decode: Callable[[bytes], Any],
     failed: Callable[[Exception], Any],
     otherwise: Callable[[int, int, bytes], Any],
     outcomes: list[Any],
@@ -161,6 +161,7 @@ def execute(
         entries: kind, term and payload of each.
         first, end: places of those that are to be executed.
         machine: executes a transition.
+        decode: gives it of a payload.
         failed: makes a result of what it raised, or raises.
         otherwise: gives the outcome of an entry of another kind: of its index, kind and payload.
         outcomes: of the entries before `first`.
@@ -174,7 +175,7 @@ def execute(
             outcomes.append(otherwise(index + at, kind, payload))
             continue
         try:
-            outcomes.append((OK, machine(decode_plain(payload))))
+            outcomes.append((OK, machine(decode(payload))))
         except Exception as raised:
             outcomes.append((FAILED, failed(raised)))
 

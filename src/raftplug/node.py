@@ -882,7 +882,7 @@ class Node:
             InvalidTransition, TooLarge, Overloaded, Unavailable: at once; nothing was proposed.
             InvalidArgument: likewise: this node carries no such group.
         """
-        encoded = chosen_core.encode_plain(transition)
+        encoded = plain.encode(transition)
         if len(encoded) > self._settings.max_transition_bytes:
             raise TooLarge(
                 f"the transition has {len(encoded)} bytes, the limit is {self._settings.max_transition_bytes} "
