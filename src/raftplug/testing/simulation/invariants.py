@@ -97,6 +97,17 @@ class Invariants(Part):
             process.state, process.configuration = state, configuration
             process.term, process.commit, process.applied = term, commit, driver._applied
 
+    def _sole_directory(self, process: Process, raft: Any, peer: str) -> bytes | None:
+        """By whose answers the latest leader may go, of a member that came and is known by no directory yet.
+
+        That is the one that is there: an earlier one was gone before the member came.
+        """
+        holder, progress = self.world.processes[peer], raft.progress.get(peer)
+        if progress is None or peer in raft.configuration.storages or holder.displaced:
+            return None
+        came = progress.since or peer not in self.plan.founders
+        return holder.disk.storage if came and self.world.leading() is process else None
+
     def _check_progress(self, process: Process, term: int, commit: int, applied: int) -> None:
         if term < process.term:
             raise Violation(f"monotony: term of {process.id} went from {process.term} to {term}")
@@ -163,7 +174,7 @@ class Invariants(Part):
             holder, match = self.world.processes[peer], progress.match
             # What is below a snapshot, there or here, was committed.
             is_new = holder.disk.term == term and match > base and match > holder.disk.base
-            if is_new and not holder.holds(match, log.check_at(match)):
+            if is_new and not holder.holds(match, log.check_at(match), self._sole_directory(process, raft, peer)):
                 raise Violation(f"durability: {process.id} counts entry {match}, which is not on the disk of {peer}")
             if progress.in_flight() > window:
                 raise Violation(f"window: {process.id} has more appends on their way to {peer} than it may")

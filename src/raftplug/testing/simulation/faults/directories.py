@@ -148,7 +148,7 @@ class DirectoryFaults(Kind):
             self.world.faults.operators.ask("members", ["remove", [self.random.choice(newcomers)]])
 
     def do_come_back(self) -> None:
-        """First a member is removed, and what it says to the leader is held up for a while."""
+        """First a member is removed, and what it says to the leader is held up."""
         leader = self.world.leading()
         if leader is None or self.world.originals or any(each.displaced for each in self.world.processes.values()):
             return
@@ -156,14 +156,26 @@ class DirectoryFaults(Kind):
         others = [id for id in configuration.members() if id != leader.id]
         if len(configuration.voters) > 2:
             id = self.random.choice(others)
-            self.world.faults.network.clog((id, leader.id))
+            self.world.faults.network.clog((id, leader.id), self.random.choice((300, 3_000)) * MS)
             self.world.faults.operators.ask("members", ["remove", [id]])
 
     def come_back(self, id: str) -> None:
-        """Whoever was removed a moment ago comes back with another directory."""
-        if not self.world.quiet and not self.world.processes[id].displaced and self._is_stranger(id):
-            self.world.fault("come_back", id)
-            self._add_anew(id)
+        """Whoever was removed a moment ago comes back with another directory; the leader's term may end then."""
+        leader = self.world.leading()
+        if leader is None or self.world.quiet or self.world.processes[id].displaced or not self._is_stranger(id):
+            return
+        self.world.fault("come_back", id)
+        self._add_anew(id)
+        if self.random.random() < 0.5:
+            self.world.after(self.random.choice((20, 200)) * MS, self._depose, leader, leader.life)
+
+    def _depose(self, leader: Process, life: int) -> None:
+        """It leads again, in a later term: the others stand still until it asks for their votes."""
+        if not self.world.quiet and leader.node is not None and leader.life == life:
+            leader.kill(1 * MS)
+            for each in self.world.processes.values():
+                if each is not leader:
+                    each.paused_until = max(each.paused_until, self.world.now + 1_500 * MS)
 
     def _is_stranger(self, id: str) -> bool:
         """Whether a node is no member, and none of the members, nor of the founders, takes it for one."""
@@ -179,7 +191,7 @@ class DirectoryFaults(Kind):
         node = self.world.processes[id]
         node.kill(None)
         node.lose_disk(self.world.core.Configuration(()))
-        self.world.after(self.random.choice((1, 100, 1_000)) * MS, node.boot_if_down)
+        self.world.after(self.random.choice((1, 100, 1_000, 3_000)) * MS, node.boot_if_down)
         self.world.faults.operators.ask("members", ["witness" if id in self.plan.witnesses else "add", [id]])
 
     def _known(self, ids: list[str]) -> list[Any]:

@@ -55,14 +55,14 @@ class NetworkFaults(Kind):
         )
 
     def do_clog(self) -> None:
-        self.clog(self._pair())
+        self.clog(self._pair(), self.for_a_while())
 
-    def clog(self, link: tuple[str, str]) -> None:
-        """Hold what goes there for a while, then give it at once."""
+    def clog(self, link: tuple[str, str], time: int) -> None:
+        """Hold what goes there for so long, µs, then give it at once."""
         if link not in self.world.network.clogged:
             self.world.fault("clog", *link)
             self.world.network.clogged[link] = []
-            self.world.after(self.for_a_while(), self.world.network.unclog, link)
+            self.world.after(time, self.world.network.unclog, link)
 
     def do_redis_down(self) -> None:
         self.world.fault("redis_down")
