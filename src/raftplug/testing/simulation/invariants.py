@@ -97,16 +97,14 @@ class Invariants(Part):
             process.state, process.configuration = state, configuration
             process.term, process.commit, process.applied = term, commit, driver._applied
 
-    def _sole_directory(self, process: Process, raft: Any, peer: str) -> bytes | None:
-        """By whose answers the latest leader may go, of a member that came and is known by no directory yet.
+    def _goes_by_its_disk(self, process: Process, raft: Any, peer: str) -> bool:
+        """Whether a member came, is known by no directory yet, and the latest leader has to go by what is there now.
 
-        That is the one that is there: an earlier one was gone before the member came.
+        An earlier directory was gone before the member came.
         """
-        holder, progress = self.world.processes[peer], raft.progress.get(peer)
-        if progress is None or peer in raft.configuration.storages or holder.displaced:
-            return None
-        came = progress.since or peer not in self.plan.founders
-        return holder.disk.storage if came and self.world.leading() is process else None
+        if peer in raft.configuration.storages or self.world.processes[peer].displaced:
+            return False
+        return bool(raft.progress[peer].since) and self.world.leading() is process
 
     def _check_progress(self, process: Process, term: int, commit: int, applied: int) -> None:
         if term < process.term:
@@ -174,7 +172,10 @@ class Invariants(Part):
             holder, match = self.world.processes[peer], progress.match
             # What is below a snapshot, there or here, was committed.
             is_new = holder.disk.term == term and match > base and match > holder.disk.base
-            if is_new and not holder.holds(match, log.check_at(match), self._sole_directory(process, raft, peer)):
+            counts = is_new and not holder.holds(match, log.check_at(match))
+            if not counts and match and self._goes_by_its_disk(process, raft, peer):
+                counts = match > max(holder.disk.durable, default=holder.disk.base)
+            if counts:
                 raise Violation(f"durability: {process.id} counts entry {match}, which is not on the disk of {peer}")
             if progress.in_flight() > window:
                 raise Violation(f"window: {process.id} has more appends on their way to {peer} than it may")

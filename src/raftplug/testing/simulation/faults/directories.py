@@ -25,6 +25,7 @@ class DirectoryFaults(Kind):
     def __init__(self, world: Simulation) -> None:
         super().__init__(world)
         self._recovered_term = 0
+        self._deposes = False  # Whether the leader's term ends when the member that was removed last comes back.
 
     def do_lose_disk(self) -> None:
         """Only where all know the node by that disk: nobody can tell a lost one from a new one before."""
@@ -143,7 +144,7 @@ class DirectoryFaults(Kind):
         newcomers = [id for id in self.plan.ids if id not in (*self.plan.founders, *self.plan.witnesses)]
         strangers = [id for id in newcomers if self._is_stranger(id)]
         if strangers:
-            self._add_anew(self.random.choice(strangers))
+            self._add_anew(self.random.choice(strangers), 0)
         elif newcomers:
             self.world.faults.operators.ask("members", ["remove", [self.random.choice(newcomers)]])
 
@@ -156,7 +157,8 @@ class DirectoryFaults(Kind):
         others = [id for id in configuration.members() if id != leader.id]
         if len(configuration.voters) > 2:
             id = self.random.choice(others)
-            self.world.faults.network.clog((id, leader.id), self.random.choice((300, 3_000)) * MS)
+            self._deposes = self.random.random() < 0.7
+            self.world.faults.network.clog((id, leader.id), (3_000 if self._deposes else 300) * MS)
             self.world.faults.operators.ask("members", ["remove", [id]])
 
     def come_back(self, id: str) -> None:
@@ -165,8 +167,8 @@ class DirectoryFaults(Kind):
         if leader is None or self.world.quiet or self.world.processes[id].displaced or not self._is_stranger(id):
             return
         self.world.fault("come_back", id)
-        self._add_anew(id)
-        if self.random.random() < 0.5:
+        self._add_anew(id, self.random.choice((1, 100, 1_000, 3_000)) * MS)
+        if self._deposes:
             self.world.after(self.random.choice((20, 200)) * MS, self._depose, leader, leader.life)
 
     def _depose(self, leader: Process, life: int) -> None:
@@ -186,12 +188,12 @@ class DirectoryFaults(Kind):
         nodes = [each for each in self.plan.ids if each != id and (each in members or each in self.plan.founders)]
         return id not in members and not any(id in each.members() for each in self._known(nodes))
 
-    def _add_anew(self, id: str) -> None:
-        """What a stranger has on its disk is gone; what it said before may come before what it says when it starts."""
+    def _add_anew(self, id: str, delay: int) -> None:
+        """A stranger's disk is empty when it starts, after so many µs; what it said before may still be on its way."""
         node = self.world.processes[id]
         node.kill(None)
         node.lose_disk(self.world.core.Configuration(()))
-        self.world.after(self.random.choice((1, 100, 1_000, 3_000)) * MS, node.boot_if_down)
+        self.world.after(delay, node.boot_if_down)
         self.world.faults.operators.ask("members", ["witness" if id in self.plan.witnesses else "add", [id]])
 
     def _known(self, ids: list[str]) -> list[Any]:
