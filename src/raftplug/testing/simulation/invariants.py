@@ -100,9 +100,10 @@ class Invariants(Part):
     def _goes_by_its_disk(self, process: Process, raft: Any, peer: str) -> bool:
         """Whether a member came, is known by no directory yet, and the latest leader has to go by what is there now.
 
-        An earlier directory was gone before the member came.
+        An earlier directory was gone before the member came; who has left is told that, and counts no more.
         """
-        if peer in raft.configuration.storages or self.world.processes[peer].displaced:
+        members = raft.configuration
+        if peer in members.storages or peer not in members.members() or self.world.processes[peer].displaced:
             return False
         return bool(raft.progress[peer].since) and self.world.leading() is process
 
