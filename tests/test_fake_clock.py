@@ -582,3 +582,22 @@ def test_who_is_reluctant_leaves_the_election_to_the_others(core: Any) -> None:
             world.settings = Settings(lead_reluctance=2 if id == "n1" else 0)
             world.boot(id)
         assert world.elect() != "n1"
+
+
+def test_a_leader_takes_its_own_write_and_its_followers_answers_together(world: World) -> None:
+    for id in IDS:
+        world.boot(id, own_executor=run_here)
+    leader = world.elect()
+    world.run(100)
+    driver = world.nodes[leader].drivers[GROUP]
+    visits, turn = [], driver.turn
+
+    def counted(now: int, may_write: bool) -> Any:
+        visits.append(now)
+        return turn(now, may_write)
+
+    driver.turn = counted  # type: ignore[method-assign]
+    future = world.propose(leader, {"add": 1})
+    for id in (leader, *(id for id in IDS if id != leader), leader):
+        world.nodes[id].turn()
+    assert future.done() and len(visits) == 2

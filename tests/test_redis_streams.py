@@ -356,6 +356,26 @@ def test_what_is_flushed_leaves_though_its_sender_never_waits(redis_server: Embe
     wait_until(lambda: b"now" in pump_and_receive(second), "it arrives")
 
 
+def test_who_flushes_is_sent_what_comes_while_it_is_busy(
+    redis_server: EmbeddedServer, control: redis.Redis, open_streams: Open
+) -> None:
+    """As a leader that writes its disk: the answers to what it sent lie ready for it then."""
+    first, second = open_streams(redis_server.url, "n1"), open_streams(redis_server.url, "n2")
+    flow(first, second, "n2")
+    flow(second, first, "n1")
+    second.send_message("n1", b"a")
+    wait_until(lambda: b"a" in pump_and_receive(first), "it arrives", pump(second))
+    second.close()
+
+    def waiting() -> int:
+        return int(control.info("clients")["blocked_clients"])
+
+    wait_until(lambda: waiting() == 0, "nobody waits")
+    first.send_message("n2", b"b")
+    first.flush()
+    wait_until(lambda: waiting() == 1, "the server waits with what comes for n1")
+
+
 def test_a_failover_to_a_stale_replica_is_named_and_survived(
     redis_server: EmbeddedServer, control: redis.Redis, open_streams: Open, start_server: Callable[..., EmbeddedServer]
 ) -> None:

@@ -13,7 +13,7 @@ import pytest
 import mutation_gate
 from raftplug.testing.simulation import FAULTS, Register, Simulation
 
-SEEDS = range(25)
+SEEDS = range(10)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -23,7 +23,7 @@ def test_no_invariant_is_violated_and_a_majority_recovers(core: Any, seed: int) 
     assert report.acknowledged
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(8))
 def test_long_histories_are_linearizable(both_cores: Any, seed: int) -> None:
     report = Simulation(seed, core=both_cores[seed % 2], events=10_000, operations=1_050, clients=6).run()
     assert report.violation is None, f"{report.violation}; raftplug sim --seed {seed} --long"
@@ -59,12 +59,14 @@ def test_the_trace_does_not_depend_on_the_hash_seed() -> None:
 def test_every_fault_happens_and_is_counted() -> None:
     counted: set[str] = set()
     for seed in range(200):
-        # All at once, as the seed chooses, and the rarest stories by themselves: some need what others hinder.
+        # All at once, as the seed chooses, and the rarest by themselves or in stories: some need what others hinder.
         chosen = tuple(FAULTS) if seed % 2 else None
-        if seed % 5 == 4:
-            chosen = ("older_file", "start_twice", "restart_all", "crash")
+        if seed % 5 == 2:
+            chosen = tuple(name for name in FAULTS if name not in counted)
         elif seed % 5 == 3:
             chosen = ("crash_in_fetch", "snapshot_piece_rot", "isolate", "operator_snapshot")
+        elif seed % 5 == 4:
+            chosen = ("older_file", "start_twice", "restart_all", "crash")
         events = 8_000 if seed % 5 == 3 else 4_000  # Who fetches a snapshot must have fallen behind.
         counted |= set(Simulation(seed, events=events, faults=chosen).run().faults)
         if counted == set(FAULTS):

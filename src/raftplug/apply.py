@@ -34,7 +34,7 @@ from raftplug.state_machine import Snapshot, TransitionState, abilities
 _logger = logging.getLogger("raftplug")
 _ERROR_CHARACTERS: Final = 1_000
 _RUN_ENTRIES: Final = 1_024
-_STRETCH_ENTRIES: Final = 16
+_STRETCH_ENTRIES: Final = 64
 _DIGEST_BYTES: Final = 16
 _MACHINE_DIGEST_BYTES: Final = 64
 

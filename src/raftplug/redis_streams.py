@@ -279,7 +279,9 @@ class RedisStreams(Cluster):
     def flush(self) -> None:
         """Send what is queued."""
         if self._queue and not self._closed:
-            self._send(self._clock())
+            now = self._clock()
+            self._send(now)
+            self._arm(now)
 
     def wake(self) -> None:
         """Make the current or the next `wait` return at once.  Any thread."""
@@ -379,6 +381,10 @@ class RedisStreams(Cluster):
         if self._inbox_state == _UNKNOWN or self._announce_due or now >= self._refresh_at:
             self._keep(now)
         self._send(now)
+        self._arm(now)
+
+    def _arm(self, now: float) -> None:
+        """Have the server tell of what comes next, if it was not asked to yet."""
         reader = self._reader
         if reader.wire is not None:
             if self._inbox_state == _READY and not reader.expected and now >= self._arm_at:
