@@ -247,8 +247,7 @@ class NodeLoop:
         for data in self.cluster.receive_messages():
             self._receive(data)
         self._visit(self._now)
-        written = [driver for driver, _ in self._writing]
-        if self._commit_here() and any(driver.raft.role != LEADER or not driver.raft.progress for driver in written):
+        if self._commit_here() and any(each.raft.role != LEADER or not each.raft.progress for each, _ in self._writing):
             # What waited for that need not wait for anything else; but a leader goes on with what its followers answer,
             # which the next turn brings.  The time is the same: what arrived meanwhile has not shown yet who is alive.
             self._visit(self._now)

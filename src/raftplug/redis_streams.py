@@ -279,9 +279,7 @@ class RedisStreams(Cluster):
     def flush(self) -> None:
         """Send what is queued."""
         if self._queue and not self._closed:
-            now = self._clock()
-            self._send(now)
-            self._arm(now)
+            self._send(self._clock())
 
     def wake(self) -> None:
         """Make the current or the next `wait` return at once.  Any thread."""
@@ -381,22 +379,19 @@ class RedisStreams(Cluster):
         if self._inbox_state == _UNKNOWN or self._announce_due or now >= self._refresh_at:
             self._keep(now)
         self._send(now)
-        self._arm(now)
-
-    def _arm(self, now: float) -> None:
-        """Have the server tell of what comes next, if it was not asked to yet."""
-        reader = self._reader
-        if reader.wire is not None:
-            if self._inbox_state == _READY and not reader.expected and now >= self._arm_at:
-                self._ask(reader, _READ, self._inbox, self._read_words + pack_last(self._cursor.id or START), now)
-            self._flush_slot(reader)
 
     def _send(self, now: float) -> None:
+        """Send what is queued, and only then have the server tell of what comes next."""
         if self._queue:
             self._pack_queued(now)
         for slot in self._writers.values():
             if slot.wire is not None and slot.wire.out:
                 self._flush_slot(slot)
+        reader = self._reader
+        if reader.wire is not None:
+            if self._inbox_state == _READY and not reader.expected and now >= self._arm_at:
+                self._ask(reader, _READ, self._inbox, self._read_words + pack_last(self._cursor.id or START), now)
+            self._flush_slot(reader)
 
     def _select(self, limit_s: float) -> bool:
         """Wait for sockets, and read.  Returns whether `wake` was called."""
