@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import raftplug.raft
+from mutants.mutant import Mutant
 from raftplug.constants import APPEND, LEADER, SNAPSHOT, TRANSITION
 
 HEARTBEAT = 100_000
@@ -162,17 +163,14 @@ class Net:
         return [log.term_at(index) for index in range(log.base_index + 1, log.last_index + 1)]
 
 
-def mutated(old: str, new: str) -> SimpleNamespace:
+def mutated(mutant: Mutant) -> SimpleNamespace:
     """The Python core with one place of raft.py changed: to show that a test can fail.
 
     Raises:
-        ValueError: `old` does not stand there exactly once.
+        LookupError: the place does not stand there exactly once.
     """
-    path = Path(raftplug.raft.__file__)
-    text = path.read_text()
-    if text.count(old) != 1:
-        raise ValueError(f"the place to change stands {text.count(old)} times in {path.name}: {old!r}")
+    text = mutant.plant(Path(raftplug.raft.__file__).read_text())
     names: dict[str, Any] = {"__name__": "mutated_raft"}
-    exec(compile(text.replace(old, new), "raft.py (mutated)", "exec"), names)  # noqa: S102
+    exec(compile(text, "raft.py (mutated)", "exec"), names)  # noqa: S102
     classes = {name: names[name] for name in ("Raft", "Ready", "Log", "Message", "Progress", "Configuration")}
     return SimpleNamespace(name="mutant", **classes)

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-import mutation_gate
+from mutants import MUTANTS
+from mutants.mutant import Mutant
 from raftplug import plain
 from raftplug.constants import (
     APPEND,
@@ -772,7 +773,8 @@ def test_who_joined_has_no_part_in_elections_until_the_log_names_its_directory(c
     assert part(core) == part(core, {}) == part(core, old) == (False, False)
     assert part(core, old, new) == part(core, new, None) == (True, True)
     assert part(core, joined=False) == part(core, old, joined=False) == (True, True)
-    assert part(mutated("return not self._joined or", "return self.id in self.configuration.members() or"), old)[0]
+    bug = _here("_may_vote", "not self._joined or", "self.id in self.configuration.members() or")
+    assert part(mutated(bug), old)[0]
 
 
 def test_nobody_becomes_a_voter_who_does_not_know_its_own_directory_in_the_log(core: Any) -> None:
@@ -877,9 +879,12 @@ def _grow(net: Net, leader: Any, entries: int) -> None:
     leader.snapshot_stored(leader.commit, 0)
 
 
-def _planted(name: str) -> tuple[str, str]:
-    mutant = next(each for each in mutation_gate.MUTANTS if each.name == name)
-    return mutant.old, mutant.new
+def _planted(name: str) -> Mutant:
+    return next(each for each in MUTANTS if each.name == name)
+
+
+def _here(method: str, old: str, new: str) -> Mutant:
+    return Mutant("here", "raft.py", f"Raft.{method}", old, new)
 
 
 def _each_comparison(core: Any) -> None:
@@ -888,69 +893,77 @@ def _each_comparison(core: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("test", "old", "new"),
+    ("test", "mutant"),
     [
         (
             test_an_entry_of_an_older_term_is_not_committed_by_counting_replicas,
-            *_planted("commit by counting an old-term entry"),
+            _planted("commit by counting an old-term entry"),
         ),
         (
             test_a_follower_commits_nothing_that_its_leader_has_not_verified,
-            *_planted("commit not clamped to what was verified"),
+            _planted("commit not clamped to what was verified"),
         ),
         (
             test_an_acknowledgement_claims_only_what_the_leader_has_verified,
-            *_planted("match index from the follower's last index"),
+            _planted("match index from the follower's last index"),
         ),
-        (test_a_late_append_of_known_entries_truncates_nothing, *_planted("truncate always on append")),
+        (test_a_late_append_of_known_entries_truncates_nothing, _planted("truncate always on append")),
         (
             test_an_append_that_begins_below_the_snapshot_matches_and_deletes_nothing,
-            "        if previous < self.commit:\n",
-            "        if False:\n",
+            _here("_on_append", "if previous < self.commit:", "if False:"),
         ),
         (
             test_a_snapshot_replaces_a_log_that_conflicts_with_it,
-            "            if self.log.term_at(message.index) == message.log_term:\n                self.commit",
-            "            if self.log.last_index >= message.index:\n                self.commit",
+            _here(
+                "_on_snapshot",
+                "if self.log.term_at(message.index) == message.log_term:",
+                "if self.log.last_index >= message.index:",
+            ),
         ),
         (
             test_a_snapshot_that_the_log_already_holds_keeps_the_entries_after_it,
-            "            if self.log.term_at(message.index) == message.log_term:\n                self.commit",
-            "            if False:\n                self.commit",
+            _here("_on_snapshot", "if self.log.term_at(message.index) == message.log_term:", "if False:"),
         ),
-        (test_an_older_snapshot_changes_nothing, *_planted("older snapshot installed")),
+        (test_an_older_snapshot_changes_nothing, _planted("older snapshot installed")),
         (
             test_an_older_snapshot_changes_nothing,
-            "        if index <= self.snapshot_index:\n            return\n",
-            "        if index < self.log.base_index:\n            self.snapshot_index = index\n            return\n",
+            _here(
+                "snapshot_stored",
+                "if index <= self.snapshot_index:",
+                "if index < self.log.base_index:\n            self.snapshot_index = index",
+            ),
         ),
-        (test_a_vote_of_an_older_term_is_not_counted, *_planted("stale vote response counted")),
+        (test_a_vote_of_an_older_term_is_not_counted, _planted("stale vote response counted")),
         (
             test_a_vote_that_is_delivered_twice_is_one_vote,
-            "        self._votes.add(voter)",
-            "        self._votes.add(next(each for each in self.configuration.voters if each not in self._votes))",
+            _here(
+                "_count_vote",
+                "self._votes.add(voter)",
+                "self._votes.add(next(each for each in self.configuration.voters if each not in self._votes))",
+            ),
         ),
         (
             test_a_vote_is_never_taken_back_within_its_term,
-            "        self.role = FOLLOWER\n        self.leader = leader\n",
-            "        self.role = FOLLOWER\n        self.leader = leader\n        self.vote = None\n",
+            _here("_become_follower", "self.leader = leader", "self.leader = leader\n        self.vote = None"),
         ),
-        (test_a_vote_survives_a_restart_and_leaves_only_when_it_will, *_planted("vote before fsync")),
+        (test_a_vote_survives_a_restart_and_leaves_only_when_it_will, _planted("vote before fsync")),
         (
             test_a_term_is_never_behind_the_log_after_a_restart,
-            "        if term < log.last_term:\n",
-            "        if False:\n",
+            _here("__init__", "if term < log.last_term:", "if False:"),
         ),
-        (_each_comparison, *_planted("log comparison by index only")),
-        (_each_comparison, *_planted("log comparison left out")),
+        (_each_comparison, _planted("log comparison by index only")),
+        (_each_comparison, _planted("log comparison left out")),
         (
             _each_comparison,
-            "            return message.log_term > self.log.last_term\n",
-            "            return message.log_term > self.log.last_term and message.index >= self.log.last_index\n",
+            _here(
+                "_may_elect",
+                "return message.log_term > self.log.last_term",
+                "return message.log_term > self.log.last_term and message.index >= self.log.last_index",
+            ),
         ),
     ],
 )
-def test_with_the_bug_planted_its_test_fails(test: Callable[[Any], None], old: str, new: str) -> None:
+def test_with_the_bug_planted_its_test_fails(test: Callable[[Any], None], mutant: Mutant) -> None:
     """1 to 12: each test above can fail, shown on the Python core's rules with one place changed."""
     with pytest.raises((AssertionError, RaftplugError, pytest.fail.Exception)):
-        test(mutated(old, new))
+        test(mutated(mutant))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import mutation_gate
+from mutants import EQUIVALENT, MUTANTS
 from raftplug.testing.simulation import FAULTS, Register, Simulation
 
 SEEDS = range(10)
@@ -88,15 +89,29 @@ def test_a_machine_that_is_not_deterministic_is_found(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("name", ["ack before fsync", "duplicate sequence executed again"])
 def test_a_planted_bug_is_found(name: str) -> None:
-    mutant = next(each for each in mutation_gate.MUTANTS if each.name == name)
+    mutant = next(each for each in MUTANTS if each.name == name)
     result = mutation_gate.run(mutant, seeds=20)
     assert result["outcome"] == "killed", result
 
 
 def test_every_mutant_changes_one_place_of_the_sources_as_they_are() -> None:
-    for mutant in (*mutation_gate.MUTANTS, *mutation_gate.EQUIVALENT):
-        text = (mutation_gate.SOURCE / "raftplug" / mutant.file).read_text()
-        assert not mutant.old or text.count(mutant.old) == 1, mutant.name
+    texts = {path: path.read_text() for path in (mutation_gate.SOURCE / "raftplug").rglob("*.py")}
+    for mutant in (*MUTANTS, *EQUIVALENT):
+        text = texts[mutation_gate.SOURCE / "raftplug" / mutant.module]
+        changed = mutant.plant(text)  # Raises, unless the place is there exactly once.
+        compile(changed, mutant.name, "exec")
+        assert changed != text or not mutant.old, mutant.name
+
+
+def test_every_mutant_has_a_name_of_its_own_and_names_what_exists() -> None:
+    names = [mutant.name for mutant in (*MUTANTS, *EQUIVALENT)]
+    assert len(set(names)) == len(names)
+    for mutant in MUTANTS:
+        assert set(mutant.faults) <= set(FAULTS), mutant.name
+        for test in mutant.tests:
+            file, _, name = test.partition("::")
+            text = (mutation_gate.ROOT / file).read_text()
+            assert f"def {name.partition('[')[0]}(" in text, (mutant.name, test)
 
 
 def test_sim_prints_one_object_and_names_the_command_that_replays() -> None:
