@@ -197,6 +197,65 @@ def test_many_broken_plugins_are_each_named(installed: Any) -> None:
     assert {entry["name"] for entry in found.listing() if entry["errors"]} == set(BROKEN)
 
 
+@pytest.mark.parametrize(
+    ("info", "files"),
+    [
+        (".dist-info", {}),
+        ("bad-1.0.dist-info", {"METADATA": b"Name: bad\n", "entry_points.txt": b"[other]\ncaf\xe9 = cafe\n"}),
+        ("bad-1.0.dist-info", {"METADATA": b"Name: caf\xe9\n", "entry_points.txt": b"[raftplug]\na = sound_plugin\n"}),
+        ("-.dist-info", {"entry_points.txt": b"[raftplug]\na = sound_plugin\n"}),
+        ("bad.egg-info", {"PKG-INFO": b"\xff", "entry_points.txt": b"\xff"}),
+    ],
+    ids=["nameless", "entry points", "metadata", "empty name", "egg"],
+)
+@pytest.mark.parametrize("first", [True, False], ids=["before the others", "after them"])
+def test_a_distribution_that_cannot_be_read_is_named_by_its_path_and_hides_no_other(
+    installed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, info: str, files: dict[str, bytes], first: bool
+) -> None:
+    installed("sound-plugin", SOUND)
+    place = tmp_path / "elsewhere" / info
+    place.mkdir(parents=True)
+    for name, content in files.items():
+        (place / name).write_bytes(content)
+    monkeypatch.setattr(sys, "path", [str(place.parent), *sys.path] if first else [*sys.path, str(place.parent)])
+    found = Plugins().load()
+    assert isinstance(found.machine("sound"), StateMachine)
+    if info == "-.dist-info":  # It has no name of its own, and its module is another plugin's.
+        return
+    problems = [text for text in found.problems() if str(place) in text]
+    assert len(problems) == 1 and "install its package again" in problems[0], found.problems()
+
+
+def test_a_finder_that_raises_hides_no_plugin(installed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Finder:
+        def find_spec(self, *_: Any) -> None: ...
+
+        def find_distributions(self, context: Any) -> Any:
+            yield from ()
+            raise RuntimeError("no")
+
+    installed("sound-plugin", SOUND)
+    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+    monkeypatch.setattr(sys, "path", [b"bytes", *sys.path])
+    found = Plugins().load()
+    assert isinstance(found.machine("sound"), StateMachine)
+    assert any("RuntimeError: no" in text for text in found.problems())
+
+
+def test_the_first_of_two_distributions_of_a_name_is_used_alone(
+    installed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed("sound-plugin", SOUND)
+    older = tmp_path / "older" / "Sound.Plugin-1.0.dist-info"
+    older.mkdir(parents=True)
+    (older / "METADATA").write_text("Metadata-Version: 2.1\nName: Sound.Plugin\nVersion: 1.0\n")
+    (older / "entry_points.txt").write_text("[raftplug]\nold = no_such_module_anywhere\n")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(older.parent)])
+    found = Plugins().load()
+    assert row(found, "sound-plugin")["version"] == "1.5"
+    assert found.problems() == []
+
+
 def test_an_entry_point_may_name_an_object_and_a_class_is_refused_with_advice(installed: Any) -> None:
     source = SOUND + "\nclass Plugin:\n    @hookimpl\n    def raftplug_snapshot(self, index): ...\nobject_ = Plugin()\n"
     installed("two", source, entries="a = two:object_\nb = two:Plugin")

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import metadata
@@ -106,24 +107,57 @@ class Plugins:
 
     def load(self) -> Plugins:
         """Load every installed plugin: the entry points of the group "raftplug".  Never raises; returns self."""
-        try:
-            found = list(metadata.entry_points(group=hooks.PROJECT))
-        except Exception as error:  # One distribution with unreadable metadata.
-            self._broken("installed distributions", None, error)
-            found = []
-        for entry in sorted(found, key=lambda entry: (entry.name, entry.value)):
+        found = []
+        for distribution in self._distributions():
+            try:
+                found += [(entry, distribution) for entry in distribution.entry_points if entry.group == hooks.PROJECT]
+            except Exception as error:
+                self._unreadable(_place(distribution), error)
+        for entry, distribution in sorted(found, key=lambda pair: (pair[0].name, pair[0].value)):
             name, version = entry.name, None
             try:
-                if entry.dist is not None:
-                    name, version = str(entry.dist.name), entry.dist.version
-                    if any(plugin.name == name for plugin in self._plugins):
-                        name = f"{name}:{entry.name}"
+                name, version = str(distribution.name), distribution.version
+            except Exception as error:
+                self._unreadable(_place(distribution), error)  # But its module may be sound.
+            if any(plugin.name == name for plugin in self._plugins):
+                name = f"{name}:{entry.name}"
+            try:
                 loaded = entry.load()
             except (Exception, SystemExit) as error:
                 self._broken(name, version, error)
                 continue
             self.register(loaded, name=name, version=version)
         return self
+
+    def _distributions(self) -> Iterator[metadata.Distribution]:
+        """The installed distributions, the first of each name; each is looked at by itself, so that one that cannot be
+        read is named and hides no other."""
+        seen = set()
+        for distribution in self._found_distributions():
+            try:
+                # As importlib.metadata compares them: by the name in the path, without reading the metadata.
+                name = getattr(distribution, "_normalized_name", None) or distribution.name
+            except Exception as error:
+                self._unreadable(_place(distribution), error)
+                continue
+            if name not in seen:
+                seen.add(name)
+                yield distribution
+
+    def _found_distributions(self) -> Iterator[metadata.Distribution]:
+        places = [place for place in sys.path if isinstance(place, str)]  # Imports ignore what is no text, too.
+        for finder in sys.meta_path:
+            find = getattr(finder, "find_distributions", None)
+            if find is None:
+                continue
+            try:
+                yield from list(find(metadata.DistributionFinder.Context(path=places)))
+            except Exception as error:
+                self._unreadable(f"finder {getattr(finder, '__name__', type(finder).__name__)}", error)
+
+    def _unreadable(self, place: str, error: Exception) -> None:
+        text = f"its metadata cannot be read ({_text(error)}): remove it, or install its package again"
+        self._broken(place, None, InvalidArgument(text))
 
     def register(self, plugin: object, *, name: str | None = None, version: str | None = None) -> None:
         """Add `plugin`, a module or object.  Never raises: what is wrong with it is in `listing` and `problems`."""
@@ -390,6 +424,15 @@ def _usable(hook: str, value: Any) -> Sequence[tuple[str, Any]]:
         if not callable(factory):
             raise InvalidArgument(f"what makes {name!r} must be callable: {_short(factory)} is not")
     return list(value.items())
+
+
+def _place(distribution: metadata.Distribution) -> str:
+    """Where the metadata of a distribution lies; for people."""
+    place = getattr(distribution, "_path", None)  # No public attribute says it.
+    try:
+        return str(distribution.locate_file("") if place is None else place)
+    except Exception:
+        return f"an installed distribution ({type(distribution).__name__})"
 
 
 def _near(name: str, names: Iterable[str]) -> str:
