@@ -458,6 +458,17 @@ def test_no_time_passes_for_sessions_when_a_leader_takes_a_request_in_the_turn_o
     assert driver.sessions.now_us < 1_000_000
 
 
+def test_a_read_that_a_cut_off_leader_cannot_confirm_ends_at_its_deadline(world: World) -> None:
+    leader = world.elect()
+    world.cut = {leader}
+    future = world.read(leader, timeout_ms=50)
+    world.run(49)
+    assert not future.done()
+    world.run(1)
+    assert isinstance(future.exception(0), Unavailable)
+    assert world.leader() is None and world.raft(leader).role == LEADER  # It has not noticed yet that it is alone.
+
+
 def test_a_read_whose_index_never_comes_ends_at_its_deadline(world: World) -> None:
     """Found by `raftplug sim --seed 400`: a member that was removed waited for ever."""
     leader = world.elect()

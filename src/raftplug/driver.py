@@ -214,7 +214,8 @@ class Driver:
         self._more_status = more_status or dict
         self._pending: dict[int, tuple[int, int, Future | Asker]] = {}  # index -> term, deadline, whom to answer
         self._truncated: dict[int, list[tuple[Any, ...]]] = {}  # index -> kind, term, payload of what was there
-        self._next_expiry = _NEVER  # Nothing in _pending or _reads has an earlier deadline.
+        self._next_expiry = _NEVER  # Nothing that is pending, and no read, has an earlier deadline.
+        self._confirming: dict[Read, None] = {}  # Those that the rules have, for a quorum to confirm.
         self._reads: deque[Read] = deque()  # confirmed, waiting until their index is applied; ascending
         self._looking: list[Read] = []  # Those that look at the machine now.
         self._executor = executor
@@ -477,8 +478,10 @@ class Driver:
         if now >= self._notices_at:
             self._tell_committed()
         for read in ready.failed_reads:
+            self._confirming.pop(read, None)
             read.finish(NotLeader("this replica ceased to lead before the read was confirmed"))
         for read, index in ready.reads:
+            self._confirming.pop(read, None)
             read.index = index
             if read.look is None:
                 read.finish(None)
@@ -865,7 +868,10 @@ class Driver:
             self._await_index(Read(look, finish, deadline), at_once=True)
             return
         if self.raft.role == LEADER:
-            self.raft.read(Read(look, finish, deadline), consistency == LEASE)
+            read = Read(look, finish, deadline)
+            self.raft.read(read, consistency == LEASE)
+            self._confirming[read] = None
+            self._next_expiry = min(self._next_expiry, deadline)
             return
         answer = Future()
 
@@ -1421,13 +1427,15 @@ class Driver:
         for index in [index for index, (_, deadline, _) in self._pending.items() if deadline <= now]:
             _, _, whom = self._pending.pop(index)
             self._resolve_error(whom, OutcomeUnknown("no quorum confirmed the transition in time"), UNKNOWN)
-        late = [read for read in (*self._reads, *self._looking) if read.deadline <= now]
+        late = [read for read in (*self._confirming, *self._reads, *self._looking) if read.deadline <= now]
         if late:
+            self._confirming = {read: None for read in self._confirming if read.deadline > now}
             self._reads = deque(read for read in self._reads if read.deadline > now)
         for read in late:
             read.finish(Unavailable("this replica did not hear in time of what it was to show"))
         deadlines = [deadline for _, deadline, _ in self._pending.values()]
-        deadlines += [read.deadline for read in (*self._reads, *self._looking) if read.deadline > now]
+        waiting = (*self._confirming, *self._reads, *self._looking)
+        deadlines += [read.deadline for read in waiting if read.deadline > now]
         self._next_expiry = min(deadlines, default=_NEVER)
 
     def _notice_role(self, now: int) -> None:

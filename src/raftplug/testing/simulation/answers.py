@@ -1,19 +1,18 @@
-"""What those who ask are told: counters, reads on nodes, the histories of clients."""
+"""What is read: counters, on nodes and by clients, and the histories of clients."""
 
 from __future__ import annotations
 
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from raftplug import plain
 from raftplug.constants import LEASE, LINEARIZABLE, STALE
 from raftplug.core import Future
-from raftplug.errors import OutcomeUnknown
 from raftplug.frames import Id
 from raftplug.testing import linearizability
+from raftplug.testing.simulation.machines import is_wrong
 from raftplug.testing.simulation.part import Part
 from raftplug.testing.simulation.plan import KEYS, MS
-from raftplug.testing.simulation.report import Recorded, Violation
+from raftplug.testing.simulation.report import Violation
 
 if TYPE_CHECKING:
     from raftplug.testing.simulation.process import Process
@@ -31,7 +30,6 @@ class Answers(Part):
         self.adds_begun: Counter[str] = Counter()  # By key.
         self.adds_acknowledged: Counter[str] = Counter()
         self.reads = 0  # In the history.
-        self._probes: list[tuple[Process, int, int, Future]] = []  # Of which life, and until when.
 
     def check_counters(self) -> None:
         """Exactly once: a counter holds what was acknowledged, and at most what is unknown on top of it."""
@@ -80,58 +78,40 @@ class Answers(Part):
 
     def probe(self, process: Process, consistency: str | None = None, key: str | None = None) -> None:
         """Read a counter on a node, as its own process would: any way it may be read, unless that is given."""
-        node = process.node
+        node, driver = process.node, process.driver()
         if node is None or self.world.now < process.paused_until:
             return
         key = key or f"c{self.random.randrange(KEYS)}"
         low, future = self.adds_acknowledged[key], Future()
         if consistency is None and self.random.random() < 0.05:
-            consistency, low = STALE, 0
+            consistency = STALE
         elif consistency is None:
             consistency = LEASE if self.plan.settings.lease_ms and self.random.random() < 0.7 else LINEARIZABLE
 
+        if consistency == STALE:
+            low = 0
+
         def ended(_: Future) -> None:
             if future.exception(0) is None:
+                self.check_state(process.id, driver, future.result(0))
                 self.found(key, low, future.result(0), process.id)
 
         future.add_done_callback(ended)
-        deadline = process.clock() + 2_000 * MS
-        self._probes.append((process, process.life, deadline, future))
-        node.call(process.driver().read, lambda machine: machine.values.get(key), future, deadline, consistency)
+        deadline = process.clock() + self.random.choice((50, 500, 2_000, 2_000)) * MS
+        process.deadlines.add("a read", future, deadline)
+        node.call(driver.read, lambda machine: machine.query({"key": key}), future, deadline, consistency)
         process.wake()
+
+    def check_state(self, who: Id, driver: Any, answer: Any) -> None:
+        """Whoever is known to have diverged shows nothing of that state to its own callers any more."""
+        if is_wrong(answer) and driver.diverged is not None:
+            self.world.raise_soon(Violation(f"divergence: {who} answers out of a state that it knows to be wrong"))
 
     def found(self, key: str, low: int, value: Any, who: Id) -> None:
         """Somebody has read a counter.  A future's callback must not raise: the next event does."""
+        if is_wrong(value):
+            return
         try:
             self._check_count(key, low, value, who)
         except Violation as violation:
             self.world.raise_soon(violation)
-
-    def check_probes(self) -> None:
-        """Nothing is left in limbo: a read whose time was up long ago has an answer."""
-        for process, life, deadline, future in self._probes:
-            alive = process.life == life and process.node is not None
-            if alive and process.clock() - deadline > 4_000 * MS and not future.done():
-                raise Violation(f"no limbo: {process.id} never answered a read")
-
-    def count_up(self, process: Process, key: str) -> None:
-        """Add to a counter on a node, as its own process would."""
-        node, future = process.node, Future()
-        if node is None:
-            return
-        operation = {"op": "add", "key": key, "value": 1}
-        recorded = Recorded(process.id, operation, self.world.now)
-        self.world.report.history.append(recorded)
-        self.adds_begun[key] += 1
-
-        def ended(_: Future) -> None:
-            error = future.exception(0)
-            if error is None:
-                recorded.answered = self.world.now
-                self.adds_acknowledged[key] += 1
-            elif not isinstance(error, OutcomeUnknown):
-                self.world.report.history.remove(recorded)
-
-        future.add_done_callback(ended)
-        node.propose(process.driver(), plain.encode(operation), future, process.clock() + 2_000 * MS)
-        process.wake()

@@ -11,6 +11,8 @@ from raftplug.constants import LEASE, LINEARIZABLE
 from raftplug.core import Future
 from raftplug.errors import OutcomeUnknown, SessionExpired
 from raftplug.frames import Id
+from raftplug.testing.simulation.deadlines import Deadlines
+from raftplug.testing.simulation.machines import is_wrong
 from raftplug.testing.simulation.network import Link
 from raftplug.testing.simulation.plan import GROUP, KEYS, MS, NEVER
 from raftplug.testing.simulation.report import Recorded, Violation
@@ -52,6 +54,7 @@ class Client:
             generator=random.Random(world.random.getrandbits(32)),
             keys=world.keys.of(self.id),
         )
+        self.deadlines = Deadlines(self.id)
         self._pending = 0
         self._expired_after = -1  # How many faults had ended sessions when it began what it was told was too late.
         if not self._idle:
@@ -61,6 +64,7 @@ class Client:
         """Be gone; another client takes over.  What was under way is unknown."""
         self.world.network.links.pop(self.id, None)
         self.loop.close()
+        self.deadlines.check_closed()
         self._start()
 
     def expect(self, leader: Id) -> None:
@@ -71,6 +75,7 @@ class Client:
     def turn(self) -> None:
         """Take what has arrived, and what is due."""
         deadline = self.loop.turn(self.world.now)
+        self.deadlines.check(self.world.now)
         at = max(self.world.now + 1, deadline)
         if deadline < NEVER and (self._wake_at <= self.world.now or at < self._wake_at):
             self._wake_at = at
@@ -92,7 +97,7 @@ class Client:
     def operation(self, chance: random.Random) -> dict[str, Any]:
         """Any operation."""
         key, token = f"k{chance.randrange(KEYS)}", chance.randrange(1_000_000)
-        kind = chance.choice(("get", "get", "get", "get", "put", "append", "cas", "delete", "add", "add"))
+        kind = chance.choice(("get", "get", "get", "get", "put", "append", "cas", "delete", "add", "add", "fail"))
         if kind == "get":
             return {"op": "get", "key": chance.choice((key, f"c{key[1:]}"))}
         if kind == "put":
@@ -103,6 +108,8 @@ class Client:
             return {"op": "cas", "key": key, "expect": chance.choice((None, self._got.get(key))), "value": f"{token};"}
         if kind == "delete":
             return {"op": "delete", "key": key}
+        if kind == "fail":
+            return {"op": "fail", "key": "failed", "value": str(token)}
         return {"op": "add", "key": f"c{chance.randrange(KEYS)}", "value": 1}
 
     def propose(self, operation: dict[str, Any]) -> Future:
@@ -122,7 +129,9 @@ class Client:
         def ended(_: Future) -> None:
             self._pending -= 1
             error = future.exception(0)
-            if error is None:
+            if error is None and is_wrong(future.result(0)):
+                report.unknown += 1  # What became of it is known; what it returned would explain nothing.
+            elif error is None:
                 recorded.answered, recorded.result = world.now, future.result(0)
                 if operation["op"] == "get":
                     self._got[key] = recorded.result
@@ -144,12 +153,13 @@ class Client:
 
         report.history.append(recorded)
         future.add_done_callback(ended)
-        deadline = world.now + 5_000 * MS
+        deadline = world.now + world.random.choice((100, 1_000, 5_000, 5_000)) * MS
+        self.deadlines.add("a call", future, deadline)
         if operation["op"] == "get":
             consistency = LEASE if world.plan.settings.lease_ms and world.random.random() < 0.7 else LINEARIZABLE
             self.loop.read(plain.encode(operation), future, deadline, consistency)
         else:
-            self.loop.propose(plain.encode(operation), future, deadline)
+            self.loop.propose(world.ledger.encode(self.id, operation, future), future, deadline)
         world.invariants.check_calls(self.id, self.loop.requester)
         self.turn()
         return future

@@ -56,8 +56,9 @@ class Companions(Part):
             counts[group, "acknowledged"] += future.exception(0) is None
 
         future.add_done_callback(ended)
-        transition = plain.encode({"op": "add", "key": "c0", "value": 1})
-        node.propose(node.drivers[group], transition, future, process.clock() + 2_000 * MS)
+        transition, deadline = plain.encode({"op": "add", "key": "c0", "value": 1}), process.clock() + 2_000 * MS
+        process.deadlines.add(f"a proposal to {group}", future, deadline)
+        node.propose(node.drivers[group], transition, future, deadline)
         process.wake()
         return future
 

@@ -32,7 +32,6 @@ class Invariants(Part):
         self._commit_term = 0  # No lower than that of the leader that committed it.
         self._leaders: dict[int, Id] = {}  # By term.
         self._checks: dict[tuple[int, int], int] = {}  # Of the entries up to a last one: index, term.
-        self._histories: dict[int, int] = {0: 0}  # Of what was executed, by its number.
 
     def begin_anew(self, term: int) -> None:
         """Another cluster goes on with what is committed, from a term that the one before may have left behind."""
@@ -292,12 +291,6 @@ class Invariants(Part):
                 voters = {other.id for other in counted if other.disk.last <= each.disk.last}
                 if is_quorum(members, voters):
                     raise Violation(f"leader completeness: entry {index} is committed, {each.id} could win without it")
-
-    def applied(self, count: int, history: int) -> None:
-        """A machine has executed so many transitions; `history` is their check."""
-        if self._histories.setdefault(count, history) != history:
-            # The machine must not raise this: to the driver it would be the transition's result.
-            self.world.raise_soon(Violation(f"state machine safety: transition {count} differs between machines"))
 
     def check_given(self, process: Process, body: bytes) -> None:
         """Whoever fetches a snapshot gets all of it, though a newer one was made meanwhile."""

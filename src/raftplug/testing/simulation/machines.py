@@ -2,29 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Protocol
 from zlib import crc32
 
 from raftplug import plain
 from raftplug.state_machine import Snapshot, StateMachine
 
+WRONG = "flipped"
+"""What each answer begins with that comes of a state which a fault has changed."""
+
+
+class Told(Protocol):
+    """What a machine tells of its work: see `ledger`."""
+
+    def executed(self, count: int, history: int, transition: Any, outcome: Any) -> None:
+        """It has executed a transition: its number, the check of all up to it, and what came of it."""
+
+    def loaded(self, count: int, history: int) -> None:
+        """It holds the state after so many transitions."""
+
 
 class Register(StateMachine):
-    """The machine of the built-in workload: keys, and a checksum of everything that was ever applied."""
+    """The machine of the built-in workload: keys, and a checksum of everything that was ever applied.
 
-    def __init__(self, applied: Callable[[int, int], None] = lambda count, history: None) -> None:
+    Args:
+        told: of each transition; None tells nobody.
+    """
+
+    def __init__(self, told: Told | None = None) -> None:
         self.values: dict[str, Any] = {}
         self.count = 0
         self.history = 0
-        self.flipped = 0  # No transition touches it, and no answer shows it: only a fault changes it.
-        self._applied = applied
+        self.flipped = 0  # No transition touches it: only a fault changes it, and then each answer is wrong.
+        self._told = told
 
     def apply_transition(self, transition: Any) -> Any:
         self.count += 1
         self.history = crc32(plain.encode(transition), self.history)
-        self._applied(self.count, self.history)
-        operation, key = transition["op"], transition["key"]
+        try:
+            outcome: Any = self._execute(transition["op"], transition["key"], transition)
+        except ValueError as raised:
+            outcome = raised
+        if self._told is not None:
+            self._told.executed(self.count, self.history, transition, outcome)
+        if isinstance(outcome, ValueError):
+            raise outcome
+        return [WRONG, outcome] if self.flipped else outcome
+
+    def _execute(self, operation: str, key: str, transition: Any) -> Any:
         old = self.values.get(key)
         if operation == "put":
             self.values[key] = transition["value"]
@@ -42,10 +68,14 @@ class Register(StateMachine):
         if operation == "add":
             self.values[key] = (old or 0) + transition["value"]
             return self.values[key]
+        if operation == "fail":
+            self.values[key] = transition["value"]  # What a machine has done before it raises stays done.
+            raise ValueError(f"{transition['value']} fails")
         raise ValueError(f"no operation {operation!r}")
 
     def query(self, request: Any) -> Any:
-        return self.values.get(request["key"])
+        found = self.values.get(request["key"])
+        return [WRONG, found] if self.flipped else found
 
     def digest(self) -> bytes:
         return b"%d %d %d" % (self.count, self.history, self.flipped)
@@ -58,7 +88,13 @@ class Register(StateMachine):
         values, self.count, self.history = snapshot.data
         self.values = dict(values)
         self.flipped = 0
-        self._applied(self.count, self.history)
+        if self._told is not None:
+            self._told.loaded(self.count, self.history)
+
+
+def is_wrong(answer: Any) -> bool:
+    """Whether it came of a state that a fault had changed."""
+    return type(answer) is list and answer[:1] == [WRONG]
 
 
 class Batching(StateMachine):

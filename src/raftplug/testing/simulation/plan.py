@@ -68,12 +68,14 @@ def draw(seed: int, chance: random.Random, nodes: int, operations: int, faults: 
         chance: made from it.
         nodes: how many found the group.
         operations: of clients, how many are wanted.
-        faults: those that may happen; None lets the seed choose.
+        faults: those that may happen; None lets the seed choose.  Where they are given, the rest is chosen such that
+            they matter: a theme of theirs, if there is one, and leases, if they are about these.
     """
     density = chance.choice((0.15, 0.3, 0.5))  # With few kinds of faults, long stories can happen.
-    theme, limits = chance.choice(THEMES)
+    themes = [each for each in THEMES if faults is not None and set(each[0]).intersection(faults)]
+    theme, limits = chance.choice(themes or THEMES)
     # Leases trust clocks: such a seed has no faults of these.
-    leases = faults is None and chance.random() < 0.2
+    leases = chance.random() < 0.2 if faults is None else bool(set(LEASED).intersection(faults))
     alone = (leases or (theme, limits) in LONG) and chance.random() < 0.7
     if alone:
         density, theme = 0.05, () if leases else theme

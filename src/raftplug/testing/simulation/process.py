@@ -14,6 +14,7 @@ from raftplug.frames import Id
 from raftplug.node import NodeLoop
 from raftplug.storage import RecordStorage, Write
 from raftplug.testing.simulation.account import Account
+from raftplug.testing.simulation.deadlines import Deadlines
 from raftplug.testing.simulation.disk import SimulatedRows
 from raftplug.testing.simulation.machines import DiskRegister, Register
 from raftplug.testing.simulation.network import Link
@@ -79,6 +80,7 @@ class Process(Part):
         self.applies: list[Callable[[], None]] = []  # What machines are at: calls that end it.
         self.heard: dict[Id, int] = {}  # From whom frames came, and when, by our own clock.
         self.observer = Observer(self)
+        self.deadlines = Deadlines(id)
         # What the checks remember of this life.
         self.state: tuple[int, ...] = ()  # What the last look found of the rules' state: see `Invariants.check`.
         self.term = self.commit = self.applied = 0
@@ -204,13 +206,14 @@ class Process(Part):
         self.apply_us = 0
         self.applies = []
         self.observer = Observer(self)
+        self.deadlines = Deadlines(self.id)
         settings = self.plan.settings
         if self.world.may("little_room"):
             self.world.fault("little_room", self.id)
         if "reluctant_node" in self.plan.faults and self.id == self.plan.reluctant:
             self.world.fault("reluctant_node", self.id)
             settings = replace(settings, lead_reluctance=1)
-        machine = self.random.choice(self.plan.machines)(self.world.invariants.applied)
+        machine = self.random.choice(self.plan.machines)(self.world.ledger)
         if isinstance(machine, DiskRegister):
             machine.open(self.disk.machine)
         life = self.life
@@ -357,6 +360,7 @@ class Process(Part):
             raise
         except Exception as error:
             raise Violation(f"no crash: {self.id} stops: {type(error).__name__}: {error}") from error
+        self.deadlines.check(clock)
         self.world.invariants.check(self, clock)
         due = node.due()
         if due and self.rate == 1.0:

@@ -12,12 +12,14 @@ from raftplug import core as chosen_core
 from raftplug.constants import LEADER
 from raftplug.frames import Id, cluster_uuid
 from raftplug.testing.simulation.answers import Answers
+from raftplug.testing.simulation.callers import Callers
 from raftplug.testing.simulation.client import Client
 from raftplug.testing.simulation.companions import Companions
 from raftplug.testing.simulation.faults.scheduler import Faults
 from raftplug.testing.simulation.faults.table import FAULTS
 from raftplug.testing.simulation.invariants import Invariants
 from raftplug.testing.simulation.keys import Keys
+from raftplug.testing.simulation.ledger import Ledger
 from raftplug.testing.simulation.liveness import Liveness
 from raftplug.testing.simulation.messages import Messages
 from raftplug.testing.simulation.network import Network
@@ -72,6 +74,8 @@ class Simulation:
         self.messages = Messages(self)
         self.invariants = Invariants(self)
         self.companions = Companions(self)
+        self.ledger = Ledger(self)
+        self.callers = Callers(self)
         self.answers = Answers(self)
         self.faults = Faults(self)
         self.liveness = Liveness(self)
@@ -91,6 +95,7 @@ class Simulation:
         try:
             self.after(self.random.randint(0, 50 * MS), self.faults.next)
             self.after(self.random.randint(0, 50 * MS), self.answers.next_probe)
+            self.after(self.random.randint(0, 50 * MS), self.callers.next)
             if self.plan.companions:
                 self.after(self.random.randint(0, 50 * MS), self.companions.next)
             while not self.ended and (report.events < self.events or self._wants_operations()):
@@ -98,7 +103,7 @@ class Simulation:
             if not self.liveness.is_bereft():
                 self.liveness.reach()
                 self.answers.check_counters()
-            self.answers.check_probes()
+            self.ledger.check()
             self.answers.check_history()
         except Violation as violation:
             report.violation = f"{violation} (event {report.events})"

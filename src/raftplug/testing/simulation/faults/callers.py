@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from raftplug import plain
-from raftplug.core import Future
 from raftplug.testing.simulation.faults.kind import Kind
 from raftplug.testing.simulation.plan import MS
 
@@ -24,13 +22,7 @@ class CallerFaults(Kind):
     def burst(self, process: Process) -> None:
         """Its own process proposes many transitions at once."""
         self.world.fault("node_burst", process.id)
-        node, driver, deadline = process.node, process.driver(), process.clock() + 2_000 * MS
-        if node is None:
-            return
-        for _ in range(self.random.randint(2, 20)):
-            transition = plain.encode({"op": "put", "key": "burst", "value": self.random.randrange(1_000_000)})
-            node.propose(driver, transition, Future(), deadline)
-        process.wake()
+        self.world.callers.burst(process)
 
     def do_quiet_wanted(self) -> None:
         self.world.silent_until = self.world.now + self.random.choice((500, 1_500, 4_000)) * MS

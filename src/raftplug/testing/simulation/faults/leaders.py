@@ -81,7 +81,7 @@ class LeaderFaults(Kind):
             return
         successor = self.world.leading()
         if successor is not None and successor.term > process.term:
-            self.world.answers.count_up(successor, "c0")
+            self.world.callers.count_up(successor, "c0")
         self.world.answers.probe(process, key="c0")
         if left:
             self.world.after(20 * MS, self.ask_deposed, process, life, left - 1)

@@ -81,7 +81,9 @@ class Operators(Kind):
         if operation == "members":
             self._changes[future] = self.world.now
             future.add_done_callback(lambda _: self._check_change(arguments, future))
-        client.loop.requester.ask(operation, arguments, future, self.world.now + 3_000 * MS, to)
+        deadline = self.world.now + 3_000 * MS
+        client.deadlines.add(f"a request for {operation}", future, deadline)
+        client.loop.requester.ask(operation, arguments, future, deadline, to)
         client.turn()
 
     def _check_change(self, arguments: list[Any], answer: Future) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from raftplug.constants import LEADER, LINEARIZABLE
+from raftplug.constants import LEADER, LINEARIZABLE, STALE
 from raftplug.sessions import SESSION_TIMEOUT_US
 from raftplug.testing.simulation.faults.kind import Kind
 from raftplug.testing.simulation.plan import MS
@@ -122,6 +122,19 @@ class ProcessFaults(Kind):
         self.world.fault("diverge", node.id)
         self.world.diverged = True
         node.driver().machine.flipped = 1
+        if self.world.may("slow_apply"):  # When it is named it has something to answer yet.
+            node.apply_us = 20 * MS
+            self.world.after(2_000 * MS, setattr, node, "apply_us", 0)
+        self._press(node, node.life)
+
+    def _press(self, node: Process, life: int) -> None:
+        """Ask a node that has changed, until it knows."""
+        driver = node.driver()
+        if self.world.quiet or node.life != life or driver is None or driver.diverged is not None:
+            return
+        self.world.callers.burst(node)
+        self.world.answers.probe(node, STALE)
+        self.world.after(15 * MS, self._press, node, life)
 
     def do_slow_observer(self) -> None:
         node = self.world.some_node()
