@@ -14,8 +14,8 @@ elect, commit and converge.
 `world` ties it together.  `plan` is what a seed chooses; `process` is a node's, with its `disk` and what is known of
 that (`account`), the `machines` that it runs and an `observer`; `network` and `messages` lie between processes;
 `client` and `callers` ask; `ledger` compares what they are told of each transition with what became of it, `answers`
-what they read, and `deadlines` sees to it that each of them is told in time; `faults` happen, `invariants` must hold, also of `companions`, and
-`liveness` returns; `report` is what comes out.
+what they read, and `deadlines` sees to it that each of them is told in time; `faults` happen, `invariants` must hold,
+also of `companions`, and `liveness` returns; `report` is what comes out.
 """
 
 from raftplug.testing.simulation.disk import SimulatedRows
