@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from raftplug.embedded import EmbeddedServer
+from raftplug.status import has_quorum
 
 PATIENCE_S = 60.0
 PEERS = ("n1", "n2", "n3")
@@ -156,7 +157,10 @@ class Cluster:
         return json.loads(succeeded(self.run("read", json.dumps({"op": "get", "key": key}))).stdout)
 
     def status(self) -> dict[str, Any]:
-        return dict(json.loads(succeeded(self.run("status", "--json")).stdout.splitlines()[-1]))
+        done = self.run("status", "--json")
+        status = dict(json.loads((done.stdout if done.returncode == 1 else succeeded(done).stdout).splitlines()[-1]))
+        assert (done.returncode == 0) == has_quorum(status), (done.returncode, status)
+        return status
 
     def leader(self) -> str:
         """Wait until there is one that runs, and return its id."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import redis
 
 from raftplug.embedded import EmbeddedServer
 
@@ -55,6 +56,49 @@ def start_server() -> Iterator[Callable[..., EmbeddedServer]]:
     yield start
     for server in servers:
         server.stop()
+
+
+class RedisCluster:
+    """A Redis Cluster of primaries on loopback; the first has the lowest slots."""
+
+    SLOTS = 16_384
+
+    def __init__(self, parts: list[EmbeddedServer]) -> None:
+        self.parts = parts
+        self.clients = [redis.Redis.from_url(part.url) for part in parts]
+        bounds = [number * self.SLOTS // len(parts) for number in range(len(parts) + 1)]
+        for client, low, high in zip(self.clients, bounds, bounds[1:], strict=False):
+            client.execute_command("CLUSTER", "ADDSLOTSRANGE", str(low), str(high - 1))
+        for part in parts[1:]:
+            self.clients[0].execute_command("CLUSTER", "MEET", "127.0.0.1", str(part.port))
+        for client in self.clients:
+            wait_until(lambda c=client: b"cluster_state:ok" in c.execute_command("CLUSTER", "INFO"), "they have met")
+
+    @property
+    def url(self) -> str:
+        return "redis+cluster://" + ",".join(f"127.0.0.1:{part.port}" for part in self.parts)
+
+    def slot(self, key: str) -> int:
+        return int(self.clients[0].execute_command("CLUSTER", "KEYSLOT", key))
+
+    def close(self) -> None:
+        for client in self.clients:
+            client.close()
+
+
+@pytest.fixture
+def start_redis_cluster(start_server: Callable[..., EmbeddedServer]) -> Iterator[Callable[..., RedisCluster]]:
+    """A function that starts a Redis Cluster of so many servers; all end with the test."""
+    clusters: list[RedisCluster] = []
+
+    def start(count: int, binary: str | None = None) -> RedisCluster:
+        parts = [start_server("--cluster-enabled", "yes", binary=binary) for _ in range(count)]
+        clusters.append(RedisCluster(parts))
+        return clusters[-1]
+
+    yield start
+    for cluster in clusters:
+        cluster.close()
 
 
 def wait_until(condition: Callable[[], Any], what: str, between: Callable[[], Any] | None = None) -> Any:

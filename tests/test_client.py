@@ -16,7 +16,7 @@ import pytest
 
 import raftplug
 from raftplug import errors, plain
-from raftplug.client import Client, ClientLoop, merge_status
+from raftplug.client import Client, ClientLoop
 from raftplug.cluster import Cluster, MemoryCluster, MemoryHub
 from raftplug.constants import FAILED, OK, REFUSED_NOT_LEADER, REPLY, REQUEST
 from raftplug.core import Future
@@ -35,6 +35,7 @@ from raftplug.frames import Sender, addressed, decode_frame, group_number
 from raftplug.plugins import default
 from raftplug.sessions import Sessions
 from raftplug.settings import Settings
+from raftplug.status import merge_status
 
 SECOND = 1_000_000
 UUID = bytes(range(16))
@@ -407,6 +408,91 @@ def test_status_waits_only_a_moment_for_a_node_that_is_down() -> None:
     silent = {"role": None, "term": None, "last": None, "commit": None, "applied": None, "lag": None}
     silent |= {"contact_ms": None, "core": None, "version": None, "problems": ["no answer"]}
     assert status["nodes"][1:] == [{"id": "n2", **silent}, {"id": "n3", **silent}]
+
+
+def test_status_asks_again_until_its_timeout_whoever_the_others_hear() -> None:
+    """One answer, or one question, may be lost: that is no death."""
+    world = World("n1", "n2", "n3")
+    for node in world.nodes:
+        node.row = row(role="leader" if node.id == "n1" else "follower", peers=[["n3", 20, False]])
+    world.nodes[2].mute = True
+    status = world.status()
+    world.run(2_500)
+    assert not status.done()
+    world.nodes[2].mute = False
+    found = world.until(status)
+    assert found["quorum"] == {"needed": 2, "reachable": 3}
+    assert [node["problems"] for node in found["nodes"]] == [[], [], []]
+
+
+def test_status_tells_who_is_not_heard_here_from_who_is_down_and_from_what_is_not_known() -> None:
+    world = World("n1", "n2", "n3", "n4")
+    voters = ["n1", "n2", "n3", "n4", "n5"]
+    peers = [["n2", 1, False], ["n3", 70, False], ["n4", 9_000, True]]
+    world.nodes[0].row = row(role="leader", voters=voters, peers=peers)
+    world.nodes[1].row = row(voters=voters, peers=[["n3", 600, True], ["n4", 8_000, True], ["n1", 2, False]])
+    world.nodes[2].mute = world.nodes[3].mute = True
+    started = world.now
+    status = world.until(world.status(seconds=3))
+    assert 2.9 * SECOND < world.now - started <= 3.1 * SECOND, "it was asked for to the end"
+    assert [(node["id"], node["contact_ms"], node["problems"]) for node in status["nodes"][2:]] == [
+        ("n3", 70, ["no answer here, but n1 hears it: it runs, and this client does not hear it"]),
+        ("n4", 8_000, ["down: no answer, and n1, n2 do not hear it, either"]),
+        ("n5", None, ["no answer"]),
+    ]
+    assert status["quorum"] == {"needed": 3, "reachable": 3}, "a node that another one hears is there"
+
+
+def test_status_ends_soon_when_a_node_has_just_died_and_the_others_notice() -> None:
+    world = World("n1", "n2")
+    leader = row(role="leader", voters=["n1", "n2"])
+    world.nodes[0].row = {**leader, "peers": [["n2", 100, False]]}
+    world.nodes[1].mute = True
+    status = world.status(seconds=60)
+    world.run(600)
+    world.nodes[0].row = {**leader, "peers": [["n2", 700, True]]}
+    world.run(1_500)
+    assert status.result(0)["nodes"][1]["problems"] == ["down: no answer, and n1 does not hear it, either"]
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.3, "no answer"), (3, "no answer")])
+def test_status_obeys_its_timeout(seconds: float, text: str) -> None:
+    world = World("n1", "n2")
+    for node in world.nodes:
+        node.mute = True
+    started = world.now
+    status = world.until(world.status(seconds=seconds))
+    assert abs(world.now - started - seconds * SECOND) <= 0.1 * SECOND
+    assert [node["problems"] for node in status["nodes"]] == [[text], [text]]
+
+
+def test_status_names_what_is_wrong_with_the_clients_own_way_and_how_old_an_announcement_is() -> None:
+    rows = {"n1": {"id": "n1", **row(role="leader", peers=[["n2", 900, True], ["n3", 9, True]])}}
+    status = merge_status(GROUP, rows, {"n2", "n3"}, {"n2": 2_000.0, "n3": 60_000.0}, ["redis is full"])
+    assert [node["problems"] for node in status["nodes"][1:]] == [
+        [
+            "no answer, and n1 does not hear it; but it announced itself 2 s ago: it has just stopped, or is cut off",
+            "this client: redis is full",
+        ],
+        ["down: no answer, and n1 does not hear it, either", "this client: redis is full"],
+    ]
+    status = merge_status(GROUP, {}, {"n1", "n2"}, {"n1": 2_000.0})
+    assert [node["problems"] for node in status["nodes"]] == [
+        ["no answer; it announced itself 2 s ago"],
+        ["no answer"],
+    ]
+
+
+@pytest.mark.parametrize("peers", [5, [5], [[]], [["n2", "x", True]], [["n2", 1]], [[["n2"], 1, True]], [{"n2": 1}]])
+def test_status_survives_strange_words_about_peers(peers: Any) -> None:
+    status = merge_status(GROUP, {"n1": {"id": "n1", **row(peers=peers)}}, {"n2"})
+    assert status["nodes"][1]["problems"] == ["no answer"]
+
+
+def test_what_needs_no_action_is_a_note_and_no_problem() -> None:
+    rows = {"n1": {"id": "n1", **row(role="leader", notes=["the state machine has a thread of its own"])}}
+    (node, *_) = merge_status(GROUP, rows, set())["nodes"]
+    assert (node["problems"], node["notes"]) == ([], ["the state machine has a thread of its own"])
 
 
 def test_status_asks_voters_that_the_directory_does_not_know() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -28,6 +29,7 @@ from raftplug.redis_streams import RedisStreams
 redis_server = servers.redis_server
 valkey_server = servers.valkey_server
 start_server = servers.start_server
+start_redis_cluster = servers.start_redis_cluster
 http_server = servers.http_server
 silent_server = servers.silent_server
 wait_until = servers.wait_until
@@ -865,21 +867,13 @@ def test_a_sentinel_says_where_the_primary_is(valkey_server: EmbeddedServer, ope
 
 @pytest.mark.parametrize("binary", servers.BINARIES)
 def test_a_redis_cluster_carries_the_messages_of_nodes_in_different_slots(
-    start_server: Callable[..., EmbeddedServer], open_streams: Open, binary: str | None
+    start_redis_cluster: Callable[..., servers.RedisCluster], open_streams: Open, binary: str | None
 ) -> None:
-    parts = [start_server("--cluster-enabled", "yes", binary=binary) for _ in range(2)]
-    clients = [redis.Redis.from_url(part.url) for part in parts]
-    clients[0].execute_command("CLUSTER", "ADDSLOTSRANGE", "0", "8191")
-    clients[1].execute_command("CLUSTER", "ADDSLOTSRANGE", "8192", "16383")
-    clients[0].execute_command("CLUSTER", "MEET", "127.0.0.1", str(parts[1].port))
-    for client in clients:
-        wait_until(lambda c=client: b"cluster_state:ok" in c.execute_command("CLUSTER", "INFO"), "they have met")
-    slots = {
-        f"n{number}": clients[0].execute_command("CLUSTER", "KEYSLOT", inbox(f"n{number}")) for number in range(20)
-    }
+    cluster = start_redis_cluster(2, binary)
+    parts, clients, url = cluster.parts, cluster.clients, cluster.url
+    slots = {f"n{number}": cluster.slot(inbox(f"n{number}")) for number in range(20)}
     low = next(id for id, slot in slots.items() if slot < 8192)
     high = next(id for id, slot in slots.items() if slot >= 8192)
-    url = f"redis+cluster://127.0.0.1:{parts[0].port},127.0.0.1:{parts[1].port}"
     first, second = open_streams(url, low), open_streams(url, high)
     first.announce(announced(low))
     flow(first, second, high)
@@ -899,8 +893,75 @@ def test_a_redis_cluster_carries_the_messages_of_nodes_in_different_slots(
     first.close()
     second.close()
     assert not any(list(client.scan_iter(match="*inbox")) for client in clients)
-    for client in clients:
-        client.close()
+
+
+def test_the_first_frames_to_every_process_of_a_redis_cluster_arrive_in_order(
+    start_redis_cluster: Callable[..., servers.RedisCluster], open_streams: Open
+) -> None:
+    """A server tells only in answer to a frame that another one has its key."""
+    cluster = start_redis_cluster(3)
+    ends = {f"n{number}": open_streams(cluster.url, f"n{number}") for number in range(12)}
+    assert {cluster.slot(inbox(id)) * 3 // cluster.SLOTS for id in ends} == {0, 1, 2}
+    everybody = pump(*ends.values())
+    wait_until(
+        lambda: sum(len(list(client.scan_iter(match="*inbox"))) for client in cluster.clients) == 12,
+        "all inboxes are there",
+        everybody,
+    )
+    sender = open_streams(cluster.url, "sender")
+    got: dict[str, list[bytes]] = {id: [] for id in ends}
+    sent = 0
+
+    def turn() -> None:
+        nonlocal sent
+        for id in ends if sent < 40 else ():
+            sender.send_message(id, b"%d" % sent)
+        sent += 1
+        sender.wait(0.001)
+        everybody()
+        for id, end in ends.items():
+            got[id] += end.receive_messages()
+
+    wait_until(lambda: all(len(each) >= 40 for each in got.values()), f"all arrive: {got}", turn)
+    assert set(map(tuple, got.values())) == {tuple(b"%d" % number for number in range(40))}
+    assert sender.problems() == []
+
+
+def test_a_frame_that_every_server_sends_elsewhere_is_dropped_in_the_end(open_streams: Open) -> None:
+    """As while a Redis Cluster is of two minds."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    asked = 0
+    ended = threading.Event()
+
+    def serve(connection: socket.socket) -> None:
+        nonlocal asked
+        with connection, contextlib.suppress(OSError):
+            while data := connection.recv(65536):
+                for word in re.findall(rb"\r\n(HELLO|PING|XADD|XREAD|XINFO|EXPIRE)\r\n", data):
+                    known = {b"HELLO": b"%1\r\n+proto\r\n:3\r\n", b"PING": b"+PONG\r\n"}
+                    asked += word == b"XADD" and b"elsewhere" in data
+                    places = f"127.0.0.1:{port}", f"localhost:{port}"
+                    moved = f"-MOVED 1 {places[asked % 2]}\r\n".encode()
+                    own = b"inbox" in data and b"elsewhere" not in data
+                    connection.sendall(known.get(word, b"+1-1\r\n" if own else moved))
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while not ended.is_set():
+                threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        streams = open_streams(f"redis+cluster://127.0.0.1:{port}?protocol=3", "n1", idle_s=NEVER_S)
+        streams.send_message("elsewhere", b"x")
+        begin = time.monotonic()
+        wait_until(lambda: time.monotonic() - begin > 1.5, "a while", pump(streams))
+        assert 2 <= asked <= 20
+    finally:
+        ended.set()
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
 
 
 # ------------------------------------------------------------ embedded server

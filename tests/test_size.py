@@ -26,7 +26,7 @@ FLOORS = (
     {"storage"},
     {"snapshots", "senders"},
     {"apply"},
-    {"driver", "events", "backup"},
+    {"driver", "events", "backup", "status"},
     {"replica", "node", "client", "recovery"},
     {"testing", "benchmarks"},
     {"cli"},

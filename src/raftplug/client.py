@@ -30,6 +30,7 @@ from raftplug.keys import Given, cluster_keys, other_key, require_key
 from raftplug.requester import Requester, check_consistency
 from raftplug.settings import Settings
 from raftplug.snapshots import Fetch, decode_piece, encode_request, from_fields
+from raftplug.status import Gathering
 from raftplug.storage import StoredSnapshot
 
 _logger = logging.getLogger("raftplug")
@@ -39,7 +40,6 @@ _SEEK_US: Final = 20_000  # How often the directory is looked at while somebody 
 _LOOK_US: Final = 1_000_000  # And otherwise.
 _POLL_S: Final = 0.05
 _DEAD_MS: Final = 30_000  # A cluster that announced itself last so long before another one did is a thing of the past.
-_COLUMNS: Final = ("id", "role", "term", "last", "commit", "applied", "lag", "contact_ms", "core", "version")
 
 
 class ClientLoop:
@@ -53,6 +53,7 @@ class ClientLoop:
         generator: the source of randomness.
         session: the name of a session that outlives this process; see `Client`.
         keys: of the cluster: the first signs, all verify; none for frames without a signature.
+        wall_ms: wall-clock time, only to tell a record of today from one of yesterday.
 
     Attributes:
         sleeping: True while the owner waits in the transport, so that who adds a `call` must wake it.
@@ -68,8 +69,10 @@ class ClientLoop:
         generator: random.Random,
         session: str | None = None,
         keys: Sequence[Key] = (),
+        wall_ms: Callable[[], int] = lambda: 0,
     ) -> None:
         self.cluster = cluster
+        self._wall_ms = wall_ms
         self.sleeping = False
         self._own_id = own_id
         self._group = group
@@ -83,11 +86,12 @@ class ClientLoop:
         self._gone: str | None = None  # The same for a cluster that was found, and has left.
         self._refused: str | None = None  # Why the newest frame was.
         self._lives: dict[Id, int] = {}  # The nonce of each node's process, as far as it is known.
+        self._announced_ms: dict[Id, float] = {}  # When each node announced itself last, by its own clock.
         self._look_at = 0
         self._now = 0
         self._calls: deque[tuple[Any, ...]] = deque()
         self._outgoing: dict[Id, list[tuple[int, int, bytes]]] = {}
-        self._gatherings: list[_Gathering] = []
+        self._gatherings: list[Gathering] = []
         self._downloads: list[_Download] = []
         self.requester = Requester(
             settings=settings, generator=generator, send=self._queue, name=session, explain=self._explain
@@ -137,7 +141,7 @@ class ClientLoop:
         """Ask every node of the group how it is; the future gets what `Client.status` returns, or Unavailable."""
         if self._refuses(future):
             return
-        self._gatherings.append(_Gathering(self._group, future, deadline_us, 2000 * self._settings.election_timeout_ms))
+        self._gatherings.append(Gathering(self._group, future, deadline_us, 1000 * self._settings.election_timeout_ms))
 
     # -- a turn ----------------------------------------------------------------------------------------------------
 
@@ -152,7 +156,7 @@ class ClientLoop:
         if now >= self._look_at or (not self._nodes and self._wanted()):
             self._look(now)
         for gathering in self._gatherings:
-            gathering.step(now, self._nodes, self.requester, self._explain)
+            gathering.step(now, self._nodes, self.requester, self._explain, self._ages_ms, self.cluster.problems)
         if self._gatherings:
             self._gatherings = [gathering for gathering in self._gatherings if not gathering.future.done()]
         for download in self._downloads:
@@ -206,6 +210,7 @@ class ClientLoop:
         clusters: dict[bytes, dict[Id, Any]] = {}
         lives: dict[Id, int] = {}
         at: dict[bytes, float] = {}
+        announced: dict[tuple[bytes, Id], float] = {}
         strangers = False
         for record in self.cluster.directory():
             known = read_record(record, self._group)
@@ -216,6 +221,7 @@ class ClientLoop:
                 lives[id] = record["nonce"] if type(record.get("nonce")) is int else 0
                 clusters.setdefault(uuid, {})[id] = leader
                 at[uuid] = max(at.get(uuid, when), when)
+                announced[uuid, id] = when
         bound = self._sender.cluster
         self._conflict = self._gone = None
         if strangers and not clusters:
@@ -243,6 +249,7 @@ class ClientLoop:
                 )
             return  # The directory may have been lost; who was known may still be there.
         self._lives = {id: self._lives.get(id) or lives[id] for id in records}
+        self._announced_ms = {id: announced[bound, id] for id in records}
         nodes = sorted(records, key=lambda id: (isinstance(id, str), id))
         if nodes != self._nodes:
             self._nodes = nodes
@@ -252,6 +259,11 @@ class ClientLoop:
         # Only on a change: an old hint must not outlive what an answer said.
         if hint is None or hint == self._hint or self.requester.suggest_leader(hint, now):
             self._hint = hint
+
+    def _ages_ms(self) -> dict[Id, float]:
+        """How long ago each node announced itself; by its own clock, so none where that says nothing."""
+        newest = max([*self._announced_ms.values(), self._wall_ms()], default=0)
+        return {id: newest - at for id, at in self._announced_ms.items() if at > 0}
 
     def _end_all(self, conflict: str) -> None:
         """Refuse what waits, and what comes until the directory is looked at again."""
@@ -377,121 +389,6 @@ class _Download:
                 self.future.set_result(None)
 
 
-class _Gathering:
-    """One `status`: asks every node, waits for those that are there, and merges what they say."""
-
-    def __init__(self, group: str, future: Future, deadline: int, patience_us: int) -> None:
-        self.future = future
-        self._group = group
-        self._deadline = deadline
-        self._patience_us = patience_us
-        self._rows: dict[Id, dict[str, Any]] = {}
-        self._silent: set[Id] = set()  # Asked, and not heard yet.
-        self._heard = False
-        self._give_up_at = deadline
-
-    def due(self) -> int:
-        return self._give_up_at
-
-    def step(self, now: int, nodes: list[Id], requester: Requester, explain: Callable[[], str]) -> None:
-        """Ask who was not asked yet, and end once all have answered or it was waited long enough."""
-        if self.future.done():
-            return
-        voters = [id for row in self._rows.values() for id in _members(row, "voters")]
-        for id in [*nodes, *voters]:
-            if id not in self._rows and id not in self._silent:
-                self._silent.add(id)
-                self._ask(id, requester)
-        if self._heard:
-            self._heard = False
-            # Who is there answers within an election timeout: the others' silence is not waited for to the end.
-            self._give_up_at = min(self._deadline, now + self._patience_us)
-        if (self._rows and not self._silent) or now >= self._give_up_at:
-            if self._rows or self._silent:
-                self.future.set_result(merge_status(self._group, self._rows, self._silent))
-            else:
-                self.future.set_exception(Unavailable(explain()))
-
-    def abandon(self, error: RaftplugError) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
-
-    def _ask(self, id: Id, requester: Requester) -> None:
-        answer = Future()
-
-        def heard(_: Future) -> None:
-            if answer.exception(0) is None:
-                row = answer.result(0)
-                if isinstance(row, dict) and row.get("id") == id and isinstance(row.get("leader"), int | str | None):
-                    self._rows[id] = row
-                    self._silent.discard(id)
-                    self._heard = True
-
-        answer.add_done_callback(heard)
-        requester.ask("status", [], answer, self._deadline, to=id)
-
-
-def merge_status(group: str, rows: dict[Id, dict[str, Any]], silent: set[Id]) -> dict[str, Any]:
-    """One object, as `raftplug status --json` prints it, from the rows of the nodes that answered.
-
-    Args:
-        group: the group's name.
-        rows: what each node said of itself, by its id.
-        silent: who was asked and said nothing; such a node is shown if it is a voter, or if nobody answered at all.
-    """
-    leaders = [row for row in rows.values() if row.get("role") == "leader"]
-    leader = max(leaders, key=lambda row: _measured(row, "term"), default=None)
-    reference = leader or max(
-        rows.values(), key=lambda row: (_measured(row, "term"), _measured(row, "commit")), default={}
-    )
-    voters, learners = _members(reference, "voters"), _members(reference, "learners")
-    needed = len(voters) // 2 + 1 if voters else None
-    leader_id = leader.get("id") if leader else None
-    term = reference.get("term")
-    if leader is None and needed is not None:
-        # It may be that only we cannot hear the leader: a quorum that follows it in this term knows better.
-        followed = Counter(row.get("leader") for row in rows.values() if row.get("term") == term)
-        name, count = followed.most_common(1)[0]
-        if name is not None and name not in rows and count >= needed:
-            leader_id = name
-    nodes = []
-    for id in sorted({*rows, *voters} if rows else silent, key=lambda id: (isinstance(id, str), id)):
-        row = rows.get(id)
-        if row is None:
-            nodes.append({**dict.fromkeys(_COLUMNS), "id": id, "problems": ["no answer"]})
-            continue
-        shown = {column: row.get(column) for column in _COLUMNS}
-        if shown["role"] == "follower":  # What an operator wants to know of it: whether it votes, and holds a state.
-            shown["role"] = "witness" if row.get("witness") else "learner" if id in learners else "follower"
-        if (
-            shown["lag"] is None
-            and leader is not None
-            and _measured(leader, "commit") >= 0 <= _measured(row, "applied")
-        ):
-            # Entries that the leader knows to be committed, and that have not been applied here.
-            shown["lag"] = max(0, _measured(leader, "commit") - _measured(row, "applied"))
-        problems = row.get("problems")
-        nodes.append({**shown, "problems": [str(text) for text in problems] if isinstance(problems, list) else []})
-    reachable = sum(id in rows for id in voters) if voters or not rows else None
-    return {
-        "group": group,
-        "leader": leader_id,
-        "term": term,
-        "quorum": {"needed": needed, "reachable": reachable},
-        "nodes": nodes,
-    }
-
-
-def _measured(row: dict[str, Any], column: str) -> int:
-    value = row.get(column)
-    return value if isinstance(value, int) else -1
-
-
-def _members(row: dict[str, Any], kind: str) -> list[Id]:
-    ids = row.get(kind)
-    return [id for id in ids if isinstance(id, int | str)] if isinstance(ids, list) else []
-
-
 class Client:
     """Asks a group from a process that is no member of it.  Usable from many threads, and from asyncio.
 
@@ -568,6 +465,7 @@ class Client:
             generator=generator,
             session=session,
             keys=keys,
+            wall_ms=lambda: time.time_ns() // 1_000_000,
         )
         self._group = group
         self._pid = os.getpid()
@@ -626,7 +524,8 @@ class Client:
         """How the group is: exactly the object that `raftplug status --json` prints.  It needs no leader.
 
         Args:
-            timeout: seconds; nodes that are there answer at once, and are not waited for to the end.
+            timeout: seconds, of which it takes as many as a node is asked again that does not answer here, and that
+                another node hears.  A node that no other one hears is waited for a second.
 
         Raises:
             Unavailable: no node of the group was found.

@@ -558,7 +558,8 @@ class Driver:
     def status(self) -> dict[str, Any]:
         """This replica's row for `raftplug status`, and what a client needs to merge rows; unknown values are None."""
         raft = self.raft
-        problems = []
+        problems: list[str] = []
+        notes: list[str] = []
         if not self.abilities.snapshots and self.applied - raft.log.base_index > self.settings.snapshot_entries > 0:
             problems.append("the state machine makes no snapshots: the log grows without end")
         if self._snapshot_failed:
@@ -566,7 +567,7 @@ class Driver:
         if self.applier.problem is not None:
             problems.append(self.applier.problem)
         if self.on_thread:
-            problems.append(f"the state machine took {self._took_ms} ms for one thing: it has a thread of its own")
+            notes.append(f"the state machine took {self._took_ms} ms for one thing: it has a thread of its own")
         problems += [str(each) for each in self._diverged.values()]
         if self.diverged is not None:
             problems.append(_REMEDY)
@@ -596,6 +597,7 @@ class Driver:
             "learners": list(raft.configuration.learners),
             "witness": bool(self.is_witness),
             "problems": problems + more.get("problems", []),
+            "notes": notes,
         }
 
     # -------------------------------------------------------------- messages

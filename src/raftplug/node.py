@@ -636,7 +636,10 @@ class NodeLoop:
 
     def _more_status(self) -> dict[str, Any]:
         problems = [f"{reason} ({count} times)" for reason, count in self.refused.items() if count > 0]
-        return {"core": self.core.name, "version": VERSION, "problems": self.cluster.problems() + problems}
+        now = self._clock()
+        peers = [[id, max(0, now - heard) // 1000, id in self._lost] for id, heard in self._peers.items()]
+        own = {"core": self.core.name, "version": VERSION, "peers": peers}
+        return {**own, "problems": self.cluster.problems() + problems}
 
 
 class Node:

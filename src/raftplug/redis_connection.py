@@ -164,6 +164,13 @@ class Route:
         """Take note of a MOVED or ASK; False if this kind of server has no business saying so."""
         return False
 
+    def knows(self, key: bytes) -> bool:
+        """Whether `address` is right for `key`, as far as the servers have said."""
+        return True
+
+    def settle(self, key: bytes, address: str) -> None:
+        """Take note that the server at `address` has `key`."""
+
     def failed(self, address: str) -> None:
         """Take note that a server cannot be used."""
 
@@ -248,10 +255,16 @@ class _ClusterRoute(Route):
             return False
         if place.startswith(":"):  # An old server that does not know its own name: the one we asked.
             place = self._seeds[0][0] + place
+        self.settle(key, place)
+        return True
+
+    def knows(self, key: bytes) -> bool:
+        return key in self._places
+
+    def settle(self, key: bytes, address: str) -> None:
         if len(self._places) > _KEYS_REMEMBERED:
             self._places.clear()
-        self._places[key] = place
-        return True
+        self._places[key] = address
 
     def failed(self, address: str) -> None:
         self._places = {key: place for key, place in self._places.items() if place != address}

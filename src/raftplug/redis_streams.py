@@ -88,10 +88,13 @@ START: Final = b"0-0"
 _PREFIX: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 # What a reply answers.
-_KEPT, _SENT, _MADE, _INFO, _READ, _ANNOUNCED, _LISTED, _LISTED_INFO = range(8)
-_HEALTHY: Final = frozenset((_SENT, _MADE, _READ, _ANNOUNCED))  # A server that does this is a server again.
+_KEPT, _SENT, _MADE, _INFO, _READ, _ANNOUNCED, _LISTED, _LISTED_INFO, _PLACED = range(9)
+_HEALTHY: Final = frozenset((_SENT, _MADE, _READ, _ANNOUNCED, _PLACED))  # A server that does this is a server again.
 # How far the own inbox is: not looked at since the last connect, asked about, readable.
 _UNKNOWN, _ASKED, _READY = range(3)
+
+_FRAMES: Final = frozenset((_SENT, _PLACED))
+_HOPS: Final = 5  # So often a frame follows its key through a Redis Cluster.
 
 _RECONNECT: Final = frozenset(("READONLY", "UNBLOCKED"))
 _PASSING: Final = frozenset(("OOM", "READONLY", "LOADING", "MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "ASK"))
@@ -125,6 +128,7 @@ class _Slot:
         self.retry_at = 0.0
         self.backoff = _BACKOFF_S[0]
         self.expected: deque[tuple[int, bytes, int]] = deque()  # One for each reply owed: what it answers, key, bytes.
+        self.sent: deque[tuple[_Target, bytes]] = deque()  # In a Redis Cluster: the frames among these.
         self.unanswered = 0
         self.controls = 0  # Owed replies that are worth waking up for.
         self.since = 0.0  # When the oldest owed reply was asked for, or the last one came.
@@ -134,10 +138,14 @@ class _Slot:
 class _Target:
     """Another process's inbox, and the constant beginnings of the commands that append to it."""
 
-    __slots__ = ("key", "large", "small")
+    __slots__ = ("hops", "key", "large", "owed", "place", "small")
 
     def __init__(self, key: bytes) -> None:
         self.key = key
+        # In a Redis Cluster: where the last frame went, how many replies are owed there, and how often frames came back
+        # since one was taken.
+        self.place = ""
+        self.owed = self.hops = 0
         self.small = pack_beginning(b"XADD", key, b"NOMKSTREAM", b"MAXLEN", b"~", b"%d" % _SMALL, b"*", b"f")
         self.large = pack_beginning(b"XADD", key, b"NOMKSTREAM", b"MAXLEN", b"~", b"%d" % _LARGE, b"*", b"f")
 
@@ -524,6 +532,9 @@ class RedisStreams(Cluster):
         wire.close()
         self._tend_at = 0.0
         slot.expected.clear()
+        for target, _ in slot.sent:
+            target.owed = 0
+        slot.sent.clear()
         slot.unanswered = slot.controls = 0
         if slot is self._reader or slot.address == self._route.address(self._inbox):
             self._inbox_state = _UNKNOWN
@@ -554,28 +565,50 @@ class RedisStreams(Cluster):
         if slot.wire.moved:
             slot.wire.moved = False
             slot.since = now
+        returned: list[tuple[_Target, bytes]] = []
         for reply in replies:
             if not slot.expected:
                 self._lose(slot, NO_REDIS, now)
-                return
+                break
             kind, key, size = slot.expected.popleft()
             slot.unanswered -= size
             if kind > _SENT:
                 slot.controls -= 1
+            if slot.sent and kind in _FRAMES:
+                frame = slot.sent.popleft()
+                frame[0].owed -= 1
+                if not isinstance(reply, hiredis.ReplyError):
+                    frame[0].hops = 0
+                elif str(reply).startswith("MOVED"):
+                    returned.append(frame)
             if isinstance(reply, hiredis.ReplyError):
                 self._refused(slot, kind, key, str(reply), now)
                 if slot.wire is None:
-                    return
+                    break
                 continue
             slot.backoff = _BACKOFF_S[0] if kind in _HEALTHY else slot.backoff
             if self._problems:
                 self._problems.pop((kind, key), None)
             if kind > _SENT:
                 try:
-                    self._answer(slot, kind, reply, now)
+                    self._answer(slot, kind, key, reply, now)
                 except (TypeError, ValueError, IndexError, KeyError, AttributeError):
                     self._lose(slot, "the server's reply has a shape that raftplug does not know", now)
-                    return
+                    break
+        if returned:
+            self._send_again(returned)
+
+    def _send_again(self, frames: list[tuple[_Target, bytes]]) -> None:
+        """Queue, before all others, the frames that a server of a Redis Cluster did not take since another has the key.
+
+        A key's place is known by such an answer alone, so without this the first frame to every process would be lost.
+        """
+        for target in {frame[0] for frame in frames}:
+            target.hops += 1
+        for target, message in reversed(frames):
+            if target.hops <= _HOPS:
+                self._queue.appendleft((target, message))
+                self._queued += len(message) + _COMMAND_BYTES
 
     def _discard(self, result: Wire | str) -> None:
         if isinstance(result, Wire):
@@ -600,7 +633,8 @@ class RedisStreams(Cluster):
 
     def _pack_queued(self, now: float) -> None:
         """Move queued frames into the writers' buffers: one batch a turn."""
-        queue = self._queue
+        queue, clustered = self._queue, self._route.clustered
+        homeless = clustered and self._cursor.id is None  # An answer would find no inbox: it is on another connection.
         held: deque[tuple[_Target, bytes]] = deque()
         held_bytes = 0
         while queue:
@@ -608,7 +642,8 @@ class RedisStreams(Cluster):
             slot = self._writer(target.key)
             wire = slot.wire
             size = len(message) + _COMMAND_BYTES
-            if wire is None:
+            if wire is None or homeless or (target.owed and target.place != slot.address):
+                # In the last case what went to another place may come back, and goes first.
                 held.append((target, message))
                 held_bytes += size
                 continue
@@ -622,8 +657,18 @@ class RedisStreams(Cluster):
             out += b"$%d\r\n" % len(message)
             out += message
             out += b"\r\n"
-            slot.expected.append((_SENT, target.key, size))
             slot.unanswered += size
+            if not clustered:
+                slot.expected.append((_SENT, target.key, size))
+                continue
+            target.place = slot.address
+            target.owed += 1
+            slot.sent.append((target, message))
+            if self._route.knows(target.key):
+                slot.expected.append((_SENT, target.key, size))
+            else:  # The reply may say that the key is elsewhere, and is waited for.
+                slot.expected.append((_PLACED, target.key, size))
+                slot.controls += 1
         while held_bytes > _HELD_BYTES:
             held_bytes -= len(held.popleft()[1]) + _COMMAND_BYTES
         self._queue, self._queued = held, held_bytes
@@ -672,7 +717,7 @@ class RedisStreams(Cluster):
 
     # --------------------------------------------------------------- replies
 
-    def _answer(self, slot: _Slot, kind: int, reply: Any, now: float) -> None:
+    def _answer(self, slot: _Slot, kind: int, key: bytes, reply: Any, now: float) -> None:
         if kind == _READ:
             entries = _entries(reply)
             if entries:
@@ -706,6 +751,8 @@ class RedisStreams(Cluster):
                 self._command(slot, _LISTED_INFO, self._list, b"XINFO", b"STREAM", self._list)
         elif kind == _LISTED_INFO:
             self._list_cursor.compare(_last_id(reply))
+        elif kind == _PLACED:
+            self._route.settle(key, slot.address)
 
     def _refused(self, slot: _Slot, kind: int, key: bytes, text: str, now: float) -> None:
         """An error reply."""
@@ -767,6 +814,7 @@ class RedisStreams(Cluster):
                 self._tend_at = 0.0
         elif key == self._list:
             self._list_asked = False
+            self._list_at = -1e9
             self._list_cursor.id = START
             self._announce_due = self._record is not None
         self._writer(key)

@@ -9,23 +9,12 @@ import click
 
 from raftplug.cli import options, output
 from raftplug.errors import RaftplugError
+from raftplug.status import COLUMNS, has_quorum
 
 if TYPE_CHECKING:
     from raftplug.client import Client
 
-_COLUMNS: Final = (
-    "id",
-    "role",
-    "term",
-    "last",
-    "commit",
-    "applied",
-    "lag",
-    "contact_ms",
-    "core",
-    "version",
-    "problems",
-)
+_COLUMNS: Final = (*COLUMNS, "problems")
 _WATCH_S: Final = 1.0
 
 
@@ -44,7 +33,15 @@ def command(
 
     It works without a leader, too. A value that was not measured is a dash, and null with --json. The columns:
     last, commit and applied are indexes of the log; lag is how many entries a node is behind the leader; contact_ms is
-    how long ago it was last heard of.
+    how long ago it was last heard of: of a follower, how long ago it heard the leader; of a node that does not answer
+    here, how long ago another node heard it.
+
+    A node that does not answer is asked again until --timeout, unless no other node hears it, either. Its row says
+    "no answer here, but n1 hears it" (it runs, and this client does not hear it), "down" (nor does any node that
+    answers), or "no answer" (nothing is known).
+
+    \b
+    Exit codes: 0 a quorum of the voters is up; 1 it is not, or no node was found; 2 a wrong option.
 
     \b
     Example:
@@ -53,7 +50,10 @@ def command(
     with options.open_client(redis, group, prefix, key) as client:
         if watch:
             _watch(client, timeout, as_json)
-        _show(client.status(timeout=timeout), as_json)
+        status = client.status(timeout=timeout)
+        _show(status, as_json)
+    if not has_quorum(status):
+        raise click.exceptions.Exit(1)
 
 
 def _watch(client: Client, timeout: float, as_json: bool) -> None:
@@ -75,6 +75,9 @@ def _show(status: dict[str, Any], as_json: bool) -> None:
         return
     click.echo(output.clean(headline(status)))
     output.table(_COLUMNS, [[node[column] for column in _COLUMNS] for node in status["nodes"]])
+    for node in status["nodes"]:
+        for note in node.get("notes", []):
+            click.echo(output.clean(f"{node['id']}: {note}"))
 
 
 def headline(status: dict[str, Any]) -> str:
