@@ -19,7 +19,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "raftplug"
 FLOORS = (
     {"_cy", "_source", "constants", "errors", "version"},
     {"_refusals", "settings", "plain", "agenda", "future", "frames", "state_machine", "redis_connection", "embedded"},
-    {"configuration", "sessions", "cluster", "keys", "divergence", "threads", "_core_py"},
+    {"directory", "configuration", "sessions", "cluster", "keys", "divergence", "threads", "_core_py"},
     {"raft", "requester", "quiescence", "hooks", "redis_streams"},
     {"hot_path"},
     {"core", "plugins"},

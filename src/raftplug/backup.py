@@ -26,11 +26,12 @@ from typing import Any, BinaryIO, Final
 import msgpack
 
 from raftplug import core, plain, snapshots
+from raftplug.directory import os_errors, sync
 from raftplug.errors import InvalidArgument, MalformedMessage
 from raftplug.frames import Id, check_id
 from raftplug.settings import Settings
 from raftplug.snapshots import Making, Reader
-from raftplug.storage import Piece, RecordStorage, SQLiteStorage, StoredSnapshot, Write, os_errors, sync
+from raftplug.storage import Piece, RecordStorage, SQLiteStorage, StoredSnapshot, Write
 
 _MAGIC: Final = b"RAFTPLUG"
 _VERSION: Final = 1

@@ -11,7 +11,6 @@ import functools
 import logging
 import os
 import random
-import shutil
 import threading
 import time
 from collections import deque
@@ -35,6 +34,7 @@ from raftplug.constants import (
     PRE_CANDIDATE,
 )
 from raftplug.core import Future
+from raftplug.directory import path_of
 from raftplug.driver import Driver, ignore
 from raftplug.errors import (
     DiskFull,
@@ -68,7 +68,7 @@ from raftplug.plugins import Plugins, default
 from raftplug.requester import check_consistency
 from raftplug.senders import ABOUT_LIVES, Senders, boot_wanted, tell_lives
 from raftplug.settings import Settings
-from raftplug.storage import Heard, SQLiteStorage, Storage, Write
+from raftplug.storage import Heard, SQLiteStorage, Storage, Write, is_new
 from raftplug.threads import Executor, LoopThread, Worker, run_here
 from raftplug.version import VERSION
 
@@ -82,6 +82,7 @@ _ELECTION_US = 3_000  # What one costs, amply, where three nodes share two cores
 _NEWS_US = 100_000  # However many leaders change, one announcement in this time tells of them.
 _RETRY_WRITE_US = 1_000_000
 _FAST_COMMIT_US = 5_000
+_VERIFY_US = 500_000  # How often a node looks whether its files are still there.
 _REDIRECT_S = 0.1
 _FINISH_S = 5.0  # How long a node that stops waits for its state machines.
 _FIND_S = 5.0  # How long a node that joins looks for the cluster.
@@ -156,6 +157,7 @@ class NodeLoop:
         self._uncommitted: tuple[list[Write], list[Heard] | None] | None = None  # What the next commit is of.
         self._commit_us = 0  # What the last commit took.
         self._retry_at: int | None = None
+        self._verify_at: int | None = 0 if storage.watched else None  # None while it is being done, too.
         self._announced_at = -_ANNOUNCE_MANY_US
         self._news = False  # Somebody leads whom the last announcement did not name.
         self._leaders: dict[str, Id | None] = {}
@@ -179,6 +181,7 @@ class NodeLoop:
         def heard_at(id: Id) -> int:
             return self._peers.get(id, 0)
 
+        initial: list[Write] = []
         for group, machine in machines.items():
             stored = storage.load(group)
             if stored is None:
@@ -209,12 +212,14 @@ class NodeLoop:
                 is_watched=is_watched,
             )
             if driver.initial_write is not None:
-                storage.commit([driver.initial_write])
+                initial.append(driver.initial_write)
             driver.members_changed = False
             self.drivers[group] = driver
             self._by_number[number] = driver
             self._leaders[group] = None
             self._agenda.arm(group, driver.deadline())
+        if initial:
+            storage.commit(initial)
 
     def call(self, function: Callable[..., None], *arguments: Any) -> None:
         """Have the loop call `function(*arguments)` in its next turn.  Any thread.
@@ -292,6 +297,9 @@ class NodeLoop:
                 self._commit(self._executor)
         if now >= self._announce_at():
             self._announce(now)
+        if self._verify_at is not None and now >= self._verify_at:
+            self._verify_at = None
+            self._executor(self._storage.verify, lambda error: self.call(self._verified, error))
         # From here on another thread may go on with the next turn, while a machine or a disk that is stuck keeps this
         # one: that turn finds in `_busy` and `_uncommitted` what this one did not come to.
         self._busy.update(busy)
@@ -319,7 +327,9 @@ class NodeLoop:
         if self.calls or self._to_self or self._busy:
             return 0
         due = min(self._agenda.next(), self._beat_at, self._announce_at())
-        return due if self._retry_at is None else min(due, self._retry_at)
+        for at in (self._retry_at, self._verify_at):
+            due = due if at is None else min(due, at)
+        return due
 
     def close(self) -> None:
         """Answer what is pending, send those answers, and forget the rest.  Does not close transport or storage."""
@@ -476,6 +486,11 @@ class NodeLoop:
             self._commit_us = self._clock() - began
 
         executor(commit, lambda error: self.call(self._committed, error))
+
+    def _verified(self, error: BaseException | None) -> None:
+        if error is not None and not self._closed:
+            raise error
+        self._verify_at = self._clock() + _VERIFY_US
 
     def _to_keep(self) -> list[Heard] | None:
         """What the disk is to remember of other nodes from this commit on; None if that is what it remembers."""
@@ -740,7 +755,7 @@ class Node:
         self._unsigned = redis is not None and require_key(redis, self._keys)
         self._redis = redis
         self._cluster = cluster
-        self._data_dir = data_dir
+        self._data_dir = None if data_dir is None else path_of(data_dir)
         self._storage = storage
         if bootstrap and join:
             raise InvalidArgument("give bootstrap to found a cluster, or join to become a member of one")
@@ -760,7 +775,6 @@ class Node:
         """Open the store and the transport and run; returns at once, before a leader is elected."""
         if self._thread is not None:
             raise InvalidArgument("a node is started once: make a new one")
-        new = self._data_dir is not None and not os.path.lexists(self._data_dir)
         storage = self._storage or self._open_storage()
         store: Worker | None = None
         cluster = self._cluster
@@ -777,9 +791,7 @@ class Node:
                 if check is not None:
                     for problem in check()["problems"]:
                         _logger.warning("%s", problem)
-            # Last, so that what was refused above can be begun again with --bootstrap.
             self._found(storage)
-            new = False
             store = Worker(f"raftplug-store-{self.id}")
             loop = self._loop = NodeLoop(
                 storage=storage,
@@ -797,14 +809,13 @@ class Node:
                 apply_executor=lambda job, done: thread.execute(job, done),
                 own_thread=self._new_worker,
             )
+            storage.begin()  # Last: a start that is refused has written nothing.
         except BaseException:
             if store is not None:
                 store.stop()
             if cluster is not None:
                 cluster.close()
             storage.close()
-            if new and self._data_dir is not None:
-                shutil.rmtree(self._data_dir, ignore_errors=True)  # It was made above, and carries no group.
             raise
         if self._unsigned:
             _logger.warning(
@@ -998,14 +1009,15 @@ class Node:
         return loop
 
     def _open_storage(self) -> Storage:
-        directory = self._data_dir or "."
-        if self._join and not os.path.lexists(directory):
-            return SQLiteStorage(directory, self.id, cluster=self._find_cluster(), bootstrap=True)
+        """Open the data directory; nothing is written there before `begin`."""
+        directory = self._data_dir or ""
+        if self._join and is_new(directory):
+            return SQLiteStorage(directory, self.id, cluster=self._find_cluster(), bootstrap=True, begin=False)
         if not self._bootstrap:
-            return SQLiteStorage(directory, self.id)
+            return SQLiteStorage(directory, self.id, begin=False)
         # A new group in a used directory belongs to the cluster of those that are there: so `cluster` is for a new one.
         uuid = cluster_uuid(",".join(sorted(self._machines)), self._peers)
-        return SQLiteStorage(directory, self.id, cluster=uuid, bootstrap=True, groups=self._machines)
+        return SQLiteStorage(directory, self.id, cluster=uuid, bootstrap=True, groups=self._machines, begin=False)
 
     def _find_cluster(self) -> bytes:
         """The cluster that serves the groups, by the directory."""

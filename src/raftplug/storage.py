@@ -23,13 +23,11 @@ that makes them the snapshot follows when all are there.  Slots that no row name
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import secrets
-import shutil
 import sqlite3
 import threading
+import weakref
 from abc import ABC, abstractmethod
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -38,12 +36,15 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 from struct import Struct
 from typing import Any, Final, NamedTuple
+from urllib.parse import quote
 from zlib import crc32
 
 import msgpack
 
 from raftplug import core
 from raftplug.constants import ENTRY_HEADER_BYTES, LIMIT
+from raftplug.directory import PID_NAME as PID_NAME
+from raftplug.directory import WAL, Directory, create, exists, os_error, os_errors, parts, path_of, sync
 from raftplug.errors import (
     Corrupt,
     DirectoryInUse,
@@ -57,10 +58,10 @@ from raftplug.errors import (
 )
 
 FILE_NAME: Final = "raftplug.sqlite3"
-LOCK_NAME: Final = "lock"
 
 _APPLICATION_ID: Final = 0x52414654  # "RAFT"
 _SCHEMA_VERSION: Final = 2
+_IN_USE: Final = 1 << 16  # Added to it, from a node's start until it has ended well: see `SQLiteRows.begin`.
 _TABLES: Final = ("node", "configuration", "state", "snapshot", "piece", "log")
 # Not REPLACE: what is updated in its place leaves the page of the index alone.
 _PUT: Final = {
@@ -71,6 +72,8 @@ _PUT: Final = {
 _LAST_NUMBER: Final = LIMIT - 1
 _ROW_BYTES: Final = 1 << 20
 _CHECKPOINT_BYTES: Final = 4 << 20
+_VERSION_AT: Final = 60  # Where the header of an SQLite file has it.
+_WAL_HEADER_BYTES: Final = 32
 _HEADER: Final = Struct("<QQBII")
 _CHECKED_BYTES: Final = 21
 _SNAPSHOT: Final = Struct("<QQIQI32sI")
@@ -241,6 +244,23 @@ class Storage(ABC):
     identity: Identity
     heard: Sequence[Heard] = ()
     """What the last commit that said something of other nodes said."""
+
+    watched: bool = False
+    """Whether `verify` can find something."""
+
+    def begin(self) -> None:  # noqa: B027
+        """Write what the start of a node writes; may be called again.  `commit` does so by itself.
+
+        Raises:
+            DiskFull, StorageFailed: nothing was written, or none of it counts.
+        """
+
+    def verify(self) -> None:  # noqa: B027
+        """Check that what is written here is where a later start will look for it.  Any thread.
+
+        Raises:
+            StorageFailed: it is not, and nothing may be acknowledged any more; each later commit raises it, too.
+        """
 
     @abstractmethod
     def groups(self) -> list[str]:
@@ -422,49 +442,105 @@ class MemoryRows(Transactional):
         pass
 
 
+class Planned(Transactional):
+    """Rows that are to be written, over those that are there: a start that is refused has written nothing.
+
+    Args:
+        base: those that are there; closed with this object.
+    """
+
+    def __init__(self, base: Transactional) -> None:
+        self.where = base.where
+        self.changes: list[Put | Delete] = []
+        self._base = base
+        self._new = MemoryRows()  # Whole names only, but for the node's own row.
+
+    def names(self, table: str) -> list[str]:
+        return sorted({*self._base.names(table), *self._new.names(table)})
+
+    def get(self, table: str, name: str, number: int) -> bytes | None:
+        found = self._new.get(table, name, number)
+        return self._base.get(table, name, number) if found is None else found
+
+    def floor(self, table: str, name: str, number: int) -> tuple[int, bytes] | None:
+        return self._base.floor(table, name, number)
+
+    def scan(self, table: str, name: str) -> list[tuple[int, bytes]]:
+        return self._base.scan(table, name)
+
+    def apply(self, changes: Sequence[Put | Delete]) -> None:
+        self._new.apply(changes)
+        self.changes += changes
+
+    def close(self) -> None:
+        self._base.close()
+
+
 class SQLiteRows(Transactional):
     """Rows in one SQLite file, in WAL mode: a transaction is one sequential write and one sync.
+
+    The file's header says from `begin` to `finish` that it is in use: that tells a database whose write-ahead log is
+    missing from one that was closed.
 
     Args:
         path: the file; it exists.
         synchronous: FULL, but for tests that want to see something lost.
+        directory: what is asked before and after each transaction whether the files are still the ones of the path.
+        only_read: whether nothing is written, not even by SQLite; the file was closed, so it has no write-ahead log.
+        checked: whether all of it was read before, and found whole.
 
     Raises:
         Corrupt: not an SQLite file, not ours, of another version, or damaged.
+        DirectoryInUse: another program has it open.
         StorageFailed: it cannot be opened.
     """
 
-    def __init__(self, path: str, synchronous: str = "FULL") -> None:
+    def __init__(
+        self,
+        path: str,
+        synchronous: str = "FULL",
+        directory: Directory | None = None,
+        *,
+        only_read: bool = False,
+        checked: bool = False,
+    ) -> None:
         if synchronous not in ("OFF", "NORMAL", "FULL", "EXTRA"):
             raise InvalidArgument(f"synchronous must be OFF, NORMAL, FULL or EXTRA, not {synchronous!r}")
         self.where = path
+        self._directory = directory
         self._since_checkpoint = 0
         self._read_lock = threading.Lock()
+        # In this order: the last connection to be closed, also by the interpreter's end, can only read.  A writer would
+        # move the write-ahead log into the database then, ignore every error, and delete it by its name.
         self._writer: sqlite3.Connection | None = None
         self._reader: sqlite3.Connection | None = None
         try:
             with self._translated("opened"):
                 if os.path.getsize(path) < 512:
                     raise Corrupt(f"{path} is cut off, not a database: {_REPLACE}")
-                self._writer = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-                self._check(self._writer.execute)
-                self._prepare(self._writer.execute, synchronous)
+                if not only_read:
+                    # unix-excl: no other process opens it, and the index of the write-ahead log is no file.
+                    self._writer = _connect(path, "vfs=unix-excl")
+                    self._check(self._writer.execute, checked)
+                    self._prepare(self._writer.execute, synchronous)
                 # A connection of its own: a reader never waits for the sync of a commit.
-                self._reader = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-                self._reader.execute("PRAGMA query_only = ON")
+                self._reader = _connect(path, f"mode=ro&{'immutable=1' if only_read else 'vfs=unix-excl'}")
+                if only_read:
+                    self._check(self._reader.execute, checked)
+                self._reader.execute("SELECT count(*) FROM node").fetchone()  # From here on it keeps the writer's lock.
         except BaseException:
             self.close()
             raise
 
-    def _check(self, execute: Callable[[str], sqlite3.Cursor]) -> None:
+    def _check(self, execute: Callable[[str], sqlite3.Cursor], checked: bool) -> None:
         """Refuse what is not ours, before anything is written."""
         if execute("PRAGMA application_id").fetchone() != (_APPLICATION_ID,):
             raise Corrupt(f"{self.where} is not a database of raftplug's: {_REPLACE}")
         (version,) = execute("PRAGMA user_version").fetchone()
-        if version != _SCHEMA_VERSION:
-            text = f"{self.where} has format {version}, this raftplug reads format {_SCHEMA_VERSION}"
+        if version & ~_IN_USE != _SCHEMA_VERSION:
+            text = f"{self.where} has format {version & ~_IN_USE}, this raftplug reads format {_SCHEMA_VERSION}"
             raise Corrupt(f"{text}: run the raftplug that wrote it")
-        (verdict,) = execute("PRAGMA quick_check(1)").fetchone()
+        (verdict,) = ("ok",) if checked else execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
             raise Corrupt(f"{self.where} is damaged ({' '.join(str(verdict).split())}): {_REPLACE}")
 
@@ -482,10 +558,11 @@ class SQLiteRows(Transactional):
     def make(path: str) -> None:
         """Make an empty file of our format; it appears under its name only when it is complete and durable."""
         new = path + ".new"
-        for leftover in (new, new + "-journal"):
+        for leftover in (new, new + "-journal", new + WAL):
             if os.path.exists(leftover):
                 os.unlink(leftover)
-        connection = sqlite3.connect(new, isolation_level=None)
+        os.close(create(new))  # What SQLite puts beside it gets the same mode.
+        connection = _connect(new, "vfs=unix-excl")
         try:
             connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
@@ -496,11 +573,38 @@ class SQLiteRows(Transactional):
                     f"CREATE TABLE {table} (name TEXT NOT NULL, number INTEGER NOT NULL, value BLOB NOT NULL, "
                     "PRIMARY KEY (name, number))"
                 )
+            connection.execute("PRAGMA journal_mode = WAL")
         finally:
             connection.close()
         sync(new)
         os.replace(new, path)
         sync(os.path.dirname(path) or ".")
+
+    @staticmethod
+    def is_in_use(header: bytes) -> bool:
+        """Whether an SQLite file's first bytes say that it was not closed well: then the rest is in its log."""
+        return bool(int.from_bytes(header[_VERSION_AT : _VERSION_AT + 4], "big") & _IN_USE)
+
+    def begin(self, changes: Sequence[Put | Delete]) -> None:
+        """Make the first changes, and write into the database itself that it is in use.
+
+        Raises:
+            DiskFull, StorageFailed: as from `apply`.
+        """
+        self._mark(_SCHEMA_VERSION | _IN_USE, changes)
+
+    def finish(self) -> None:
+        """Move everything into the database, and write there that it is closed.
+
+        Raises:
+            DiskFull, StorageFailed: it is still in use.
+        """
+        self._mark(_SCHEMA_VERSION, ())
+        self._checkpoint("TRUNCATE")
+
+    def _mark(self, version: int, changes: Sequence[Put | Delete]) -> None:
+        self._apply(changes, f"PRAGMA user_version = {version}")
+        self._checkpoint("FULL")
 
     def names(self, table: str) -> list[str]:
         return [name for (name,) in self._read(f"SELECT name FROM {table} WHERE number = 0 ORDER BY name")]
@@ -527,20 +631,27 @@ class SQLiteRows(Transactional):
         return rows
 
     def apply(self, changes: Sequence[Put | Delete]) -> None:
-        writer = self._opened(self._writer)
-        try:
-            self._transact(writer, changes)
-        except (OSError, sqlite3.Error) as error:
-            raise self._translation(error, "written") from None
+        self._apply(changes)
         if self._since_checkpoint >= _CHECKPOINT_BYTES:
             self._since_checkpoint = 0
             try:
-                with self._translated("checkpointed"):
-                    writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+                self._checkpoint("PASSIVE")
             except DiskFull:
                 pass  # The transaction is durable in the write-ahead log; that grows until there is space.
 
-    def _transact(self, writer: sqlite3.Connection, changes: Sequence[Put | Delete]) -> None:
+    def _apply(self, changes: Sequence[Put | Delete], *more: str) -> None:
+        writer, directory = self._opened(self._writer), self._directory
+        if directory is not None:
+            directory.verify()  # Nothing is written into what another process has changed.
+        try:
+            self._transact(writer, changes, *more)
+        except (OSError, sqlite3.Error) as error:
+            raise self._translation(error, "written") from None
+        finally:
+            if directory is not None:
+                directory.note()  # Nor does it count when it went into files that nobody will find.
+
+    def _transact(self, writer: sqlite3.Connection, changes: Sequence[Put | Delete], *more: str) -> None:
         execute = writer.execute
         try:
             execute("BEGIN IMMEDIATE")
@@ -550,18 +661,27 @@ class SQLiteRows(Transactional):
                     self._since_checkpoint += len(change.value) + 4096
                 else:
                     execute(f"DELETE FROM {change.table} WHERE name = ? AND number BETWEEN ? AND ?", change[1:])
+            for statement in more:
+                execute(statement)
             execute("COMMIT")
         except BaseException:
             if writer.in_transaction:
                 execute("ROLLBACK")
             raise
 
+    def _checkpoint(self, mode: str) -> None:
+        with self._translated("checkpointed"):
+            ((busy, _, _),) = self._opened(self._writer).execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
+        if busy and mode != "PASSIVE":
+            raise StorageFailed(f"{self.where} could not be checkpointed: another program reads it")
+        if self._directory is not None:
+            self._directory.note()
+
     def close(self) -> None:
-        # The writer last: the last one to close checkpoints, and removes the write-ahead log.
-        reader, self._reader = self._reader, None
         writer, self._writer = self._writer, None
+        reader, self._reader = self._reader, None
         with self._read_lock, self._translated("closed"):
-            for connection in (reader, writer):
+            for connection in (writer, reader):
                 if connection is not None:
                     connection.close()
 
@@ -579,13 +699,15 @@ class SQLiteRows(Transactional):
 
     def _translation(self, error: OSError | sqlite3.Error, done: str) -> StorageError:
         if isinstance(error, OSError):
-            return _os_error(error, self.where, done)
+            return os_error(error, self.where, done)
         extended = getattr(error, "sqlite_errorcode", 0)
         code = extended & 0xFF
         text = " ".join(str(error).split())
         # The second: the shared index of the write-ahead log could not grow.
         if code == sqlite3.SQLITE_FULL or extended == sqlite3.SQLITE_IOERR_SHMSIZE:
             return DiskFull(f"{self.where}: no space left on the disk, nothing was written: make some")
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            return DirectoryInUse(f"{self.where} is open in another program, such as sqlite3: end that one")
         # What has no code was raised by the Python module, over a value that it could not make sense of.
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR) or (
             code == 0 and isinstance(error, sqlite3.OperationalError)
@@ -594,29 +716,19 @@ class SQLiteRows(Transactional):
         return StorageFailed(f"{self.where} could not be {done} ({text}): look at the disk")
 
 
-@contextmanager
-def os_errors(where: str, done: str) -> Iterator[None]:
-    """Raise DiskFull or StorageFailed for an OSError; `done` is what could not be done to the file `where`."""
-    try:
-        yield
-    except OSError as error:
-        raise _os_error(error, where, done) from None
+def is_new(data_dir: str) -> bool:
+    """Whether a data directory holds nothing of a node, or is not there.
+
+    Raises:
+        StorageFailed: it is no directory, or may not be read.
+    """
+    with os_errors(data_dir, "read"):
+        return not exists(data_dir) or not parts(os.listdir(data_dir), FILE_NAME)
 
 
-def _os_error(error: OSError, where: str, done: str) -> StorageError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFull(f"{where}: no space left on the disk, nothing was written: make some")
-    reason = error.strerror or str(error)
-    return StorageFailed(f"{where} could not be {done} ({reason}): look at its path and permissions")
-
-
-def sync(path: str) -> None:
-    """Wait until a file, or the entries of a directory, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _connect(path: str, options: str) -> sqlite3.Connection:
+    uri = f"file:{quote(os.fsencode(path))}?{options}"
+    return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
 
 
 # --------------------------------------------------------------------------------------------------------- the records
@@ -1103,116 +1215,174 @@ class SQLiteStorage(RecordStorage):
         bootstrap: the directory must be new, and is founded; or some, and not all, of `groups` are in it.
         groups: that the caller will have in it.
         synchronous: FULL; only tests give another, and lose data by it.
+        begin: False leaves the directory as it is until `begin` or `commit` is called, or for good.
 
     Raises:
+        InvalidArgument: the path is none.
         DirectoryInUse: another process, or another object of this one, holds it.
         WrongDirectory: another node's, another cluster's, used where a new one is wanted, new where a used one is.
-        Corrupt: the file is not a database of ours, or is damaged.
+        Corrupt: the file is not a database of ours, or is damaged, or a part of the directory is missing.
         DiskFull, StorageFailed: it cannot be made, opened or written.
     """
 
+    watched = True
+
     def __init__(
         self,
-        data_dir: str | os.PathLike[str],
+        data_dir: str | bytes | os.PathLike[str],
         node: str | int,
         *,
         cluster: bytes | None = None,
         bootstrap: bool = False,
         groups: Iterable[str] = (),
         synchronous: str = "FULL",
+        begin: bool = True,
     ) -> None:
-        directory = os.path.abspath(data_dir)
-        path = os.path.join(directory, FILE_NAME)
-        with os_errors(directory, "opened"):
-            if not bootstrap and not _exists(path) and not _exists(path + "-wal"):
-                raise _is_new(directory)
-            if not _exists(directory):
-                os.makedirs(directory, exist_ok=True)
-                sync(os.path.dirname(directory))
-            self._directory_lock = _DirectoryLock(directory)
-        rows: SQLiteRows | None = None
+        self._directory = Directory(path_of(data_dir), FILE_NAME)
+        self._synchronous = synchronous
+        self._is_new = self._is_unclean = False
+        rows: Transactional | None = None
         try:
-            try:
-                with os_errors(directory, "opened"):
-                    if self._directory_lock.unclean:
-                        _renew(directory, path)
-                    if not _exists(path):
-                        if _exists(path + "-wal"):
-                            raise Corrupt(f"{path} is gone, though its write-ahead log is not: {_REPLACE}")
-                        SQLiteRows.make(path)
-            except sqlite3.Error as error:
-                raise StorageFailed(f"{path} could not be made ({error}): look at the disk") from None
-            rows = SQLiteRows(path, synchronous)
-            super().__init__(rows, node, cluster=cluster, bootstrap=bootstrap, groups=groups)
+            with self._translated("opened"):
+                rows = self._found(bootstrap)
+            super().__init__(Planned(rows), node, cluster=cluster, bootstrap=bootstrap, groups=groups)
+            _opened.add(self)
+            if begin:
+                self.begin()
         except BaseException:
             if rows is not None:
                 rows.close()
-            self._directory_lock.release(clean=not self._directory_lock.unclean)
+            self._directory.release()
             raise
+
+    def _found(self, bootstrap: bool) -> Transactional:
+        """Take the directory, and open what is there; nothing is written."""
+        directory, path = self._directory, self._directory.file
+        directory.lock()
+        found = directory.parts()
+        if FILE_NAME not in found:
+            if found:
+                there = ", ".join(sorted(found))
+                raise Corrupt(f"{path} is missing, though {there} is there: put it back, or {_REPLACE}")
+            if not bootstrap:
+                raise _is_new(directory.path)
+            self._is_new = True
+            rows = MemoryRows()
+            rows.where = path
+            return rows
+        directory.hold()
+        log_bytes = directory.size(WAL)
+        if SQLiteRows.is_in_use(directory.header()) and log_bytes < _WAL_HEADER_BYTES:
+            how = "missing" if log_bytes < 0 else "cut off"
+            text = f"{path}{WAL} is {how}: it held what the database does not, since no process has closed it"
+            raise Corrupt(f"{text}: put it back, or {_REPLACE}")
+        self._is_unclean = log_bytes >= 0 or directory.is_linked()
+        return SQLiteRows(path, self._synchronous, only_read=log_bytes < 0)
+
+    @contextmanager
+    def _translated(self, done: str) -> Iterator[None]:
+        with os_errors(self._directory.path, done):
+            try:
+                yield
+            except sqlite3.Error as error:
+                text = f"{self._directory.file} could not be {done} ({error})"
+                raise StorageFailed(f"{text}: look at the disk") from None
+
+    def begin(self) -> None:
+        with self._lock:
+            planned = self._rows
+            if not isinstance(planned, Planned):
+                return
+            if self._failed is not None:
+                raise StorageFailed(self._failed)
+            self._failed = "its start failed"
+            planned.close()
+            with self._translated("written"):
+                self._begin(planned.changes)
+            self._failed = None
+
+    def _begin(self, changes: Sequence[Put | Delete]) -> None:
+        directory, rows = self._directory, None
+        was_closed = not (self._is_new or self._is_unclean)
+        try:
+            if self._is_new:
+                directory.make()
+                if FILE_NAME in directory.parts():
+                    self._is_new = False
+                    raise WrongDirectory(f"{directory.path} was founded by another process meanwhile: start again")
+                SQLiteRows.make(directory.file)
+                directory.hold()
+            elif self._is_unclean:
+                directory.renew()
+            rows = SQLiteRows(directory.file, self._synchronous, directory, checked=was_closed)
+            rows.begin(changes)
+        except BaseException:
+            if rows is not None:
+                rows.close()
+            if self._is_new:
+                directory.unmake()
+            elif was_closed and not SQLiteRows.is_in_use(directory.header()):
+                directory.remove(WAL)
+            raise
+        self._rows = rows
+        if self._is_unclean:
+            self._reread()
+        directory.tighten()
+        directory.tell_pid()
+
+    def _reread(self) -> None:
+        """Check what was copied: what was read before may not have been what the disk gave for the copy."""
+        for group, before in list(self._states.items()):
+            self._states.pop(group)
+            self.load(group)
+            if self._states.get(group) != before:
+                raise StorageFailed(f"{self._rows.where}: the disk gave two answers for group {group!r}: look at it")
+
+    def commit(self, writes: Sequence[Write], heard: Sequence[Heard] | None = None) -> None:
+        self.begin()
+        super().commit(writes, heard)
+
+    def verify(self) -> None:
+        with self._lock:
+            if self._failed is None and isinstance(self._rows, SQLiteRows):
+                try:
+                    self._directory.verify()
+                except StorageError as error:
+                    self._failed = str(error)
+            if self._failed is not None:
+                raise StorageFailed(self._failed)
+
+    def abandon(self) -> None:
+        """Let go of the directory, and leave everything as it is: for the child of a fork, in its only thread."""
+        self._lock = threading.RLock()  # A thread of the parent's may have had it.
+        self._failed = f"{self._directory.path} belongs to the process that was forked: open it there"
+        self._left, self._rows = self._rows, MemoryRows()  # SQLite's connections must not even be closed.
+        self._directory.abandon()
 
     def close(self) -> None:
         with self._lock:
-            healthy = self._failed is None
+            ends_well = self._failed is None and isinstance(self._rows, SQLiteRows)
             try:
-                super().close()
-            except StorageError:
-                healthy = False
-                raise
+                try:
+                    if ends_well and isinstance(self._rows, SQLiteRows):
+                        self._rows.finish()
+                except BaseException:
+                    ends_well = False
+                    raise
+                finally:
+                    super().close()
+                if ends_well:
+                    self._directory.remove(WAL)
             finally:
-                self._directory_lock.release(clean=healthy)
+                self._directory.release()
 
 
-def _exists(path: str) -> bool:
-    """As os.path.exists, which takes a path that may not be looked at for one that is not there."""
-    try:
-        os.stat(path)
-    except FileNotFoundError:
-        return False
-    return True
+_opened: weakref.WeakSet[SQLiteStorage] = weakref.WeakSet()
 
 
-class _DirectoryLock:
-    """flock on a file that holds the pid of the holder, and is emptied when the holder closes cleanly.
-
-    Raises:
-        DirectoryInUse: somebody holds it.
-        OSError: the file cannot be opened.
-    """
-
-    def __init__(self, directory: str) -> None:
-        self._descriptor = os.open(os.path.join(directory, LOCK_NAME), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            try:
-                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                pid = os.pread(self._descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
-                text = f"{directory} is in use by the process with pid {pid}"
-                raise DirectoryInUse(f"{text}: stop it, or give this node a directory of its own") from None
-            self.unclean = os.fstat(self._descriptor).st_size > 0
-            os.pwrite(self._descriptor, f"{os.getpid():<20}\n".encode(), 0)
-        except BaseException:
-            os.close(self._descriptor)
-            raise
-
-    def release(self, *, clean: bool) -> None:
-        """Let go; may be called again.  What is not clean is copied before it is next believed."""
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            if clean:
-                os.ftruncate(descriptor, 0)
-            os.close(descriptor)
+def _abandon_all() -> None:
+    for each in list(_opened):
+        each.abandon()
 
 
-def _renew(directory: str, path: str) -> None:
-    """Copy, sync and rename the files of a process that did not end well.
-
-    After a failed sync the kernel may hold pages that it believes written and the disk does not have: reading them back
-    would prove nothing.  The copy is written from them anew, and its sync is a first one.
-    """
-    for name in (path, path + "-wal"):
-        if _exists(name):
-            copy = name + ".copy"
-            shutil.copy(name, copy)
-            sync(copy)
-            os.replace(copy, name)
-            sync(directory)
+os.register_at_fork(after_in_child=_abandon_all)
