@@ -16,9 +16,11 @@ import pytest
 
 import raftplug
 from raftplug import errors, frames
+from raftplug.cluster import MemoryCluster, MemoryHub
 from raftplug.embedded import EmbeddedServer
 from raftplug.frames import Key, Sender, decode_frame, is_ours, sign_record
 from raftplug.keys import VARIABLE, cluster_keys, read_key_file, require_key
+from raftplug.plugins import Plugins
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -151,6 +153,10 @@ def test_a_key_is_the_same_from_an_argument_a_file_or_the_environment(tmp_path: 
     given = cluster_keys([words[0], words[1].encode()])
     assert given == cluster_keys(read_key_file(tmp_path / "key")) == cluster_keys(None, {VARIABLE: "\n".join(words)})
     assert len({key.secret for key in given}) == 2
+    for between in (",", ", ", " ,\r\n", " ", "\t", "\n\n", ",\n"):
+        assert given == cluster_keys(None, {VARIABLE: f"{words[0]}{between}{words[1]}\n"})
+        (tmp_path / "key").write_text(f"{words[0]}{between}{words[1]},\n")
+        assert given == cluster_keys(read_key_file(tmp_path / "key"))
     assert cluster_keys(None, {}) == ()
     assert cluster_keys(f"{words[0]}\n", {VARIABLE: words[1]}) == given[:1]
     assert words[0] not in repr(given) and given[0].secret.hex() not in repr(given)
@@ -167,12 +173,32 @@ def test_a_key_is_the_same_from_an_argument_a_file_or_the_environment(tmp_path: 
         (5, "bytes or text"),
         ([5], "bytes or text, not int"),
         ("x" * 16 + " " + "y" * 16, "white space"),
+        ("x" * 16 + "," + "y" * 16, "give two as a list"),
+        ("x" * 16 + ":" + "y" * 16, "':' separates no keys.*write a comma"),
+        ("x" * 16 + ";" + "y" * 16, "';' separates no keys"),
+        (["x" * 16 + "|" + "y" * 16], r"'\|' separates no keys"),
     ],
 )
 def test_what_cannot_be_a_key_is_refused_and_never_repeated(given: Any, why: str) -> None:
     with pytest.raises(errors.InvalidArgument, match=why) as caught:
         cluster_keys(given)
     assert "xx" not in str(caught.value) and "short;" not in str(caught.value).replace("too short", "")
+
+
+def test_two_keys_with_a_wrong_separator_are_refused_at_once_wherever_they_stand(
+    tmp_path: Path, start: Start, connect: Callable[..., raftplug.Client]
+) -> None:
+    other = "another-key-of-this-one"
+    both = f"{OLD}:{other}"
+    with pytest.raises(errors.InvalidArgument, match="separates no keys"):
+        start("n1", both, peers=("n1",))
+    with pytest.raises(errors.InvalidArgument, match="separates no keys"):
+        connect(both)
+    (tmp_path / "key").write_text(both)
+    options = ("--redis", "redis://127.0.0.1:1")
+    for more, environment in ((("--key-file", str(tmp_path / "key")), {}), ((), {VARIABLE: both})):
+        text = refused(run("status", *options, *more, **environment), 2, "separates no keys", "comma")
+        assert OLD not in text and other not in text
 
 
 @pytest.mark.parametrize(
@@ -207,6 +233,8 @@ def test_an_empty_variable_is_refused_rather_than_taken_for_no_key() -> None:
         "rediss://[::1]:6379",
         "unix:///run/redis.sock",
         "redis://",
+        "redis+sentinel://localhost:26379,[::1]:26379/main",
+        "redis+cluster://user:secret@127.0.0.1:7000,localhost:7001",
         "memory://x",
         "nats://far.example",
     ],
@@ -224,8 +252,8 @@ def test_without_a_key_a_redis_of_this_machine_will_do(url: str) -> None:
         "redis://0.0.0.0",
         "redis://[2001:db8::1]:6379",
         "redis:///0?host=redis.example",
-        "redis+sentinel://localhost:26379/main",
-        "redis+cluster://localhost:7000",
+        "redis+sentinel://localhost:26379,10.1.2.3:26379/main",
+        "redis+cluster://localhost:7000,redis.example:7000",
     ],
 )
 def test_without_a_key_any_other_redis_is_refused_before_it_is_connected_to(
@@ -251,6 +279,45 @@ def test_a_command_without_a_key_is_refused_in_one_line(tmp_path: Path) -> None:
     refused(run("node", *options, *more), 2, "needs a cluster key", VARIABLE, "--key-file", "token_hex")
     refused(run("status", *options), 2, "needs a cluster key")
     assert list(tmp_path.iterdir()) == []
+
+
+class Mover(raftplug.Cluster):
+    """A transport of somebody's own that reaches nobody."""
+
+    def __init__(self, url: str = "", **options: Any) -> None:
+        self.options = options
+
+    def send_message(self, to_id: Any, message: bytes) -> None: ...
+
+    def receive_messages(self) -> list[bytes]:
+        return []
+
+
+class GivesMover:
+    @raftplug.hookimpl
+    def raftplug_clusters(self) -> Any:
+        return {"nats": Mover}
+
+
+def test_a_node_over_another_transport_without_a_key_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    plugins = Plugins()
+    plugins.register(GivesMover())
+    options: Any = {"peers": ["n1"], "state_machine": Sum(), "bootstrap": True, "plugins": plugins}
+    for number, (where, warns) in enumerate(
+        [
+            ({"redis": "nats://far"}, True),
+            ({"cluster": Mover()}, True),
+            ({"redis": "nats://far", "key": OLD}, False),
+            ({"redis": "memory://test_key"}, False),
+            ({"cluster": MemoryCluster(MemoryHub(), "n1")}, False),
+        ]
+    ):
+        caplog.clear()
+        with raftplug.Node("n1", data_dir=tmp_path / str(number), **where, **options) as node:
+            assert "signed" not in getattr(node._cluster, "options", {})
+        lines = [text for text in caplog.messages if "no cluster key: frames are not signed" in text]
+        assert len(lines) == warns
+        assert all("secrets.token_hex" in text and VARIABLE in text for text in lines)
 
 
 def test_a_node_that_runs_without_a_key_says_so_once(start: Start, caplog: pytest.LogCaptureFixture) -> None:

@@ -8,9 +8,11 @@ import logging
 import os
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import unquote
 
 import click
 import pytest
@@ -371,6 +373,48 @@ def test_a_wrong_url_is_an_error_that_never_repeats_a_password() -> None:
         with pytest.raises(error, match=text) as caught:
             found.open_cluster(url)  # type: ignore[arg-type]
         assert "hunter2" not in str(caught.value)
+
+
+SECRETS = (
+    "hunter2",
+    "hun@ter2",
+    "hun/ter2",
+    "hun#ter2",
+    "hun:ter2",
+    "hun?ter2",
+    "hun%ter2",
+    "hun%40ter2",
+    "12#hunter2",
+)
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+@pytest.mark.parametrize("kind", [ValueError, InvalidArgument, TransportError])
+def test_what_a_transport_raises_tells_no_part_of_a_password_nor_does_its_traceback(
+    secret: str, kind: type[Exception]
+) -> None:
+    def fails(url: str, **options: Any) -> Any:
+        try:
+            raise OSError(f"no route to {url.partition('://')[2]}")
+        except OSError as error:
+            raise kind(f"cannot use {unquote(secret)} of {url}: {secret.partition('#')[0]}") from error
+
+    found = registered(acme=Gives(clusters={"nats": fails}))
+    with pytest.raises(RaftplugError) as caught:
+        found.open_cluster(f"nats://user:{secret}@host/?token={secret}")
+    trace = "".join(traceback.format_exception(caught.value))
+    for part in (secret, "hun", "ter2", "hun@ter2"):
+        assert part not in trace, trace
+    assert "plugin acme cannot open nats://…" in str(caught.value)
+
+
+def test_an_error_of_a_transport_that_tells_no_secret_keeps_its_cause() -> None:
+    def fails(url: str, **options: Any) -> Any:
+        raise ValueError("no such option")
+
+    with pytest.raises(TransportError, match="no such option") as caught:
+        registered(acme=Gives(clusters={"nats": fails})).open_cluster("nats://user:hunter2@host")
+    assert isinstance(caught.value.__cause__, ValueError)
 
 
 # -- observers -----------------------------------------------------------------------------------------------------

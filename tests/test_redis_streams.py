@@ -13,9 +13,11 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import redis
@@ -24,6 +26,7 @@ import servers
 from raftplug import embedded, redis_connection, redis_streams
 from raftplug.embedded import EmbeddedServer
 from raftplug.errors import InvalidArgument, TransportError
+from raftplug.keys import require_key
 from raftplug.redis_streams import RedisStreams
 
 redis_server = servers.redis_server
@@ -766,6 +769,77 @@ def test_a_url_that_cannot_be_is_refused_without_repeating_it(url: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         RedisStreams(url, own_id="n1", cluster=CLUSTER)
     assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "redis+sentinel", "redis+cluster", "unix"])
+@pytest.mark.parametrize("character", ["@", ":", "/", "?", "#", "%", " ", "[", "]", "/@", "#1?", "\n"])
+def test_a_url_whose_password_is_not_percent_encoded_is_refused_and_no_part_of_it_told(
+    scheme: str, character: str, tmp_path: Path
+) -> None:
+    for first, last in (("s3cret", "w0rd"), ("12", "w0rd"), ("s3cret", ""), ("", "s3cret")):
+        if character == "/@" and scheme == "unix" and not first:
+            continue  # Of a socket whose path has an @.
+        for user in ("", "me"):
+            password = f"{first}{character}{last}"
+            where = {"redis+sentinel": "h:26379/service", "unix": f"{tmp_path}/s"}.get(scheme, "localhost:6379/0")
+            url = f"{scheme}://{user}:{password}@{where}"
+            if character == "%" and len(last) < 2:
+                continue  # "%@": what follows is no part of the password.
+            with pytest.raises(InvalidArgument, match="percent-encode it") as caught:
+                RedisStreams(url, own_id="n1", cluster=CLUSTER)
+            trace = "".join(traceback.format_exception(caught.value))
+            assert not any(
+                part in trace.replace("s3cret, w0rd", "") for part in ("s3cret", "w0rd", password) if part
+            ), trace
+            with pytest.raises(InvalidArgument, match="percent-encode it"):
+                require_key(url, ())
+    quoted = quote("s3cret @:/?#%[]w0rd", safe="")
+    assert redis_connection.route(f"{scheme}://me:{quoted}@{where}").has_password
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://localhost",
+        "redis://[::1]:6379/3",
+        "redis://me@localhost",
+        "redis://:a%40b!$&'()*+,;=~-._@localhost:6379/0?protocol=2",
+        "unix:///run/redis@main.sock",
+        "unix:///run/my redis/s",
+        "unix://me:secret@/run/redis@main.sock?db=1",
+        "redis+sentinel://:secret@[::1]:26379,h2:26379/service/2",
+    ],
+)
+def test_a_url_that_is_encoded_as_it_should_be_is_taken(url: str) -> None:
+    assert redis_connection.route(url)
+
+
+def test_without_a_key_a_sentinel_or_a_redis_cluster_leads_to_no_other_machine(
+    open_streams: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sentinel = servers.TcpServer(b"*2\r\n$9\r\n192.0.2.1\r\n$4\r\n6379\r\n")
+    moved = b"%1\r\n+proto\r\n:3\r\n" + b"-MOVED 1 192.0.2.1:6379\r\n" * 9
+    cluster = servers.TcpServer(moved)
+    hosts = []
+    create_connection = socket.create_connection
+
+    def connect(address: Any, *arguments: Any, **more: Any) -> Any:
+        hosts.append(address[0])
+        return create_connection(address, *arguments, **more)
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    try:
+        url = f"redis+sentinel://127.0.0.1:{sentinel.port}/service?protocol=2"
+        refused(open_streams(url, "n1", signed=False), "names 192.0.2.1, which other machines can reach")
+        route = redis_connection.route(f"redis+cluster://127.0.0.1:{cluster.port}")
+        route.only_local = True
+        assert route.moved(b"key", "MOVED 1 192.0.2.1:6379")
+        with pytest.raises(redis_connection.Lost, match=r"names 192.0.2.1, which other machines can reach"):
+            route.connect(route.address(b"key"))
+    finally:
+        sentinel.close()
+        cluster.close()
+    assert "192.0.2.1" not in hosts
 
 
 def test_a_prefix_that_would_break_the_hash_tags_is_refused() -> None:

@@ -455,7 +455,12 @@ class Client:
             from raftplug.plugins import default
 
             cluster = default().open_cluster(
-                redis or "", own_id=own_id, cluster=NO_CLUSTER, prefix=prefix, settings=settings
+                redis or "",
+                signed=bool(keys),
+                own_id=own_id,
+                cluster=NO_CLUSTER,
+                prefix=prefix,
+                settings=settings,
             )
         self._loop = ClientLoop(
             cluster=cluster,

@@ -21,7 +21,7 @@ from typing import Any
 from raftplug import core as chosen_core
 from raftplug import plain
 from raftplug.agenda import NEVER, Agenda
-from raftplug.cluster import Cluster, is_client, read_record
+from raftplug.cluster import Cluster, MemoryCluster, is_client, read_record
 from raftplug.constants import (
     CANDIDATE,
     DISPLACED,
@@ -63,7 +63,7 @@ from raftplug.frames import (
     life,
     sign_record,
 )
-from raftplug.keys import Given, cluster_keys, other_key, require_key
+from raftplug.keys import Given, cluster_keys, other_key, unsigned
 from raftplug.plugins import Plugins, default
 from raftplug.requester import check_consistency
 from raftplug.senders import ABOUT_LIVES, Senders, boot_wanted, tell_lives
@@ -752,7 +752,8 @@ class Node:
         """The group that is meant wherever none is named."""
         self._settings = (settings or Settings()).validate()
         self._keys = cluster_keys(key)
-        self._unsigned = redis is not None and require_key(redis, self._keys)
+        own = "memory://" if isinstance(cluster, MemoryCluster) else f"{type(cluster).__name__}://"
+        self._unsigned = unsigned(own if redis is None else redis, self._keys)
         self._redis = redis
         self._cluster = cluster
         self._data_dir = None if data_dir is None else path_of(data_dir)
@@ -782,6 +783,7 @@ class Node:
             if cluster is None:
                 cluster = self._plugins.open_cluster(
                     self._redis or "",
+                    signed=bool(self._keys),
                     own_id=self.id,
                     cluster=storage.identity.cluster,
                     prefix=self._prefix,
@@ -817,10 +819,8 @@ class Node:
                 cluster.close()
             storage.close()
             raise
-        if self._unsigned:
-            _logger.warning(
-                "no cluster key: frames are not signed, and any process that can write to this Redis is believed"
-            )
+        if self._unsigned is not None:
+            _logger.warning("%s", self._unsigned)
         self._storage = storage
         self._cluster = cluster
         thread = self._thread = LoopThread(
@@ -1024,7 +1024,12 @@ class Node:
         own_id = "~" + os.urandom(8).hex()
         groups = f"group {self.group!r}" if len(self._machines) == 1 else f"any of the groups {_named(self._machines)}"
         directory = self._cluster or self._plugins.open_cluster(
-            self._redis or "", own_id=own_id, cluster=NO_CLUSTER, prefix=self._prefix, settings=self._settings
+            self._redis or "",
+            signed=bool(self._keys),
+            own_id=own_id,
+            cluster=NO_CLUSTER,
+            prefix=self._prefix,
+            settings=self._settings,
         )
         strangers = False
         try:

@@ -10,13 +10,14 @@ import logging
 import re
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import metadata
 from inspect import iscoroutinefunction, isgeneratorfunction
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote
 
 import pluggy
 
@@ -40,6 +41,7 @@ _OBSERVERS: Final = tuple(name for name in _HOOKS if name not in _GIVING)
 # What a hook gives: how its names must look, and what they are called in messages.
 _MACHINE_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]{0,63}")
+_TELLING: Final = 4  # A shorter part of a password is looked for as a word only.
 _KINDS: Final = {_MACHINES: "state machine", _CLUSTERS: "transport", _COMMANDS: "command"}
 
 
@@ -235,11 +237,12 @@ class Plugins:
         """The names of the state machines that can be made."""
         return sorted(self._gather(_MACHINES))
 
-    def open_cluster(self, url: str, **options: Any) -> Any:
+    def open_cluster(self, url: str, *, signed: bool = True, **options: Any) -> Any:
         """Open the transport that `url` names by its scheme.
 
         Args:
             url: such as redis://localhost:6379 or memory://test.
+            signed: whether a cluster key signs what is sent; only for the transports that come with raftplug.
             options: see `hooks.raftplug_clusters`.
 
         Raises:
@@ -250,14 +253,19 @@ class Plugins:
         if not separator:  # The text itself may hold a password: it is not repeated.
             raise InvalidArgument("the transport's address is no URL: write it like redis://localhost:6379")
         plugin, factory = self._one(_CLUSTERS, scheme.lower(), InvalidArgument)
+        if isinstance(plugin.plugin, _BuiltIn):
+            options["signed"] = signed
         try:
             cluster = factory(url, **options)
-        except RaftplugError:
-            raise
         except Exception as error:
-            text = _text(error).replace(url, f"{scheme}://…")
-            text = text.replace(_password(url) or url, "…")
-            raise TransportError(f"plugin {plugin.name} cannot open {scheme}://…: {text}") from error
+            # What a log shows of it, its causes too, may repeat the URL.
+            trace = "".join(traceback.format_exception(error))
+            tells = trace != _without_secrets(trace, url)
+            if isinstance(error, RaftplugError) and not tells:
+                raise
+            refusal = InvalidArgument if isinstance(error, InvalidArgument) else TransportError
+            text = f"plugin {plugin.name} cannot open {scheme}://…: {_without_secrets(_text(error), url)}"
+            raise refusal(text) from (None if tells else error)
         for method in ("send_message", "receive_messages"):
             if not callable(getattr(cluster, method, None)):
                 kind = type(cluster).__name__
@@ -440,11 +448,20 @@ def _near(name: str, names: Iterable[str]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
-def _password(url: str) -> str | None:
-    try:
-        return urlsplit(url).password
-    except ValueError:
-        return None
+def _without_secrets(text: str, url: str) -> str:
+    """`text` without what `url` may keep secret: its password, encoded or not, each part of it, the query's values."""
+    scheme, _, rest = url.partition("://")
+    text = text.replace(url, f"{scheme}://…")
+    user = rest.rpartition("@")[0]
+    password = user.partition(":")[2] or user
+    values = [pair.partition("=")[2] for pair in rest.partition("?")[2].split("&")]
+    secrets = {user, password, *re.split("[:@/?#]", password), *values}
+    for secret in sorted(secrets | set(map(unquote, secrets)), key=len, reverse=True):
+        if len(secret) >= _TELLING:
+            text = text.replace(secret, "…")
+        elif secret:
+            text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "…", text)
+    return text
 
 
 def _both(givers: Sequence[tuple[_Plugin, Any]]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import inspect
 import ipaddress
+import re
 import socket
 import ssl
 from typing import Any, Final
@@ -30,6 +31,16 @@ _REFUSED: Final = "connection refused: is the server running, and are host and p
 _WRITE_URLS: Final = (
     "write it like redis://HOST:6379, rediss://USER:PASSWORD@HOST:6379, unix:///run/redis.sock, "
     "redis+sentinel://HOST:26379/SERVICE or redis+cluster://HOST:6379"
+)
+
+_ENCODE: Final = (
+    "the Redis URL cannot be read for certain: if a password or user name holds a character such as @ : / ? # % or a "
+    "blank, percent-encode it (@ is %40, : is %3A, / is %2F, ? is %3F, # is %23, % is %25, a blank is %20)"
+)
+_RAW: Final = re.compile(r"[\s\[\]:@]|%(?![0-9A-Fa-f]{2})")
+_FAR: Final = (
+    "names {host}, which other machines can reach: that needs a cluster key, in RAFTPLUG_CLUSTER_KEY, a --key-file "
+    "or key="
 )
 
 # What an error reply means, by its first word, and what to do about it.
@@ -134,6 +145,8 @@ class Route:
     """One server, and how to connect to it; the other kinds of URL refine it."""
 
     clustered = False
+    only_local = False
+    """Whether to connect to no server that other machines can reach, whoever names it: set where there is no key."""
 
     def __init__(self, url: str) -> None:
         try:
@@ -203,7 +216,7 @@ class _SentinelRoute(Route):
             raise InvalidArgument(f"a redis+sentinel:// URL needs the service's name: {_WRITE_URLS}")
         self._service = service
         super().__init__(f"redis://{before}sentinel/{database}{query}")
-        self.is_local = False  # Wherever the sentinel is, it names a server that may be anywhere.
+        self.is_local = all(_is_loopback(host) for host, _ in self._sentinels)  # See `only_local`.
         self._sentinel_options = {
             "username": self._options.pop("sentinel_username", None),
             "password": self._options.pop("sentinel_password", None),
@@ -231,6 +244,8 @@ class _SentinelRoute(Route):
             if not found:
                 text = f"sentinel {_join(host, port)} knows no service {self._service}"
                 continue
+            if self.only_local and not _is_loopback(as_text(found[0])):
+                raise Lost(f"the sentinel {_FAR.format(host=as_text(found[0]))}")
             return self._open({"host": as_text(found[0]), "port": int(found[1])})
         raise Lost(text)
 
@@ -243,7 +258,7 @@ class _ClusterRoute(Route):
     def __init__(self, url: str) -> None:
         before, self._seeds, _, query = _split(url, 6379)
         super().__init__(f"redis://{before}{self._seeds[0][0]}{query}")
-        self.is_local = False  # It names the others, which may be anywhere.
+        self.is_local = all(_is_loopback(host) for host, _ in self._seeds)  # See `only_local`.
         self._places: dict[bytes, str] = {}
 
     def address(self, key: bytes) -> str:
@@ -273,13 +288,39 @@ class _ClusterRoute(Route):
 
     def connect(self, address: str) -> Any:
         host, _, port = address.rpartition(":")
+        if self.only_local and not _is_loopback(host.strip("[]")):
+            raise Lost(f"the Redis Cluster {_FAR.format(host=host)}")
         return self._open({"host": host.strip("[]"), "port": int(port)})
 
 
 def route(url: str) -> Route:
-    scheme = url.partition("://")[0].lower()
+    """How to connect to the server, or servers, that a URL names.
+
+    Raises:
+        InvalidArgument: it is no such URL; the message does not repeat it.
+    """
+    scheme, _, rest = url.partition("://")
+    scheme = scheme.lower()
+    _check_encoding(scheme, rest)
     kinds = {"redis+sentinel": _SentinelRoute, "redis+cluster": _ClusterRoute}
     return kinds.get(scheme, Route)(url)
+
+
+def _check_encoding(scheme: str, rest: str) -> None:
+    """Refuse a URL in which a password was not percent-encoded: a part of it would be taken for host, port or path.
+
+    Args:
+        scheme: in lower case.
+        rest: what follows ://
+    """
+    place = re.split(r"[/?]", rest, maxsplit=1)[0]
+    user, _, host = place.rpartition("@")
+    after = rest[len(place) :]
+    if scheme == "unix" and not host:
+        after = after.partition("?")[2]  # The path of a socket may well have an @.
+    name, _, password = user.partition(":")
+    if "#" in rest or "@" in after or any(map(_RAW.search, (name, password))) or re.search(r"\s", place + after):
+        raise InvalidArgument(_ENCODE)
 
 
 def _split(url: str, port: int) -> tuple[str, list[tuple[str, int]], str, str]:

@@ -161,6 +161,8 @@ class RedisStreams(Cluster):
         settings: half of their election timeout is the idle check's interval; the default's without.
         idle_s: after so many seconds without a message the cursor is compared with the stream.
         clock: monotonic seconds.
+        signed: whether a cluster key signs what is sent; without one, a sentinel or a Redis Cluster of this machine may
+            not lead to another machine.
         options: of later versions; not used.
 
     Raises:
@@ -177,11 +179,13 @@ class RedisStreams(Cluster):
         settings: Settings | None = None,
         idle_s: float | None = None,
         clock: Callable[[], float] = time.monotonic,
+        signed: bool = True,
         **options: Any,
     ) -> None:
         if not _PREFIX.fullmatch(prefix):
             raise InvalidArgument(f"prefix {prefix!r} cannot be: use 1 to 64 letters, digits, and . _ : -")
         self._route = route(url)
+        self._route.only_local = self._route.is_local and not signed
         self._prefix = prefix
         self._cluster = cluster
         self._clock = clock

@@ -109,16 +109,18 @@ def _redis(url: str | None, prefix: str) -> Iterator[_Check]:
 
 
 def _key(url: str | None, given: options.KeyOption) -> _Check:
-    from raftplug.keys import cluster_keys, require_key
+    from raftplug.keys import cluster_keys, require_key, unsigned
 
     try:
         keys = cluster_keys(given)
-        require_key(url or "", keys)
+        warning = None if url is None else unsigned(url, keys)
     except InvalidArgument as error:
         return _Check("cluster key", _FAIL, "none that a node could use", str(error))
     if keys:
         return _Check("cluster key", _OK, "given" if len(keys) == 1 else "two given: the first signs, both verify")
-    return _Check("cluster key", _OK, "none; a node on this machine's Redis runs without")
+    if url is None or require_key(url, keys):
+        return _Check("cluster key", _OK, "none; a node on this machine's Redis runs without")
+    return _Check("cluster key", _WARN, "none", warning)
 
 
 def _seen(seen: dict[str, Any]) -> Iterator[_Check]:
