@@ -18,6 +18,8 @@ SOURCE = Path(__file__).parent.parent / "src" / "raftplug"
 # From the ground up; a file may import only files of lower floors.
 FLOORS = (
     {"_cy", "_source", "constants", "errors", "version"},
+    {"foreign"},
+    {"arguments"},
     {"_refusals", "settings", "plain", "agenda", "future", "frames", "state_machine", "redis_connection", "embedded"},
     {"directory", "configuration", "sessions", "cluster", "keys", "divergence", "threads", "_core_py"},
     {"raft", "requester", "quiescence", "hooks", "redis_streams"},

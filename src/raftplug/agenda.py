@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
-from typing import Final
 
-NEVER: Final = 1 << 62
-"""A deadline that does not come, in microseconds of any clock."""
+from raftplug.constants import NEVER
 
 
 class Agenda:

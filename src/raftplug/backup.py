@@ -28,8 +28,8 @@ import msgpack
 from raftplug import core, plain, snapshots
 from raftplug.directory import os_errors, sync
 from raftplug.errors import InvalidArgument, MalformedMessage
-from raftplug.frames import Id, check_id
-from raftplug.settings import Settings
+from raftplug.frames import Id, check_id, check_ids
+from raftplug.settings import Settings, settings_of
 from raftplug.snapshots import Making, Reader
 from raftplug.storage import Piece, RecordStorage, SQLiteStorage, StoredSnapshot, Write
 
@@ -241,7 +241,7 @@ def restore(
         InvalidArgument: the arguments cannot be, or the directory holds something; likewise.
         StorageError: the file cannot be read, or the directory not written.
     """
-    voters = [check_id(peer, "peer") for peer in peers]
+    voters = check_ids(peers)
     if check_id(id) not in voters or len(set(voters)) != len(voters):
         raise InvalidArgument(f"peers: name every node of the new cluster once, {id!r} among them")
     directory = os.path.abspath(data_dir)
@@ -254,7 +254,7 @@ def restore(
         reader = backup.reader()
         configuration = core.Configuration(voters).plain()
         uuid = restored_cluster(backup.group, voters, backup.snapshot)
-        piece_bytes = (settings or Settings()).validate().snapshot_piece_bytes
+        piece_bytes = settings_of(settings).snapshot_piece_bytes
         new = directory + ".restoring"
         shutil.rmtree(new, ignore_errors=True)
         try:

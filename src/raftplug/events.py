@@ -17,14 +17,17 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mappi
 from dataclasses import dataclass
 from typing import Any, Final
 
+from raftplug.arguments import seconds, whole
 from raftplug.core import Future
 from raftplug.errors import InvalidArgument
+from raftplug.foreign import log_raised, short, type_name
 from raftplug.frames import Id
 from raftplug.plugins import Plugins
 
 _logger = logging.getLogger("raftplug")
 _HOOK = "raftplug_"
 _QUEUE: Final = 10_000
+_MOST_EVENTS: Final = 10_000_000
 KINDS: Final = (
     "leader_changed",
     "configuration_changed",
@@ -64,11 +67,11 @@ class Subscription:
 
     def __init__(self, node: Id, kinds: Collection[str] = (), most: int = _QUEUE) -> None:
         for kind in kinds:
-            if kind not in KINDS:
-                raise InvalidArgument(f"no event {kind!r}: there are {', '.join(KINDS)}")
+            if not isinstance(kind, str) or kind not in KINDS:
+                raise InvalidArgument(f"no event {short(kind)}: there are {', '.join(KINDS)}")
         self.kinds = frozenset(kinds or KINDS)
         self._node = node
-        self._most = most
+        self._most = whole(most, "most", 1, _MOST_EVENTS)
         self._waiting: deque[Event] = deque()
         self._dropped = 0
         self._lock = threading.Lock()
@@ -89,8 +92,13 @@ class Subscription:
             news.set_result(None)
 
     def get(self, timeout: float | None = None) -> Event | None:
-        """The next event; None if none came within `timeout` seconds, or none will come."""
-        until = None if timeout is None else time.monotonic() + timeout
+        """The next event; None if none came within `timeout` seconds (None: no limit), or none will come.
+
+        Raises:
+            InvalidArgument: `timeout` is no number of seconds.
+        """
+        limit = seconds(timeout, past=True)
+        until = None if limit is None else time.monotonic() + limit
         while isinstance(taken := self._take(), Future):
             try:
                 taken.result(None if until is None else max(0.0, until - time.monotonic()))
@@ -183,7 +191,7 @@ class Events:
             InvalidArgument: there is no event of such a kind, or the callback cannot be called.
         """
         if callback is not None and not callable(callback):
-            raise InvalidArgument(f"a function of an event is wanted, not {type(callback).__name__}")
+            raise InvalidArgument(f"a function of an event is wanted, not {type_name(callback)}")
         subscription = Subscription(self._node, kinds)
         with self._lock:
             self._subscriptions = (*(each for each in self._subscriptions if not each.is_closed()), subscription)
@@ -236,7 +244,7 @@ def call_for_each(subscription: Subscription, callback: Callable[[Event], object
     for event in subscription:
         try:
             callback(event)
-        except Exception:
+        except BaseException as raised:
             if not has_raised:
                 has_raised = True
-                _logger.exception("an observer of events raised, and will not be logged again")
+                log_raised(_logger, raised, "an observer of events raised, and will not be logged again")

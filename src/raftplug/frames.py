@@ -18,7 +18,7 @@ import hashlib
 import hmac
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -27,6 +27,7 @@ import msgpack
 
 from raftplug.constants import LIMIT
 from raftplug.errors import InvalidArgument, MalformedMessage
+from raftplug.foreign import short
 
 Id = int | str
 
@@ -52,11 +53,33 @@ def check_id(value: object, what: str = "id") -> Id:
     """
     if type(value) is int and 0 <= value < LIMIT:
         return value
-    if isinstance(value, str) and 1 <= len(value) <= 64 and _ID_CHARACTERS.issuperset(value):
+    if type(value) is str and 1 <= len(value) <= 64 and _ID_CHARACTERS.issuperset(value):
         return value
     raise InvalidArgument(
-        f"{what} {value!r} cannot be: use 1 to 64 letters, digits, '.', '_' or '-', or a whole number"
+        f"{what} {short(value)} cannot be: use 1 to 64 letters, digits, '.', '_' or '-', or a whole number"
     )
+
+
+def check_group(value: object) -> str:
+    """Return `value` if it can name a group: 1 to 64 of the characters A-Z a-z 0-9 . _ -
+
+    Raises:
+        InvalidArgument: it cannot.
+    """
+    if type(value) is str and 1 <= len(value) <= 64 and _ID_CHARACTERS.issuperset(value):
+        return value
+    raise InvalidArgument(f"group {short(value)} cannot be: use 1 to 64 letters, digits, '.', '_' or '-'")
+
+
+def check_ids(values: object, what: str = "peer") -> list[Id]:
+    """Return a list of `values`, each of which can name a node.
+
+    Raises:
+        InvalidArgument: one cannot, or they are no list: a text, say, which would be taken for its characters.
+    """
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise InvalidArgument(f"{what}s must be a list of ids, not {short(values)}")
+    return [check_id(value, what) for value in values]
 
 
 def address(body: bytes, nonce: int) -> bytes:

@@ -20,7 +20,9 @@ from collections.abc import Callable, Generator
 from typing import Any, Final
 
 from raftplug import _cy as cython
+from raftplug.arguments import Seconds, seconds
 from raftplug.errors import InvariantViolated
+from raftplug.foreign import is_interrupt, log_raised, short
 
 _logger = logging.getLogger("raftplug")
 _registering = threading.Lock()
@@ -100,16 +102,19 @@ class Future:
         """Always False: nothing is cancelled."""
         return False
 
-    def result(self, timeout: float | None = None) -> Any:
+    def result(self, timeout: Seconds = None) -> Any:
         """Wait for the outcome and return it, or raise it.
 
         Args:
-            timeout: seconds; None waits without limit.
+            timeout: seconds, see `arguments`; None waits without limit, and a negative number not at all.
 
         Raises:
             TimeoutError: it is not done in time; it goes on all the same.
+            InvalidArgument: `timeout` is no number of seconds.
             RaftplugError: what it ended with.
         """
+        if timeout is not None:
+            timeout = seconds(timeout, past=True)
         if self._value is _PENDING:
             self._wait(timeout)
         if self._error is not None:
@@ -119,8 +124,10 @@ class Future:
                 del self  # The error keeps this frame by its traceback: do not make it a cycle.
         return self._value
 
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Wait for the outcome and return its error, or None.  `timeout` and TimeoutError as for `result`."""
+    def exception(self, timeout: Seconds = None) -> BaseException | None:
+        """Wait for the outcome and return its error, or None.  `timeout` and what is raised as for `result`."""
+        if timeout is not None:
+            timeout = seconds(timeout, past=True)
         if self._value is _PENDING:
             self._wait(timeout)
         error: BaseException | None = self._error
@@ -191,11 +198,11 @@ class Future:
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
-    def _wait(self, timeout: float | None) -> None:
+    def _wait(self, timeout: Seconds) -> None:
         lock = threading.Lock()
         lock.acquire()
         self._register(lock)
-        limit = -1.0 if timeout is None else min(max(timeout, 0.0), threading.TIMEOUT_MAX)
+        limit = -1.0 if timeout is None else min(timeout, threading.TIMEOUT_MAX)
         released = False
         try:
             released = lock.acquire(timeout=limit)
@@ -238,10 +245,16 @@ class Future:
     def _call(self, fn: Callable[[Any], object]) -> None:
         try:
             fn(self)
-        except Exception:
-            _logger.exception("a callback of a future raised; the future's outcome stands")
+        except BaseException as raised:
+            if is_interrupt(raised):
+                raise
+            log_raised(_logger, raised, "a callback of a future raised; the future's outcome stands")
 
     def __repr__(self) -> str:
         if self._value is _PENDING:
             return "<Future pending>"
-        return f"<Future error={self._error!r}>" if self._error is not None else f"<Future result={self._value!r}>"
+        return (
+            f"<Future error={short(self._error)}>"
+            if self._error is not None
+            else f"<Future result={short(self._value)}>"
+        )

@@ -10,6 +10,7 @@ from time import monotonic_ns
 from typing import Any
 
 from raftplug import _cy as cython
+from raftplug.arguments import Seconds, ends_at
 from raftplug.constants import CONFIGURATION, ENTRY_HEADER_BYTES, FAILED, OK, TRANSITION
 
 if not cython.compiled:
@@ -70,10 +71,15 @@ class Calls:
         elif self.sleeping:
             self._wake()
 
-    def propose(self, driver: Any, transition: bytes, timeout: float) -> Future:
-        """Add a proposal that ends after so many seconds at the latest."""
+    def propose(self, driver: Any, transition: bytes, timeout: Seconds) -> Future:
+        """Add a proposal that ends after so many seconds at the latest; None is no limit.
+
+        Raises:
+            InvalidArgument: `timeout` is no number of seconds; nothing was added.
+        """
+        until: Any = ends_at(self._clock(), timeout)
         future = Future()
-        self.add((driver, transition, future, self._clock() + int(timeout * 1e6)))
+        self.add((driver, transition, future, until))
         return future
 
     def take(self, most: cython.longlong, proposals: Any) -> Any:

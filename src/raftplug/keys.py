@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from raftplug.errors import InvalidArgument
+from raftplug.foreign import type_name
 from raftplug.frames import Key
 
 VARIABLE: Final = "RAFTPLUG_CLUSTER_KEY"
@@ -139,7 +140,7 @@ def _made(given: Sequence[bytes | str], where: str) -> tuple[Key, ...]:
 
 def _key(given: bytes | str, where: str) -> Key:
     if not isinstance(given, bytes | str):
-        raise InvalidArgument(f"{where}: a key must be bytes or text, not {type(given).__name__}")
+        raise InvalidArgument(f"{where}: a key must be bytes or text, not {type_name(given)}")
     if isinstance(given, str):
         given = given.strip()
         if len(_split(given)) > 1:  # In a file, these would be two.

@@ -20,7 +20,8 @@ from typing import Any
 
 from raftplug import core as chosen_core
 from raftplug import plain
-from raftplug.agenda import NEVER, Agenda
+from raftplug.agenda import Agenda
+from raftplug.arguments import ends_at, seconds
 from raftplug.cluster import Cluster, MemoryCluster, is_client, read_record
 from raftplug.constants import (
     CANDIDATE,
@@ -29,6 +30,7 @@ from raftplug.constants import (
     LINEARIZABLE,
     LIVES,
     LIVES_WANTED,
+    NEVER,
     NO_GROUP,
     NODE_HEARTBEAT,
     PRE_CANDIDATE,
@@ -49,13 +51,16 @@ from raftplug.errors import (
     WrongDirectory,
 )
 from raftplug.events import Event, Events, Subscription
+from raftplug.foreign import described, short, text_of, type_name
 from raftplug.frames import (
     NO_CLUSTER,
     Frame,
     Id,
     Key,
     Sender,
+    check_group,
     check_id,
+    check_ids,
     cluster_uuid,
     decode_frame,
     group_number,
@@ -67,7 +72,8 @@ from raftplug.keys import Given, cluster_keys, other_key, unsigned
 from raftplug.plugins import Plugins, default
 from raftplug.requester import check_consistency
 from raftplug.senders import ABOUT_LIVES, Senders, boot_wanted, tell_lives
-from raftplug.settings import Settings
+from raftplug.settings import Settings, settings_of
+from raftplug.state_machine import abilities
 from raftplug.storage import Heard, SQLiteStorage, Storage, Write, is_new
 from raftplug.threads import Executor, LoopThread, Worker, run_here
 from raftplug.version import VERSION
@@ -517,7 +523,7 @@ class NodeLoop:
                 driver.raft.resign()
             return
         if error is not None:
-            raise error if isinstance(error, RaftplugError) else StorageFailed(f"{type(error).__name__}: {error}")
+            raise error if isinstance(error, RaftplugError) else StorageFailed(described(error))
         self.refused.pop("disk full: this node acknowledges nothing until there is space", None)
         done, self._writing = self._writing, []
         self._keeping = False
@@ -724,7 +730,7 @@ class Node:
         plugins: Plugins | None = None,
     ) -> None:
         self.id = check_id(id)
-        self._peers = [check_id(peer, "peer") for peer in peers]
+        self._peers = check_ids(peers)
         if len(set(self._peers)) != len(self._peers):
             raise InvalidArgument("peers: an id stands twice")
         if bootstrap and self.id not in self._peers:
@@ -738,19 +744,21 @@ class Node:
         if groups is None:
             if (state_machine is None) == (machine is None):
                 raise InvalidArgument("give either a state machine or the name of an installed one")
-            groups = {group: state_machine if machine is None else machine}
-        elif state_machine is not None or machine is not None or not groups:
+            groups = {check_group(group): state_machine if machine is None else machine}
+        elif state_machine is not None or machine is not None or not isinstance(groups, Mapping) or not groups:
             raise InvalidArgument("groups: give the state machine of each group there, of one group at least")
         for name in groups:
-            check_id(name, "group")
+            check_group(name)
         self._plugins = plugins or default()
         self._events = Events(id, self._plugins)
         self._machines = {
             name: self._plugins.machine(given) if isinstance(given, str) else given for name, given in groups.items()
         }
+        for each in self._machines.values():
+            abilities(each)
         self.group = next(iter(self._machines))
         """The group that is meant wherever none is named."""
-        self._settings = (settings or Settings()).validate()
+        self._settings = settings_of(settings)
         self._keys = cluster_keys(key)
         own = "memory://" if isinstance(cluster, MemoryCluster) else f"{type(cluster).__name__}://"
         self._unsigned = unsigned(own if redis is None else redis, self._keys)
@@ -870,8 +878,13 @@ class Node:
             time.sleep(_REDIRECT_S)  # Whoever still asks us learns who leads now.
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait until the node has stopped, at most `timeout` seconds; True if it has."""
-        return self._thread is None or self._thread.join(timeout)
+        """Wait until the node has stopped, at most `timeout` seconds (None: no limit); True if it has.
+
+        Raises:
+            InvalidArgument: `timeout` is no number of seconds.
+        """
+        limit = seconds(timeout, past=True)
+        return self._thread is None or self._thread.join(None if limit is None else min(limit, threading.TIMEOUT_MAX))
 
     def __enter__(self) -> Node:
         return self.start()
@@ -881,12 +894,12 @@ class Node:
 
     # ------------------------------------------------------------------- use
 
-    def propose(self, transition: Any, *, timeout: float = 10.0, group: str | None = None) -> Future:
+    def propose(self, transition: Any, *, timeout: float | None = 10.0, group: str | None = None) -> Future:
         """Propose a transition; it is executed exactly once, or not at all, whichever node it is proposed on.
 
         Args:
             transition: plain data.
-            timeout: seconds after which the future gets an error at the latest.
+            timeout: seconds after which the future gets an error at the latest; None is no limit: see `arguments`.
             group: to which group; the node's first one unless given.
 
         Returns: a future of what `apply_transition` returned.  Its errors: TransitionFailed (the machine raised),
@@ -894,7 +907,7 @@ class Node:
 
         Raises:
             InvalidTransition, TooLarge, Overloaded, Unavailable: at once; nothing was proposed.
-            InvalidArgument: likewise: this node carries no such group.
+            InvalidArgument: likewise: this node carries no such group, or `timeout` is no number of seconds.
         """
         encoded = plain.encode(transition)
         if len(encoded) > self._settings.max_transition_bytes:
@@ -907,26 +920,26 @@ class Node:
         return future
 
     def read_async(
-        self, query: Any, *, timeout: float = 5.0, group: str | None = None, consistency: str = LINEARIZABLE
+        self, query: Any, *, timeout: float | None = 5.0, group: str | None = None, consistency: str = LINEARIZABLE
     ) -> Future:
         """Read linearizably: as `read`, but returns a future."""
         look = query if callable(query) else lambda machine: machine.query(query)
         consistency = check_consistency(consistency)
+        until = ends_at(chosen_core.now_us(), timeout)
         loop = self._enter()
         future = Future()
-        deadline = int((time.monotonic() + timeout) * 1e6)
-        loop.call(self._driver(loop, group).read, look, future, deadline, consistency)
+        loop.call(self._driver(loop, group).read, look, future, until, consistency)
         return future
 
     def read(
-        self, query: Any, *, timeout: float = 5.0, group: str | None = None, consistency: str = LINEARIZABLE
+        self, query: Any, *, timeout: float | None = 5.0, group: str | None = None, consistency: str = LINEARIZABLE
     ) -> Any:
         """Read linearizably: see everything that was acknowledged before the call, on any node (Ongaro 2014 §6.4).
 
         Args:
             query: a function of the state machine, which must change nothing and not keep it; or the argument of the
                 machine's own `query`.
-            timeout: seconds.
+            timeout: seconds; None is no limit: see `arguments`.
             group: of which group; the node's first one unless given.
             consistency: weaker by name only. "lease": the leader answers by its lease, if it holds one, without asking
                 the others; it needs `Settings.lease_ms` on every node, and trusts clocks as that says. "stale": what
@@ -937,13 +950,14 @@ class Node:
         Raises:
             QueryFailed: it raised.
             Unavailable: no leader confirmed the read in time.
-            InvalidArgument: this node carries no such group.
+            InvalidArgument: this node carries no such group, or `timeout` is no number of seconds.
         """
+        limit = seconds(timeout)
         if self._thread is not None and self._thread.is_current():
             raise InvalidArgument("read waits for the node's own thread: use read_async there")
         try:
-            future = self.read_async(query, timeout=timeout, group=group, consistency=consistency)
-            return future.result(timeout + 1.0)
+            future = self.read_async(query, timeout=limit, group=group, consistency=consistency)
+            return future.result(None if limit is None else limit + 1.0)
         except TimeoutError:
             raise Unavailable("this node is too busy to answer the read in time") from None
 
@@ -989,14 +1003,14 @@ class Node:
 
     def _driver(self, loop: NodeLoop, group: str | None) -> Driver:
         name = self.group if group is None else group
-        driver = loop.drivers.get(name)
+        driver = loop.drivers.get(name) if type(name) is str else None
         if driver is None:
-            raise InvalidArgument(f"this node carries no group {name!r}; it carries: {_named(loop.drivers)}")
+            raise InvalidArgument(f"this node carries no group {short(name)}; it carries: {_named(loop.drivers)}")
         return driver
 
     def _running(self) -> NodeLoop:
         if self._loop is None or self._stopping or self.failure is not None:
-            raise Unavailable("this node is not running" + (f": {self.failure}" if self.failure else ""))
+            raise Unavailable("this node is not running" + (f": {text_of(self.failure)}" if self.failure else ""))
         return self._loop
 
     def _enter(self) -> NodeLoop:
@@ -1085,12 +1099,12 @@ class Node:
         """The loop has ended: by `stop`, or by an error."""
         if error is not None:
             self.failure = error
-            _logger.critical("node %s stops: %s: %s", self.id, type(error).__name__, error)
+            _logger.critical("node %s stops: %s: %s", self.id, type_name(error), text_of(error))
         for step in (self._finish_applies, loop.close, store.stop, loop.cluster.close, storage.close, self._end_events):
             try:
                 step()
             except Exception as raised:
-                _logger.error("while node %s stopped: %s: %s", self.id, type(raised).__name__, raised)
+                _logger.error("while node %s stopped: %s", self.id, described(raised))
 
     def _end_events(self) -> None:
         self._events.close(_FINISH_S)

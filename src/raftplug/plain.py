@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 import msgpack
 
 from raftplug.errors import InvalidTransition, MalformedMessage
+from raftplug.foreign import described, short, text_of, type_name
 
 DEPTH: Final = 100
 """In a transition, query or result lists and dicts may be nested this deep; it also ends a list that holds itself."""
@@ -44,8 +45,10 @@ def encode(value: object, depth: int = DEPTH) -> bytes:
             if len(data) <= _PART_BYTES:  # Else it would keep as much memory.
                 _packers.append(packer)
             return data
-    except (TypeError, ValueError, OverflowError, RuntimeError, RecursionError) as error:
-        raise InvalidTransition(_fault(value, depth) or f"not plain data: {error}") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # Also what a metaclass raises while its class is looked up.
+        raise InvalidTransition(_fault(value, depth) or f"not plain data: {described(error)}") from None
     raise InvalidTransition(_fault(value, depth) or "it was changed while it was encoded: copy it first")
 
 
@@ -58,7 +61,8 @@ def decode(data: bytes, depth: int = DEPTH) -> Any:
     try:
         value = msgpack.unpackb(data, raw=False, strict_map_key=False, timestamp=1, ext_hook=_refuse)
     except (ValueError, TypeError, OverflowError, msgpack.UnpackException, RecursionError) as error:
-        raise MalformedMessage(f"these {len(data)} bytes are not plain data: {error or type(error).__name__}") from None
+        why = text_of(error) or type_name(error)
+        raise MalformedMessage(f"these {len(data)} bytes are not plain data: {why}") from None
     if type(value) in _SCALARS or _is_plain(value, depth):
         return value
     raise MalformedMessage(f"these {len(data)} bytes are not plain data: {_fault(value, depth)}")
@@ -76,8 +80,10 @@ def encode_in_parts(value: object, depth: int = SNAPSHOT_DEPTH) -> Iterator[byte
             if packer.getbuffer().nbytes >= _PART_BYTES:
                 yield packer.bytes()
                 packer.reset()
-    except (TypeError, ValueError, OverflowError, RuntimeError, RecursionError) as error:
-        raise InvalidTransition(_fault(value, depth) or f"not plain data: {error}") from None
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise InvalidTransition(_fault(value, depth) or f"not plain data: {described(error)}") from None
     yield packer.bytes()
 
 
@@ -86,7 +92,7 @@ def _pack(packer: msgpack.Packer, value: Any, depth: int) -> Iterator[None]:
     kind = type(value)
     if kind not in (list, dict):
         if kind not in _SCALARS:
-            raise TypeError(kind.__name__)
+            raise TypeError(type_name(value))
         packer.pack(value)
         yield
         return
@@ -144,7 +150,7 @@ class Decoder:
         try:
             value = self._unpacker.unpack()
         except (ValueError, TypeError, OverflowError, msgpack.UnpackException, RecursionError) as error:
-            raise MalformedMessage(f"not plain data: {error or type(error).__name__}") from None
+            raise MalformedMessage(f"not plain data: {text_of(error) or type_name(error)}") from None
         if not _is_plain(value, depth):
             raise MalformedMessage(f"not plain data: {_fault(value, depth)}")
         return value
@@ -187,7 +193,7 @@ def _fault(value: object, depth: int) -> str | None:
     pending: list[tuple[object, tuple[object, ...]]] = [(value, ())]
     while pending:
         here, path = pending.pop()
-        where = "".join(f"[{_short(step)}]" for step in path[:8]) + ("…" if len(path) > 8 else "")
+        where = "".join(f"[{short(step, 40)}]" for step in path[:8]) + ("…" if len(path) > 8 else "")
         reason = _fault_of_one(here, depth - len(path))
         if reason is not None:
             return f"at {where}: {reason}" if path else reason
@@ -198,8 +204,8 @@ def _fault(value: object, depth: int) -> str | None:
         else:
             continue
         for key, _ in pairs:
-            if type(here) is dict and (type(key) not in _KEYS or _fault_of_one(key, depth)):
-                reason = _fault_of_one(key, depth) or f"{type(key).__name__} cannot be a key"
+            if type(here) is dict and (not _is_one_of(type(key), _KEYS) or _fault_of_one(key, depth)):
+                reason = _fault_of_one(key, depth) or f"{type_name(key)} cannot be a key"
                 return f"in the keys{' at ' + where if path else ''}: {reason}; {_WHAT}"
         pending.extend((item, (*path, key)) for key, item in reversed(pairs))
     return None
@@ -218,11 +224,11 @@ def _fault_of_one(value: object, depth: int) -> str | None:
         return "nested too deep"
     if kind is tuple:
         return "tuple is not plain data: use a list"
-    if kind not in _SCALARS and kind is not list and kind is not dict:
-        return f"{kind.__name__} is not plain data; {_WHAT}"
+    if not _is_one_of(kind, _SCALARS) and kind is not list and kind is not dict:
+        return f"{type_name(value)} is not plain data; {_WHAT}"
     return None
 
 
-def _short(step: object) -> str:
-    text = ascii(step)
-    return text if len(text) <= 40 else text[:37] + "…"
+def _is_one_of(kind: type, kinds: frozenset[type]) -> bool:
+    """By identity: a metaclass can say that it equals any class, or raise."""
+    return any(kind is each for each in kinds)

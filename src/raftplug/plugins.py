@@ -10,7 +10,6 @@ import logging
 import re
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -23,6 +22,7 @@ import pluggy
 
 from raftplug import hooks
 from raftplug.errors import InvalidArgument, RaftplugError, TransportError, UnknownMachine
+from raftplug.foreign import described, is_interrupt, log_raised, short, trace_of, type_name
 from raftplug.state_machine import abilities
 from raftplug.version import VERSION
 
@@ -125,7 +125,9 @@ class Plugins:
                 name = f"{name}:{entry.name}"
             try:
                 loaded = entry.load()
-            except (Exception, SystemExit) as error:
+            except BaseException as error:
+                if is_interrupt(error):
+                    raise
                 self._broken(name, version, error)
                 continue
             self.register(loaded, name=name, version=version)
@@ -155,16 +157,16 @@ class Plugins:
             try:
                 yield from list(find(metadata.DistributionFinder.Context(path=places)))
             except Exception as error:
-                self._unreadable(f"finder {getattr(finder, '__name__', type(finder).__name__)}", error)
+                self._unreadable(f"finder {_name_of(finder)}", error)
 
     def _unreadable(self, place: str, error: Exception) -> None:
-        text = f"its metadata cannot be read ({_text(error)}): remove it, or install its package again"
+        text = f"its metadata cannot be read ({described(error)}): remove it, or install its package again"
         self._broken(place, None, InvalidArgument(text))
 
     def register(self, plugin: object, *, name: str | None = None, version: str | None = None) -> None:
         """Add `plugin`, a module or object.  Never raises: what is wrong with it is in `listing` and `problems`."""
         with self._lock:
-            record = _Plugin(name or str(getattr(plugin, "__name__", type(plugin).__name__)), version, plugin)
+            record = _Plugin(name or _name_of(plugin), version, plugin)
             self._plugins.append(record)
             if id(plugin) in self._sound:
                 record.errors.append(f"it is the same object as plugin {self._sound[id(plugin)].name}")
@@ -172,8 +174,10 @@ class Plugins:
             try:
                 self._register(record)
                 self._sound[id(plugin)] = record
-            except (Exception, SystemExit) as error:  # pluggy's validation, ours, or a hostile attribute.
-                record.errors.append(_text(error))
+            except BaseException as error:  # pluggy's validation, ours, or a hostile attribute.
+                if is_interrupt(error):
+                    raise
+                record.errors.append(described(error))
                 try:
                     self._pluggy.unregister(plugin)
                 except Exception:
@@ -183,7 +187,7 @@ class Plugins:
 
     def _register(self, record: _Plugin) -> None:
         if isinstance(record.plugin, type):
-            raise InvalidArgument(f"the entry point names the class {record.plugin.__name__}: name a module or object")
+            raise InvalidArgument(f"the entry point names the class {_name_of(record.plugin)}: name a module or object")
         self._pluggy.register(record.plugin, name=f"{len(self._plugins)} {record.name}")
         callers = (record.plugin is not None and self._pluggy.get_hookcallers(record.plugin)) or []
         known = {caller.name for caller in callers if caller.name in _HOOKS}
@@ -203,7 +207,7 @@ class Plugins:
 
     def _broken(self, name: str, version: str | None, error: BaseException) -> None:
         with self._lock:
-            self._plugins.append(_Plugin(name, version, None, [_text(error)]))
+            self._plugins.append(_Plugin(name, version, None, [described(error)]))
 
     def _collect_observers(self) -> dict[str, tuple[_Observer, ...]]:
         return {
@@ -228,9 +232,12 @@ class Plugins:
             machine = factory()
             abilities(machine)
         except RaftplugError as error:
-            raise InvalidArgument(f"state machine {name!r} of plugin {plugin.name}: {_text(error)}") from error
-        except Exception as error:
-            raise InvalidArgument(f"plugin {plugin.name} cannot make state machine {name!r}: {_text(error)}") from error
+            raise InvalidArgument(f"state machine {name!r} of plugin {plugin.name}: {described(error)}") from error
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
+            why = described(error)
+            raise InvalidArgument(f"plugin {plugin.name} cannot make state machine {name!r}: {why}") from error
         return machine
 
     def machines(self) -> list[str]:
@@ -257,18 +264,20 @@ class Plugins:
             options["signed"] = signed
         try:
             cluster = factory(url, **options)
-        except Exception as error:
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
             # What a log shows of it, its causes too, may repeat the URL.
-            trace = "".join(traceback.format_exception(error))
+            trace = trace_of(error, sys.maxsize)
             tells = trace != _without_secrets(trace, url)
             if isinstance(error, RaftplugError) and not tells:
                 raise
             refusal = InvalidArgument if isinstance(error, InvalidArgument) else TransportError
-            text = f"plugin {plugin.name} cannot open {scheme}://…: {_without_secrets(_text(error), url)}"
+            text = f"plugin {plugin.name} cannot open {scheme}://…: {_without_secrets(described(error), url)}"
             raise refusal(text) from (None if tells else error)
         for method in ("send_message", "receive_messages"):
             if not callable(getattr(cluster, method, None)):
-                kind = type(cluster).__name__
+                kind = type_name(cluster)
                 raise TransportError(f"plugin {plugin.name}: what {scheme}:// opens, {kind}, has no method {method}")
         return cluster
 
@@ -309,7 +318,7 @@ class Plugins:
         names = ", ".join(sorted(given)) or "none"
         broken = "; ".join(f"{record.name}: {record.errors[0]}" for record in self._plugins if record.errors)
         raise unknown(
-            f"no plugin gives a {kind} {_short(name)}{_near(name, given)}; installed: {names}"
+            f"no plugin gives a {kind} {short(name)}{_near(name, given)}; installed: {names}"
             + (f"; broken plugins: {broken}" if broken else "")
         )
 
@@ -322,8 +331,10 @@ class Plugins:
                     record = self._sound[id(impl.plugin)]
                     try:
                         pairs = _usable(hook, impl.function())
-                    except (Exception, SystemExit) as error:
-                        record.errors.append(f"{hook}: {_text(error)}")
+                    except BaseException as error:
+                        if is_interrupt(error):
+                            raise
+                        record.errors.append(f"{hook}: {described(error)}")
                         continue
                     for name, value in pairs:
                         given.setdefault(name, []).append((record, value))
@@ -365,18 +376,19 @@ class Plugins:
                 continue
             try:
                 observer.function(*[arguments[key] for key in observer.names])
-            except Exception as error:
+            except BaseException as error:
+                if is_interrupt(error):
+                    raise
                 self._observer_raised(observer, name, error)
 
-    def _observer_raised(self, observer: _Observer, name: str, error: Exception) -> None:
+    def _observer_raised(self, observer: _Observer, name: str, error: BaseException) -> None:
         with self._lock:
             key = (id(observer.plugin), name)
             if key in self._raised:
                 return
             self._raised.add(key)
-            observer.plugin.errors.append(f"{name}: {_text(error)}")
-        text = "plugin %s: %s raised, and will not be logged again"
-        _logger.error(text, observer.plugin.name, name, exc_info=error)
+            observer.plugin.errors.append(f"{name}: {described(error)}")
+        log_raised(_logger, error, "plugin %s: %s raised, and will not be logged again", observer.plugin.name, name)
 
     # -- telling ---------------------------------------------------------------------------------------------------
 
@@ -421,17 +433,25 @@ def _usable(hook: str, value: Any) -> Sequence[tuple[str, Any]]:
         import click
 
         if not isinstance(value, Sequence) or not all(isinstance(item, click.Command) and item.name for item in value):
-            raise InvalidArgument(f"a list of click commands is wanted, not {_short(value)}")
+            raise InvalidArgument(f"a list of click commands is wanted, not {short(value)}")
         return [(str(item.name), item) for item in value]
     pattern = _MACHINE_NAME if hook == _MACHINES else _SCHEME
     if not isinstance(value, Mapping):
-        raise InvalidArgument(f"a dict of names and factories is wanted, not {_short(value)}")
+        raise InvalidArgument(f"a dict of names and factories is wanted, not {short(value)}")
     for name, factory in value.items():
         if not isinstance(name, str) or not pattern.fullmatch(name):
-            raise InvalidArgument(f"{_short(name)} cannot be the name of a {_KINDS[hook]}")
+            raise InvalidArgument(f"{short(name)} cannot be the name of a {_KINDS[hook]}")
         if not callable(factory):
-            raise InvalidArgument(f"what makes {name!r} must be callable: {_short(factory)} is not")
+            raise InvalidArgument(f"what makes {name!r} must be callable: {short(factory)} is not")
     return list(value.items())
+
+
+def _name_of(thing: object) -> str:
+    """What a module, class or function is called; of any other object the class."""
+    try:
+        return str(getattr(thing, "__name__", None) or type_name(thing))
+    except BaseException:
+        return type_name(thing)
 
 
 def _place(distribution: metadata.Distribution) -> str:
@@ -440,7 +460,7 @@ def _place(distribution: metadata.Distribution) -> str:
     try:
         return str(distribution.locate_file("") if place is None else place)
     except Exception:
-        return f"an installed distribution ({type(distribution).__name__})"
+        return f"an installed distribution ({type_name(distribution)})"
 
 
 def _near(name: str, names: Iterable[str]) -> str:
@@ -466,25 +486,6 @@ def _without_secrets(text: str, url: str) -> str:
 
 def _both(givers: Sequence[tuple[_Plugin, Any]]) -> str:
     return " and ".join(f"plugin {record.name}" for record, _ in givers)
-
-
-def _short(value: object) -> str:
-    try:
-        text = repr(value)
-    except Exception:
-        text = f"<{type(value).__name__}>"
-    return text if len(text) <= 60 else text[:57] + "…"
-
-
-def _text(error: BaseException) -> str:
-    """An error in one line; our own errors speak for themselves, others are named."""
-    try:
-        text = " ".join(str(error).split())
-    except Exception:
-        text = ""
-    if isinstance(error, RaftplugError):
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 _default: Plugins | None = None

@@ -17,12 +17,14 @@ from typing import Any
 
 from raftplug import core as chosen_core
 from raftplug import plain
+from raftplug.arguments import finite, whole
 from raftplug.cluster import Cluster
 from raftplug.constants import LEADER, REPLY, REQUEST
 from raftplug.driver import Driver
 from raftplug.errors import InvalidArgument, MalformedMessage
-from raftplug.frames import Id, Sender, check_id, cluster_uuid, decode_frame, group_number
-from raftplug.settings import Settings
+from raftplug.foreign import short
+from raftplug.frames import Id, Sender, check_id, check_ids, cluster_uuid, decode_frame, group_number
+from raftplug.settings import MOST, Settings
 from raftplug.storage import MemoryStorage, Storage
 
 _logger = logging.getLogger("raftplug")
@@ -62,10 +64,13 @@ class Replica:
         *,
         core: Any = None,
     ) -> None:
-        shortest, longest = election_timeout_range
-        if not 0 < heartbeat_timeout <= shortest / 2 or longest < shortest:
+        heartbeat = finite(heartbeat_timeout, "heartbeat_timeout")
+        if not isinstance(election_timeout_range, Sequence) or len(election_timeout_range) != 2:
+            raise InvalidArgument(f"election_timeout_range must be (min, max), not {short(election_timeout_range)}")
+        shortest, longest = (finite(each, "election_timeout_range") for each in election_timeout_range)
+        if heartbeat > shortest / 2 or longest < shortest:
             raise InvalidArgument("the election timeout must be at least twice the heartbeat, and (min, max) in order")
-        members = [check_id(id), *(check_id(peer, "peer") for peer in peer_ids)]
+        members = [check_id(id), *check_ids(peer_ids)]
         configuration = (core or chosen_core).Configuration(members)
         uuid = cluster_uuid(_GROUP, members)
         if storage is None:
@@ -83,11 +88,12 @@ class Replica:
         self._sender = Sender(id, uuid, identity.storage, identity.boot, secrets.randbits(62))
         self._group = group_number(_GROUP)
         self._outgoing: dict[Id, list[tuple[int, int, bytes]]] = {}
+        election_ms = max(2, round(shortest * 1000))
         settings = Settings(
-            election_timeout_ms=max(1, round(shortest * 1000)),
-            heartbeat_ms=max(1, round(heartbeat_timeout * 1000)),
-            snapshot_entries=snapshot_delta,
-        )
+            election_timeout_ms=election_ms,
+            heartbeat_ms=min(max(1, round(heartbeat * 1000)), election_ms // 2),
+            snapshot_entries=whole(snapshot_delta, "snapshot_delta", 0, MOST),
+        ).validate()
         self._driver = Driver(
             id=id,
             group=_GROUP,

@@ -50,6 +50,7 @@ from raftplug.errors import (
     TransitionFailed,
     Unavailable,
 )
+from raftplug.foreign import short
 from raftplug.frames import Id
 from raftplug.sessions import MAX_RESULTS, SESSION_TIMEOUT_US, check_name
 from raftplug.settings import Settings
@@ -159,9 +160,9 @@ class _Call:
 
 def check_consistency(consistency: object) -> str:
     """The consistency of a read, or InvalidArgument."""
-    if consistency in (LINEARIZABLE, LEASE, STALE):
+    if isinstance(consistency, str) and consistency in (LINEARIZABLE, LEASE, STALE):
         return str(consistency)
-    raise InvalidArgument(f"consistency must be {LINEARIZABLE!r}, {LEASE!r} or {STALE!r}, not {consistency!r}")
+    raise InvalidArgument(f"consistency must be {LINEARIZABLE!r}, {LEASE!r} or {STALE!r}, not {short(consistency)}")
 
 
 class Requester:

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from raftplug.constants import ALREADY, FAILED, LIMIT, OK, REFUSED_OVERLOADED, SESSION_EXPIRED, UNKNOWN
 from raftplug.errors import InvalidArgument, InvariantViolated, MalformedMessage
+from raftplug.foreign import type_name
 
 SESSION_TIMEOUT_US: Final = 3_600 * 1_000_000
 """A session without a name that was idle for longer than this, in logged time, is dropped."""
@@ -103,7 +104,7 @@ def check_name(name: str | None) -> bytes:
         InvalidArgument: it cannot be a name.
     """
     if name is not None and not isinstance(name, str):
-        raise InvalidArgument(f"a session's name must be text, not {type(name).__name__}")
+        raise InvalidArgument(f"a session's name must be text, not {type_name(name)}")
     try:
         data = (name or "").encode()
     except UnicodeEncodeError:

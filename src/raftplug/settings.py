@@ -10,9 +10,12 @@ from difflib import get_close_matches
 from typing import Any, Final
 
 from raftplug.errors import InvalidArgument
+from raftplug.foreign import short
 
 _TABLE: Final = "raftplug"
 _VARIABLE: Final = "RAFTPLUG_"
+MOST: Final = (1 << 40) - 1
+"""No setting is larger."""
 _NEAR: Final = (
     0.8  # Other RAFTPLUG_ variables are somebody else's, but one so much like a field's is a slip of the pen.
 )
@@ -102,15 +105,15 @@ class Settings:
             return cls(**values).validate()
         except InvalidArgument as error:
             named = [name for name in origins if re.search(rf"\b{name}\b", str(error))]
-            where = ", ".join(f"{name} = {values[name]!r} from {origins[name]}" for name in named)
+            where = ", ".join(f"{name} = {short(values[name])} from {origins[name]}" for name in named)
             raise InvalidArgument(f"{error} ({where})") from None
 
     def validate(self) -> Settings:
         """Return self, or raise InvalidArgument that names the first field that cannot be."""
         for field in fields(self):
             value = getattr(self, field.name)
-            if type(value) is not int or not 0 <= value < 1 << 40:
-                raise InvalidArgument(f"settings: {field.name} must be a whole number from 0 on, not {value!r}")
+            if type(value) is not int or not 0 <= value <= MOST:
+                raise InvalidArgument(f"settings: {field.name} must be a whole number from 0 on, not {short(value)}")
         for name in (
             "max_transition_bytes",
             "max_append_bytes",
@@ -131,6 +134,19 @@ class Settings:
         if 10 * self.lease_ms > 9 * self.election_timeout_ms:
             raise InvalidArgument("settings: lease_ms must be at most nine tenths of election_timeout_ms")
         return self
+
+
+def settings_of(given: object) -> Settings:
+    """What a caller gave as settings; the defaults for None.
+
+    Raises:
+        InvalidArgument: it is no `Settings`, or a field of it cannot be.
+    """
+    if given is None:
+        return Settings()
+    if not isinstance(given, Settings):
+        raise InvalidArgument(f"settings must be a raftplug.Settings, not {short(given)}")
+    return given.validate()
 
 
 def _table(file: str | os.PathLike[str]) -> dict[str, Any]:

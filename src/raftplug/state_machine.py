@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from raftplug.errors import InvalidArgument
+from raftplug.foreign import short, type_name
 
 
 class TransitionAbandonedReason(enum.Enum):
@@ -64,7 +65,7 @@ class AbandonedState(TransitionState):
 
     def __init__(self, reason: TransitionAbandonedReason) -> None:
         if not isinstance(reason, TransitionAbandonedReason):
-            raise InvalidArgument(f"a transition is abandoned for a TransitionAbandonedReason, not {reason!r}")
+            raise InvalidArgument(f"a transition is abandoned for a TransitionAbandonedReason, not {short(reason)}")
         object.__setattr__(self, "name", "Abandoned")
         object.__setattr__(self, "reason", reason)
 
@@ -122,7 +123,7 @@ class StateMachine(ABC):
         Whatever `apply_batch` raises stops the replica, since nobody can tell how much of the batch was applied; so
         does anything but a list of as many results, and a MemoryError or OSError among them.
         """
-        raise NotOverridden(f"{type(self).__name__} applies transitions one by one: write apply_batch")
+        raise NotOverridden(f"{type_name(self)} applies transitions one by one: write apply_batch")
 
     def digest(self) -> bytes:
         """Return up to 64 bytes that are equal where the state is equal, and hardly ever equal where it is not.
@@ -131,7 +132,7 @@ class StateMachine(ABC):
         compared: a replica that has diverged is named and serves nothing any more.  The best ones are kept up to date
         as the state changes, and cost nothing when they are asked for.
         """
-        raise NotOverridden(f"{type(self).__name__} has no digest: write digest")
+        raise NotOverridden(f"{type_name(self)} has no digest: write digest")
 
     def register_transition_state(self, transition_id: Any, state: TransitionState) -> None:  # noqa: B027
         """Be told how far a transition has come on this replica.  Must return soon.
@@ -160,7 +161,7 @@ class StateMachine(ABC):
         Raises:
             NotOverridden: the machine makes no snapshots.
         """
-        raise NotOverridden(f"{type(self).__name__} makes no snapshots: write create_snapshot and set_snapshot")
+        raise NotOverridden(f"{type_name(self)} makes no snapshots: write create_snapshot and set_snapshot")
 
     def set_snapshot(self, snapshot: Snapshot) -> None:
         """Replace the whole state by the one in `snapshot.data`.
@@ -168,7 +169,7 @@ class StateMachine(ABC):
         Raises:
             NotOverridden: the machine takes no snapshots.
         """
-        raise NotOverridden(f"{type(self).__name__} takes no snapshots: write create_snapshot and set_snapshot")
+        raise NotOverridden(f"{type_name(self)} takes no snapshots: write create_snapshot and set_snapshot")
 
     def stream_snapshot(self, last_included_index: int, last_included_term: int) -> Iterator[bytes]:
         """Return the state as it is now, as bytes in parts of any size: for machines whose state is large.
@@ -180,7 +181,7 @@ class StateMachine(ABC):
         Raises:
             NotOverridden: the machine does not stream.
         """
-        raise NotOverridden(f"{type(self).__name__} does not stream: write stream_snapshot and load_snapshot")
+        raise NotOverridden(f"{type_name(self)} does not stream: write stream_snapshot and load_snapshot")
 
     def load_snapshot(self, last_included_index: int, last_included_term: int, pieces: Iterator[bytes]) -> None:
         """Replace the whole state by the one whose bytes `stream_snapshot` gave, here or elsewhere, cut anew.
@@ -191,7 +192,7 @@ class StateMachine(ABC):
         Raises:
             NotOverridden: the machine does not stream.
         """
-        raise NotOverridden(f"{type(self).__name__} does not stream: write stream_snapshot and load_snapshot")
+        raise NotOverridden(f"{type_name(self)} does not stream: write stream_snapshot and load_snapshot")
 
     def applied_index(self) -> int:
         """Return the index that `set_applied_index` was last given, as far as that is durable; 0 in the beginning.
@@ -200,7 +201,7 @@ class StateMachine(ABC):
         and a stored snapshot at or below this index is not loaded again.  Asked once, at the start.  Snapshots are
         made all the same, for replicas that need one.
         """
-        raise NotOverridden(f"{type(self).__name__} keeps no index: write applied_index and set_applied_index")
+        raise NotOverridden(f"{type_name(self)} keeps no index: write applied_index and set_applied_index")
 
     def set_applied_index(self, index: int) -> None:
         """Be told that all transitions up to `index` have been applied, or that a snapshot there has been loaded.
@@ -209,7 +210,7 @@ class StateMachine(ABC):
         durable together with `index`, now or later, or not at all.  It is called often, so a machine may wait for more
         before it commits; raftplug keeps what it may have to repeat.
         """
-        raise NotOverridden(f"{type(self).__name__} keeps no index: write applied_index and set_applied_index")
+        raise NotOverridden(f"{type_name(self)} keeps no index: write applied_index and set_applied_index")
 
     def get_id(self, transition: Any) -> Any:
         """Return the id of `transition`; None means the one that `propose` gave it, the pair (term, index)."""
@@ -221,7 +222,7 @@ class StateMachine(ABC):
         Raises:
             NotOverridden: the machine answers no queries.
         """
-        raise NotOverridden(f"{type(self).__name__} answers no queries: write query, or read with a function")
+        raise NotOverridden(f"{type_name(self)} answers no queries: write query, or read with a function")
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +260,7 @@ def abilities(machine: object) -> Abilities:
     if isinstance(machine, type):
         raise InvalidArgument(f"{machine.__name__} is a class: give a state machine, {machine.__name__}()")
     if not _has(machine, "apply_transition"):
-        raise InvalidArgument(f"{type(machine).__name__} is no state machine: it has no method apply_transition")
+        raise InvalidArgument(f"{type_name(machine)} is no state machine: it has no method apply_transition")
     streams = _has(machine, "stream_snapshot") and _has(machine, "load_snapshot")
     return Abilities(
         snapshots=streams or (_has(machine, "create_snapshot") and _has(machine, "set_snapshot")),

@@ -18,6 +18,7 @@ import click
 
 from raftplug.cli import output
 from raftplug.errors import InvalidArgument, RaftplugError
+from raftplug.foreign import described, text_of
 
 INTERRUPTED: Final = 130
 
@@ -89,7 +90,7 @@ def _one_line_errors() -> Iterator[None]:
     try:
         yield
     except RaftplugError as error:
-        output.error(str(error) or type(error).__name__)
+        output.error(described(error))
         raise click.exceptions.Exit(2 if isinstance(error, InvalidArgument) else 1) from None
     except click.exceptions.NoArgsIsHelpError:
         raise
@@ -103,7 +104,7 @@ def _one_line_errors() -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        output.error(str(error))
+        output.error(text_of(error))
         raise click.exceptions.Exit(1) from None
     except KeyboardInterrupt:
         raise click.exceptions.Exit(INTERRUPTED) from None

@@ -16,7 +16,8 @@ import click
 
 from raftplug.cli import options, output
 from raftplug.errors import InvalidArgument, RaftplugError, Removed, StorageFailed
-from raftplug.frames import check_id
+from raftplug.foreign import described, text_of
+from raftplug.frames import check_group
 
 if TYPE_CHECKING:
     from raftplug.events import Event
@@ -165,7 +166,7 @@ def _machines(groups: tuple[str, ...], machine: str | None) -> dict[str, str]:
     machines: dict[str, str] = {}
     for given in groups:
         name, equals, own = given.partition("=")
-        check_id(name, "group")
+        check_group(name)
         if name in machines:
             raise InvalidArgument(f"--group {name} stands twice")
         chosen = own if equals else machine
@@ -182,8 +183,7 @@ def _watch(node: Node, wishes: queue.SimpleQueue[None]) -> None:
 
 def _as_error(failure: BaseException) -> RaftplugError:
     """Why the node stopped, in one line."""
-    what = str(failure) if isinstance(failure, RaftplugError) else f"{type(failure).__name__}: {failure}"
-    text = f"the node stopped: {what}"
+    text = f"the node stopped: {described(failure)}"
     return InvalidArgument(text) if isinstance(failure, InvalidArgument) else StorageFailed(text)
 
 
@@ -194,7 +194,7 @@ def _log_to_stderr(id: str, verbose: bool) -> None:
     handler.addFilter(lambda record: record.levelno < logging.CRITICAL)
     _logger.addHandler(handler)
     _logger.setLevel(logging.DEBUG if verbose else logging.INFO)
-    warnings.showwarning = lambda message, *_, **__: _logger.warning("%s", message)
+    warnings.showwarning = lambda message, *_, **__: _logger.warning("%s", text_of(message))
 
 
 class _OneLine(logging.Formatter):

@@ -16,6 +16,7 @@ import click
 
 from raftplug.cli import INTERRUPTED, options, output
 from raftplug.errors import InvalidArgument, OutcomeUnknown, RaftplugError, TooLarge, TransitionFailed
+from raftplug.foreign import text_of
 
 if TYPE_CHECKING:
     from raftplug.client import Client
@@ -174,7 +175,7 @@ class _Load:
             RaftplugError: it failed.
         """
         error, session = self._error, self.session
-        why = "interrupted" if isinstance(error, KeyboardInterrupt) else output.clean(str(error)) if error else None
+        why = "interrupted" if isinstance(error, KeyboardInterrupt) else output.clean(text_of(error)) if error else None
         if as_json:
             output.emit_json(
                 {
