@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
+import redis
 
 import raftplug
 import servers
+from raftplug.embedded import EmbeddedServer
+from raftplug.errors import InvalidArgument, Unavailable
+from raftplug.redis_streams import RedisStreams
+from raftplug.status import has_quorum
 
 valkey_server = servers.valkey_server
 redis_server = servers.redis_server
@@ -65,3 +73,211 @@ def test_over_a_redis_cluster_status_hears_every_node_at_once(
         assert status["quorum"] == {"needed": 2, "reachable": 3}
         assert [node["problems"] for node in status["nodes"]] == [[], [], []]
         assert time.monotonic() - began < 5, "nobody was waited for"
+
+
+# -- what others write into the Redis --------------------------------------------------------------------------------
+
+FAR = ("9999999999999-0", "18446744073709551615-0", "18446744073709551615-18446744073709551615")
+
+
+@pytest.mark.parametrize("far", FAR)
+def test_an_entry_of_the_far_future_stops_neither_nodes_nor_clients_and_is_told(
+    start: Start, redis_server: EmbeddedServer, far: str
+) -> None:
+    nodes = [start(id, redis_server.url) for id in PEERS]
+    assert nodes[0].propose(1, timeout=30).result(timeout=31) == 1
+    with (
+        redis.Redis.from_url(redis_server.url) as control,
+        raftplug.Client(redis_server.url, key=KEY) as client,
+    ):
+        assert client.propose(1, timeout=30) == 2
+        keys = list(control.scan_iter(match="raftplug:*"))
+        assert len(keys) == 5, "three inboxes of nodes, one of a client, and the directory"
+        for key in keys:
+            control.xadd(key, {"x": "y"}, id=far)
+        for count in range(3, 6):
+            assert client.propose(1, timeout=30) == count
+        assert nodes[1].propose(1, timeout=30).result(timeout=31) == 6
+
+        def is_sane(key: bytes) -> bool:
+            try:
+                last = control.xinfo_stream(key)["last-generated-id"]
+            except redis.ResponseError:
+                return False  # Deleted, and not made again yet.
+            return int(last.partition(b"-")[0]) < (time.time() + 3600) * 1000
+
+        wait_until(lambda: all(map(is_sane, keys)), "every stream is made again")
+        told = [text for node in nodes for text in node.status()["problems"] if "far future" in text]
+        assert {text.split()[1] for text in told} >= {"inbox"}, told
+        with raftplug.Client(redis_server.url, key=KEY) as late:
+            assert late.read(None, timeout=30) == 6
+            wait_until(lambda: late.status()["quorum"]["reachable"] == 3, "all are found")
+
+
+def test_a_clock_of_ours_that_is_wrong_has_no_stream_made_again_twice(
+    redis_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "time_ns", lambda: 0)
+    streams = RedisStreams(redis_server.url, own_id="n1", cluster=bytes(16))
+    streams.announce({"id": "n1", "cluster": "00" * 16})
+    with redis.Redis.from_url(redis_server.url) as control:
+        try:
+            wait_until(lambda: control.exists("raftplug:directory"), "it is announced", lambda: streams.wait(0.01))
+            first = control.xinfo_stream("raftplug:{0000000000000000/n1}:inbox")["recorded-first-entry-id"]
+            until = time.monotonic() + 3
+            while time.monotonic() < until:
+                streams.announce({"id": "n1", "cluster": "00" * 16})
+                streams.wait(0.05)
+            assert control.xinfo_stream("raftplug:{0000000000000000/n1}:inbox")["recorded-first-entry-id"] == first
+            assert control.xlen("raftplug:directory") > 10
+        finally:
+            streams.close()
+
+
+def flood(control: Any, records: int) -> None:
+    """Announce so many processes that are not ours, each once."""
+    for begin in range(0, records, 5_000):
+        with control.pipeline(transaction=False) as pipe:
+            for number in range(begin, min(records, begin + 5_000)):
+                record = {"id": f"x{number}", "cluster": f"{number:032x}", "groups": ["default"], "leader": {}, "at": 1}
+                pipe.xadd("raftplug:directory", {"r": msgpack.packb({**record, "key": 1, "mac": "00" * 16})})
+            pipe.execute()
+
+
+def test_100_000_foreign_records_keep_no_client_and_no_new_node_from_the_group(
+    start: Start, redis_server: EmbeddedServer
+) -> None:
+    nodes = [start(id, redis_server.url) for id in PEERS]
+    assert nodes[0].propose(1, timeout=30).result(timeout=31) == 1
+    with (
+        redis.Redis.from_url(redis_server.url) as control,
+        raftplug.Client(redis_server.url, key=KEY) as client,
+    ):
+        assert client.propose(1, timeout=30) == 2
+        flood(control, 100_000)
+        assert client.propose(1, timeout=30) == 3
+        for _ in range(3):
+            flood(control, 1_500)  # So that the nodes' own records were trimmed when a client comes.
+            control.xtrim("raftplug:directory", maxlen=1_000, approximate=False)
+            with raftplug.Client(redis_server.url, key=KEY) as late:
+                assert late.read(None, timeout=30) == 3
+                wait_until(lambda c=late: c.status()["quorum"]["reachable"] == 3, "all are found")
+        assert len(client._loop.cluster.directory()) < 1_000, "what is not believed is bounded"
+        flood(control, 1_500)
+        with (
+            pytest.raises(InvalidArgument, match="another cluster key"),
+            raftplug.Client(redis_server.url, key="a-key-that-is-not-theirs") as stranger,
+        ):
+            stranger.read(None, timeout=60)
+        joining = start("n4", redis_server.url, peers=(), bootstrap=False, join=True)
+        client.change_members("add", "n4", timeout=30)
+        wait_until(lambda: joining.leader is not None, "n4 follows")
+
+
+def test_two_live_nodes_of_one_id_both_say_so_within_seconds(start: Start, valkey_server: EmbeddedServer) -> None:
+    first = start("n1", valkey_server.url, peers=("n1",))
+    assert first.propose(1, timeout=30).result(timeout=31) == 1
+    second = start("n1", valkey_server.url, peers=("n1",), place="elsewhere")
+    began = time.monotonic()
+    for node in (first, second):
+        wait_until(lambda node=node: [t for t in node.status()["problems"] if "uses the id n1" in t], "it says so")
+    assert time.monotonic() - began < 5
+    second.stop()
+    wait_until(lambda: not first.status()["problems"], "it is over")
+
+
+def test_a_node_that_is_started_again_is_taken_for_no_second_one(start: Start, valkey_server: EmbeddedServer) -> None:
+    for _ in range(3):
+        node = start("n1", valkey_server.url, peers=("n1",))
+        assert node.propose(1, timeout=30).result(timeout=31)
+        with redis.Redis.from_url(valkey_server.url) as control:
+            control.client_kill_filter(_type="normal", skipme=True)
+        assert node.propose(1, timeout=30).result(timeout=31)
+        time.sleep(0.5)
+        assert not [text for text in node.status()["problems"] if "uses the id" in text]
+        node.stop()
+
+
+# -- a Redis that refuses --------------------------------------------------------------------------------------------
+
+ADMIN = "admin-s3cret"
+
+
+def restrict(control: Any, what: str) -> None:
+    """Have the server refuse what nodes and clients do; all that they open from now on meets it."""
+    match what:
+        case "full":
+            control.config_set("maxmemory", "1")
+        case "read-only":
+            control.execute_command("REPLICAOF", "127.0.0.1", "1")
+        case "password":
+            control.config_set("requirepass", "s3cret")
+        case "rights":
+            control.execute_command("ACL", "SETUSER", "default", "-xadd")
+        case "clients":
+            control.config_set("maxclients", "1")
+    for kind in ("normal", "replica"):
+        control.client_kill_filter(_type=kind, skipme=True)
+
+
+def allow(control: Any, what: str) -> None:
+    match what:
+        case "full":
+            control.config_set("maxmemory", "0")
+        case "read-only":
+            control.execute_command("REPLICAOF", "NO", "ONE")
+        case "password":
+            control.config_set("requirepass", "")
+        case "rights":
+            control.execute_command("ACL", "SETUSER", "default", "+@all")
+        case "clients":
+            control.config_set("maxclients", "1000")
+
+
+WHAT = {
+    "full": "out of memory and refuses writes: raise its maxmemory, or make room",
+    "read-only": "read-only replica: give the address of the primary",
+    "password": "wants a password: put it into the URL",
+    "rights": "may not do what raftplug needs",
+    "clients": "as many clients as it allows: close some, or raise its maxclients",
+}
+
+
+def what_status_says(client: raftplug.Client) -> list[str]:
+    """The problems of each node's row, or the error."""
+    try:
+        status = client.status(timeout=5)
+    except Unavailable as error:
+        return [str(error)]
+    assert not has_quorum(status)
+    return [" ".join(node["problems"]) for node in status["nodes"]]
+
+
+@pytest.mark.parametrize("what", WHAT)
+def test_a_redis_that_refuses_is_named_by_nodes_their_logs_and_status_with_what_to_do(
+    start: Start, valkey_server: EmbeddedServer, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    nodes = [start(id, valkey_server.url) for id in PEERS]
+    assert nodes[0].propose(1, timeout=30).result(timeout=31) == 1
+    control = redis.Redis.from_url(valkey_server.url, single_connection_client=True)
+    control.execute_command("ACL", "SETUSER", "admin", "on", f">{ADMIN}", "~*", "&*", "+@all")
+    control.execute_command("AUTH", "admin", ADMIN)
+    text = WHAT[what]
+    with caplog.at_level(logging.INFO, "raftplug"):
+        restrict(control, what)
+        try:
+            for node in nodes:
+                wait_until(lambda node=node: [t for t in node.status()["problems"] if text in t], f"{node.id} says so")
+                line = f"{node.id}: redis 127.0.0.1:{valkey_server.port}: .*{re.escape(text)}"
+                wait_until(lambda line=line: [t for t in caplog.messages if re.match(line, t)], f"the log has {line}")
+            with raftplug.Client(valkey_server.url, key=KEY) as client:
+                assert all(text in said for said in what_status_says(client))
+                with pytest.raises(Unavailable, match=re.escape(text)):
+                    client.read(None, timeout=2)
+        finally:
+            allow(control, what)
+        assert nodes[1].propose(1, timeout=30).result(timeout=31) == 2
+        wait_until(lambda: not any(node.status()["problems"] for node in nodes), "it is over")
+        wait_until(lambda: [t for t in caplog.messages if "it is over: redis" in t], "the log says so")
+    assert len([t for t in caplog.messages if text in t]) < 60, "it is not told again and again"
+    control.close()

@@ -88,6 +88,7 @@ class ClientLoop:
         self.cluster = cluster
         self._wall_ms = wall_ms
         self.sleeping = False
+        cluster.believe(lambda record: is_ours(record, keys))
         self._own_id = own_id
         self._group = group
         self._number = group_number(group)
@@ -239,7 +240,8 @@ class ClientLoop:
         bound = self._sender.cluster
         self._conflict = self._gone = None
         if strangers and not clusters:
-            if bound == NO_CLUSTER:  # None of them would answer us, nor be believed: why wait?
+            # None of them would answer us, nor be believed: why wait?
+            if bound == NO_CLUSTER and self.cluster.directory_is_complete():
                 self._end_all(other_key(self._group, self._keys))
             else:
                 self._gone = other_key(self._group, self._keys)

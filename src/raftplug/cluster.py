@@ -88,6 +88,17 @@ class Cluster:
         """Return the newest record of each process that was seen: hints, perhaps stale or none.  It must not block."""
         return []
 
+    def directory_is_complete(self) -> bool:
+        """Whether `directory` shows every process that announces itself, as far as can be known."""
+        return True
+
+    def believe(self, is_believed: Callable[[dict[str, Any]], bool]) -> None:
+        """Learn which records the owner believes: a transport that bounds what it keeps keeps these first.
+
+        Args:
+            is_believed: asked about a record; may be called in any method, in the owner's thread.
+        """
+
     def problems(self) -> list[str]:
         """Return what is wrong now, one line each; an empty list when nothing is."""
         return []

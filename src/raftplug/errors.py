@@ -123,7 +123,10 @@ class Removed(ClusterError):
 
 
 class TransportError(ClusterError):
-    """The transport cannot be used as it is configured."""
+    """The transport cannot be used as it is configured, or not yet."""
+
+    may_pass = False
+    """Whether that may pass by itself, such as a server that does not run yet."""
 
 
 class MalformedMessage(ClusterError):

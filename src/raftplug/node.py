@@ -167,6 +167,7 @@ class NodeLoop:
         self._announced_at = -_ANNOUNCE_MANY_US
         self._news = False  # Somebody leads whom the last announcement did not name.
         self._leaders: dict[str, Id | None] = {}
+        self._told: set[str] = set()  # The problems of the transport that the log names.
         self._on_event = on_event or ignore
         self._now = 0
         self._beat_at = 0  # When the nodes that share a group are next looked at, and told that we are here.
@@ -632,6 +633,15 @@ class NodeLoop:
                 size += len(item[2])
             self.cluster.send_message(target, self._sender.encode(target, items[start:]))
 
+    def _tell_problems(self) -> None:
+        """Log what is wrong with the transport when it begins, and that it is over."""
+        problems = set(self.cluster.problems())
+        for text in sorted(problems - self._told):
+            _logger.warning("%s: %s", self.id, text)
+        for text in sorted(self._told - problems):
+            _logger.info("%s: it is over: %s", self.id, text)
+        self._told = problems
+
     def _announce(self, now: int) -> None:
         if self._news:
             self.cluster.register_leader(next(iter(self._leaders.values()), None))
@@ -648,6 +658,7 @@ class NodeLoop:
             "at": self._wall_ms(),
         }
         self.cluster.announce(sign_record(record, self._keys))
+        self._tell_problems()
 
     def _announce_at(self) -> int:
         """When the next announcement is due: at 10,000 groups it has 100 KB or more."""
@@ -1045,6 +1056,7 @@ class Node:
             prefix=self._prefix,
             settings=self._settings,
         )
+        directory.believe(lambda record: is_ours(record, self._keys))
         strangers = False
         try:
             until = time.monotonic() + _FIND_S

@@ -50,15 +50,21 @@ REPLIES: Final = {
     "READONLY": "the server is a read-only replica: give the address of the primary",
     "MOVED": "the server is part of a Redis Cluster: use redis+cluster:// instead of redis://",
     "ASK": "the server is moving {key} to another node of its Redis Cluster: messages flow again when that is done",
-    "LOADING": "the server is still loading its data",
-    "MISCONF": "the server refuses writes since it cannot save its data: see its log",
-    "NOREPLICAS": "the server refuses writes since it has too few replicas",
-    "MASTERDOWN": "the server is a replica that has lost its primary",
-    "CLUSTERDOWN": "the Redis Cluster is down",
-    "UNBLOCKED": "the server became a replica",
+    "LOADING": "the server is still loading its data: wait until it has",
+    "MISCONF": "the server refuses writes since it cannot save its data: see its log, and make room on its disk",
+    "NOREPLICAS": "the server refuses writes since it has too few replicas: start them, or lower min-replicas-to-write",
+    "MASTERDOWN": "the server is a replica that has lost its primary: give the address of the new primary",
+    "CLUSTERDOWN": "the Redis Cluster is down: start its servers (CLUSTER INFO says what is missing)",
+    "UNBLOCKED": "the server became a replica: give the address of the new primary",
     "NOAUTH": "the server wants a password: put it into the URL, as in redis://USER:PASSWORD@HOST",
-    "WRONGPASS": "the server refuses the user name or password of the URL",
+    "WRONGPASS": "the server refuses the user name or password of the URL: correct it, or the user on the server",
     "NOPERM": "the user may not do what raftplug needs (python -m pydoc raftplug.redis_streams prints the ACL): {text}",
+}
+# The same for those that begin like many others, by a part of them.
+_BY_PART: Final = {
+    "max number of clients": "the server has as many clients as it allows: close some, or raise its maxclients",
+    "exhausted the last possible ID": "{key} has an entry of the far future, so that nothing can be added: "
+    "its owner makes it again when it runs",
 }
 
 
@@ -350,6 +356,35 @@ def _is_loopback(host: str) -> bool:
         return host.lower() == "localhost"  # Any other name may be anywhere, now or tomorrow.
 
 
+def reply_text(text: str, key: bytes = b"the key") -> str:
+    """What an error reply means, and what to do about it.
+
+    Args:
+        text: of the reply.
+        key: what was asked about.
+    """
+    name = key.decode(errors="replace")
+    for part, meaning in _BY_PART.items():
+        if part in text:
+            return meaning.format(key=name)
+    return REPLIES.get(text.partition(" ")[0], "the server says: {text}").format(key=name, text=text)
+
+
+_TLS: Final = "TLS failed: does the server speak TLS on that port? (rediss:// does, redis:// does not)"
+_NOT_TRUSTED: Final = "its TLS certificate is not trusted: "
+_LASTING: Final = (
+    NO_REDIS,
+    _TLS,
+    _NOT_TRUSTED,
+    *(REPLIES[word].partition("{")[0] for word in ("NOAUTH", "WRONGPASS", "NOPERM")),
+)
+
+
+def may_pass(text: str) -> bool:
+    """Whether what kept a connection from being made may pass by itself: not if only a human can mend it."""
+    return not text.startswith(_LASTING) and _FAR.partition("{host}")[2] not in text
+
+
 def as_text(value: Any) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
@@ -358,9 +393,9 @@ def _os_text(error: OSError) -> str:
     if isinstance(error, ConnectionRefusedError):
         return _REFUSED
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its TLS certificate is not trusted: {error.verify_message}"
+        return _NOT_TRUSTED + error.verify_message
     if isinstance(error, ssl.SSLError):
-        return "TLS failed: does the server speak TLS on that port? (rediss:// does, redis:// does not)"
+        return _TLS
     if isinstance(error, socket.gaierror):
         return "the host's name is unknown"
     if isinstance(error, ConnectionResetError | BrokenPipeError):
@@ -384,11 +419,10 @@ def connect_text(error: BaseException, has_password: bool) -> str:
             break
         cause = cause.__cause__ or cause.__context__
     text = str(error)
-    word = text.partition(" ")[0]
     if isinstance(error, redis.AuthenticationError):
         return REPLIES["WRONGPASS" if has_password else "NOAUTH"]
-    if word in REPLIES:
-        return REPLIES[word].format(key="the key", text=text)
+    if text.partition(" ")[0] in REPLIES or any(part in text for part in _BY_PART):
+        return reply_text(text)
     if isinstance(error, redis.exceptions.NoPermissionError):
         return REPLIES["NOPERM"].format(text=text)
     if isinstance(error, redis.BusyLoadingError):
@@ -399,6 +433,4 @@ def connect_text(error: BaseException, has_password: bool) -> str:
         return _os_text(TimeoutError())
     if isinstance(error, redis.ResponseError):
         return f"the server says: {text}"
-    if "max number of clients" in text:
-        return "the server has as many clients as it allows"
     return "the connection was closed: is it a Redis, and is redis:// or rediss:// (TLS) right?"

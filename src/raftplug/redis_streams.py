@@ -6,7 +6,7 @@ connects, encrypts and authenticates, in a short thread, since names and handsha
 
 What lies on the server, all of it with a time to live of ten minutes::
 
-    PREFIX:{CLUSTER/ID}:inbox   a node's stream    entries "f": a frame; "o": its owner opened it
+    PREFIX:{CLUSTER/ID}:inbox   a node's stream    entries "f": a frame; "o": its owner opened it, with a random mark
     PREFIX:{~CLIENT}:inbox      a client's
     PREFIX:directory            a stream           entries "r": the record of one process, msgpack
 
@@ -23,6 +23,7 @@ redis+cluster://HOST:PORT,HOST:PORT.  No key is ever searched for, and no script
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import select
 import socket
@@ -36,26 +37,25 @@ import hiredis
 import msgpack
 
 from raftplug.cluster import Cluster, is_client
-from raftplug.embedded import server_version
-from raftplug.errors import InvalidArgument, TransportError
+from raftplug.errors import InvalidArgument
 from raftplug.frames import Id
+from raftplug.redis_check import look
 from raftplug.redis_connection import (
     NO_REDIS,
-    PARTIAL,
-    READ_BYTES,
-    REPLIES,
     Lost,
     Wire,
-    as_text,
-    connect_text,
     pack,
     pack_beginning,
     pack_last,
+    reply_text,
     route,
 )
+from raftplug.redis_directory import ENTRIES, TTL_S, Directory
 from raftplug.settings import Settings
+from raftplug.stream_ids import START as START
+from raftplug.stream_ids import Cursor as Cursor
+from raftplug.stream_ids import FarFuture, entries_of, last_id_of
 
-_TTL_S: Final = 600
 _REFRESH_S: Final = 60.0
 _ANSWER_S: Final = 3.0  # A connection that owes a reply for so long is given up.
 _BACKOFF_S: Final = (0.05, 0.2)  # Within an election timeout of the server's return, so that it costs no election.
@@ -65,8 +65,6 @@ _RETRY_S: Final = 0.25  # After an error reply, before the same is asked again.
 _PROBLEM_S: Final = 10.0  # What has not happened again for so long is over.
 _DIRECTORY_S: Final = 0.5
 _DIRECTORY_CHECK_S: Final = 2.0
-_DIRECTORY_ENTRIES: Final = 1000
-_DIRECTORY_MEMBERS: Final = 10_000
 _FRAME_BYTES: Final = 8 << 20
 _UNANSWERED_BYTES: Final = 16 << 20  # Sent or waiting to be; beyond it frames are dropped, which Raft tolerates.
 # Nobody waits for the reply to a frame: they are read when there are so many, or so old.
@@ -84,7 +82,6 @@ _LARGE: Final = _INBOX_BYTES // (64 << 10)
 _SMALL_BYTES: Final = 4 << 10
 _SMALL: Final = _INBOX_BYTES // _SMALL_BYTES
 
-START: Final = b"0-0"
 _PREFIX: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 # What a reply answers.
@@ -94,26 +91,18 @@ _HEALTHY: Final = frozenset((_SENT, _MADE, _READ, _ANNOUNCED, _PLACED))  # A ser
 _UNKNOWN, _ASKED, _READY = range(3)
 
 _FRAMES: Final = frozenset((_SENT, _PLACED))
+_EXHAUSTED: Final = "exhausted the last possible ID"
 _HOPS: Final = 5  # So often a frame follows its key through a Redis Cluster.
 
 _RECONNECT: Final = frozenset(("READONLY", "UNBLOCKED"))
-_PASSING: Final = frozenset(("OOM", "READONLY", "LOADING", "MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "ASK"))
-
-
-class Cursor:
-    """Up to where a stream was read.
-
-    A server that lost its data, or a successor whose clock is slower, gives new entries ids below the cursor, and an
-    XREAD then returns nothing, silently, for ever: so whoever reads compares now and then with the stream's last id.
-    """
-
-    def __init__(self, id: bytes | None = None) -> None:
-        self.id = id
-
-    def compare(self, last: bytes) -> None:
-        """Start again if the stream, whose last id this is, has fallen behind; frames know what was delivered."""
-        if self.id is not None and _number(last) < _number(self.id):
-            self.id = START
+_AGAIN_S: Final = 1.0  # A stream of an id of the far future is made again at most so often.
+_MARK_S: Final = 3.0
+_TWIN: Final = (
+    "another live process uses the id {id} in this cluster, and each reads what is meant for the other: stop one of "
+    "the two, or give it another id"
+)
+_FAR_INBOX: Final = "the inbox {key} had an entry of the far future, which another process wrote: it was made again"
+_FAR_LIST: Final = "the directory {key} had an entry of the far future, which another process wrote: it was made again"
 
 
 class _Slot:
@@ -193,7 +182,13 @@ class RedisStreams(Cluster):
         if idle_s is None:
             idle_s = (settings or Settings()).election_timeout_ms / 2000
         self._block_ms = max(1, round(idle_s * 1000))
+        self._id = own_id
         self._inbox = self._inbox_of(own_id)
+        self._token = os.urandom(8)  # In what marks the inbox as ours.
+        self._mark_at = 0.0
+        self._again_at = {self._inbox: 0.0}  # When a stream may be made again.
+        self._made_again = False  # The inbox is, and its first id was not seen yet.
+        self._far = FarFuture(lambda: time.time_ns() // 1_000_000)
         self._inbox_state = _UNKNOWN
         self._inbox_retry_at = 0.0
         self._refresh_at = 0.0
@@ -208,12 +203,11 @@ class RedisStreams(Cluster):
         self._problems: dict[tuple[str | int, Any], tuple[str, float]] = {}
 
         self._list = f"{prefix}:directory".encode()
-        self._list_cursor = Cursor(START)
+        self._directory = Directory(self._far)
         self._listed = False  # Whether the directory ever took a record of ours.
         self._list_asked = False
         self._list_at = -1e9
         self._list_checked_at = -1e9
-        self._records: dict[tuple[Any, Any], tuple[int, dict[str, Any]]] = {}
         self._news = False
         self._record: dict[str, Any] | None = None
         self._announce_due = False
@@ -312,7 +306,15 @@ class RedisStreams(Cluster):
             if slot.wire is not None and not self._list_asked and now - self._list_at >= _DIRECTORY_S:
                 self._ask_directory(now)
                 self._flush_slot(slot)
-        return [dict(record) for _, record in self._records.values()]
+        return self._directory.records()
+
+    def directory_is_complete(self) -> bool:
+        """Whether `directory` shows every process that announces itself."""
+        return self._directory.is_complete(self._clock())
+
+    def believe(self, is_believed: Callable[[dict[str, Any]], bool]) -> None:
+        """Keep the records of which `is_believed` says so before all others."""
+        self._directory.is_believed = is_believed
 
     def problems(self) -> list[str]:
         """What is wrong now, one line each, without passwords."""
@@ -332,19 +334,10 @@ class RedisStreams(Cluster):
             asked), "maxmemory_policy" (None likewise) and "problems" (one line each).
 
         Raises:
-            TransportError: it cannot be used; one line that says why and what to do.
+            TransportError: it cannot be used; one line that says why and what to do.  Its `may_pass` says whether
+                waiting may help.
         """
-        address = self._route.address(self._inbox)
-        try:
-            connection = self._route.connect(address)
-            try:
-                return self._look(connection)
-            finally:
-                connection.disconnect()
-        except Lost as error:
-            raise TransportError(self._at(address, str(error))) from None
-        except (OSError, hiredis.HiredisError) as error:
-            raise TransportError(self._at(address, connect_text(error, self._route.has_password))) from None
+        return look(self._route, (self._inbox, self._list), self._inbox_of("~check"), TTL_S)
 
     def close(self) -> None:
         """Send what is queued, withdraw the record, delete the own inbox, disconnect: within half a second or so."""
@@ -362,7 +355,7 @@ class RedisStreams(Cluster):
             if self._record is not None and lister.wire is not None:
                 self._withdraw(lister, now)
             self._drain(deadline)
-            alone = self._listed and not self._records and not self._list_asked
+            alone = self._listed and self._directory.is_empty() and not self._list_asked
             if self._record is not None and lister.wire is not None and alone:
                 # We were the last: nobody else's record is there, so the directory need not wait for its end.
                 self._command(lister, _KEPT, self._list, b"EXPIRE", self._list, b"0")
@@ -522,7 +515,7 @@ class RedisStreams(Cluster):
         self._poll.register(result.fd, slot.mask)
         if slot is self._writers.get(self._route.address(self._list)):
             self._list_asked = False
-            self._list_cursor.id = START  # The records are few, and reading them again is harmless.
+            self._directory.start_again()  # The records are few, and reading them again is harmless.
             self._announce_due = self._record is not None
 
     def _lose(self, slot: _Slot, text: str, now: float) -> None:
@@ -572,7 +565,8 @@ class RedisStreams(Cluster):
         returned: list[tuple[_Target, bytes]] = []
         for reply in replies:
             if not slot.expected:
-                self._lose(slot, NO_REDIS, now)
+                unasked = reply_text(str(reply)) if isinstance(reply, hiredis.ReplyError) else NO_REDIS
+                self._lose(slot, unasked, now)
                 break
             kind, key, size = slot.expected.popleft()
             slot.unanswered -= size
@@ -689,7 +683,7 @@ class RedisStreams(Cluster):
                 self._make_inbox(slot, now)
             elif self._inbox_state == _READY and now >= self._refresh_at:
                 self._refresh_at = now + _REFRESH_S
-                self._command(slot, _KEPT, self._inbox, b"EXPIRE", self._inbox, b"%d" % _TTL_S)
+                self._command(slot, _KEPT, self._inbox, b"EXPIRE", self._inbox, b"%d" % TTL_S)
         if self._announce_due and self._record is not None:
             slot = self._writer(self._list)
             if slot.wire is not None:
@@ -698,11 +692,40 @@ class RedisStreams(Cluster):
 
     def _make_inbox(self, slot: _Slot, now: float) -> None:
         self._refresh_at = now + _REFRESH_S
-        self._command(slot, _MADE, self._inbox, b"XADD", self._inbox, b"MAXLEN", b"~", b"%d" % _LARGE, b"*", b"o", b"")
+        self._mark(slot, _MADE)
+
+    def _mark(self, slot: _Slot, kind: int) -> None:
+        """Add to the inbox that this process reads it, so that another one that does so, too, is told."""
+        words = (b"XADD", self._inbox, b"MAXLEN", b"~", b"%d" % _LARGE, b"*", b"o", self._token)
+        self._command(slot, kind, self._inbox, *words)
+
+    def _may_make_again(self, key: bytes, text: str, now: float) -> bool:
+        """Whether a stream that holds an id of the far future may be made again now; it is told."""
+        if now < self._again_at.get(key, 0.0):
+            return False
+        self._again_at[key] = now + _AGAIN_S
+        self._problem("far", key, text.format(key=key.decode()))
+        return True
+
+    def _make_inbox_again(self, slot: _Slot, now: float) -> bool:
+        if not self._may_make_again(self._inbox, _FAR_INBOX, now):
+            return False
+        self._command(slot, _KEPT, self._inbox, b"EXPIRE", self._inbox, b"0")  # DEL is a right that we need not have.
+        self._cursor.id = START
+        self._inbox_state = _ASKED
+        self._made_again = True
+        self._make_inbox(slot, now)
+        return True
+
+    def _make_list_again(self, slot: _Slot, now: float) -> None:
+        if self._record is not None and self._may_make_again(self._list, _FAR_LIST, now):
+            self._command(slot, _KEPT, self._list, b"EXPIRE", self._list, b"0")
+            self._directory.start_again()
+            self._announce_due = True
 
     def _add_record(self, slot: _Slot, record: dict[str, Any]) -> None:
         data: bytes = msgpack.packb(record)
-        words = (b"XADD", self._list, b"MAXLEN", b"~", b"%d" % _DIRECTORY_ENTRIES, b"*", b"r", data)
+        words = (b"XADD", self._list, b"MAXLEN", b"~", b"%d" % ENTRIES, b"*", b"r", data)
         self._command(slot, _ANNOUNCED, self._list, *words)
 
     def _withdraw(self, slot: _Slot, now: float) -> None:
@@ -716,45 +739,59 @@ class RedisStreams(Cluster):
         self._list_at = now
         self._list_asked = True
         count = b"%d" % _READ_ENTRIES
-        words = (b"XREAD", b"COUNT", count, b"STREAMS", self._list, self._list_cursor.id or START)
+        words = (b"XREAD", b"COUNT", count, b"STREAMS", self._list, self._directory.cursor.id or START)
         self._command(self._writer(self._list), _LISTED, self._list, *words)
 
     # --------------------------------------------------------------- replies
 
     def _answer(self, slot: _Slot, kind: int, key: bytes, reply: Any, now: float) -> None:
         if kind == _READ:
-            entries = _entries(reply)
+            entries = entries_of(reply)
             if entries:
                 self._messages += [fields[1] for _, fields in entries if fields[0] == b"f"]
-                self._cursor.id = entries[-1][0]
+                self._cursor.id = last = entries[-1][0]
+                if any(fields[0] == b"o" and fields[1] not in (b"", self._token) for _, fields in entries):
+                    self._see_twin(now)
+                if self._far.holds(last) and (writer := self._writer(self._inbox)).wire is not None:
+                    self._make_inbox_again(writer, now)
             elif (writer := self._writer(self._inbox)).wire is not None:
                 # Idle: perhaps nobody speaks, perhaps the stream is gone or has fallen behind the cursor.
                 self._inbox_state = _ASKED
                 self._command(writer, _INFO, self._inbox, b"XINFO", b"STREAM", self._inbox)
         elif kind == _MADE:
+            if self._made_again:
+                self._made_again = False
+                self._far.learn(reply)
+            elif self._far.holds(reply) and self._make_inbox_again(slot, now):
+                return
             if self._cursor.id is None:
                 self._cursor.id = bytes(reply)
             self._inbox_state = _READY
             # Only now: a key that refuses an XADD is somebody else's, and must not be given an end.
-            self._command(slot, _KEPT, self._inbox, b"EXPIRE", self._inbox, b"%d" % _TTL_S)
+            self._command(slot, _KEPT, self._inbox, b"EXPIRE", self._inbox, b"%d" % TTL_S)
         elif kind == _ANNOUNCED:
             self._listed = True
-            self._command(slot, _KEPT, self._list, b"EXPIRE", self._list, b"%d" % _TTL_S)
+            self._command(slot, _KEPT, self._list, b"EXPIRE", self._list, b"%d" % TTL_S)
+            if self._far.holds(reply):
+                self._make_list_again(slot, now)
         elif kind == _INFO:
-            self._cursor.compare(_last_id(reply))
+            last = last_id_of(reply)
+            if self._far.holds(last) and self._make_inbox_again(slot, now):
+                return
+            self._cursor.compare(last)
             if not self._making(slot):
                 self._inbox_state = _READY
         elif kind == _LISTED:
             self._list_asked = False
-            entries = _entries(reply)
-            self._learn(entries)
+            entries = entries_of(reply)
+            self._news |= self._directory.learn(entries, len(entries) < _READ_ENTRIES, now)
             if len(entries) >= _READ_ENTRIES:
                 self._ask_directory(now)
             elif not entries and now - self._list_checked_at >= _DIRECTORY_CHECK_S and not self._closed:
                 self._list_checked_at = now
                 self._command(slot, _LISTED_INFO, self._list, b"XINFO", b"STREAM", self._list)
         elif kind == _LISTED_INFO:
-            self._list_cursor.compare(_last_id(reply))
+            self._directory.compare(last_id_of(reply))
         elif kind == _PLACED:
             self._route.settle(key, slot.address)
 
@@ -765,14 +802,15 @@ class RedisStreams(Cluster):
             if kind == _INFO:
                 self._gone(slot, now)
             else:
-                self._list_cursor.id = START
+                self._directory.start_again()
                 self._announce_due = self._record is not None
             return
         if word in ("MOVED", "ASK") and self._route.moved(key, text):
             self._follow(key, now)
             return
-        known = REPLIES.get(word, "the server says: {text}")
-        line = self._at(slot.address, known.format(key=key.decode(errors="replace"), text=text))
+        if _EXHAUSTED in text and self._make_again(slot, kind, now):
+            return
+        line = self._at(slot.address, reply_text(text, key))
         # What is asked but once a minute is wrong until it is asked again.
         self._problem(kind, key, line, _REFRESH_S + _PROBLEM_S if kind == _KEPT else _PROBLEM_S)
         if word in _RECONNECT:
@@ -792,6 +830,23 @@ class RedisStreams(Cluster):
             self._inbox_state = _READY
         elif kind == _LISTED:
             self._list_asked = False
+
+    def _make_again(self, slot: _Slot, kind: int, now: float) -> bool:
+        """Make a stream of ours again that takes no entry any more; whether it was one."""
+        if kind == _MADE:
+            self._made_again = False
+            return self._make_inbox_again(slot, now)
+        if kind == _ANNOUNCED:
+            self._make_list_again(slot, now)
+        return kind == _ANNOUNCED
+
+    def _see_twin(self, now: float) -> None:
+        """Another process reads our inbox: say so, here and there."""
+        self._problem("twin", None, _TWIN.format(id=self._id))
+        slot = self._writer(self._inbox)
+        if now >= self._mark_at and slot.wire is not None:
+            self._mark_at = now + _MARK_S
+            self._mark(slot, _KEPT)
 
     def _gone(self, slot: _Slot, now: float) -> None:
         """The own inbox is not there any more: whatever comes next is new."""
@@ -819,35 +874,9 @@ class RedisStreams(Cluster):
         elif key == self._list:
             self._list_asked = False
             self._list_at = -1e9
-            self._list_cursor.id = START
+            self._directory.start_again()
             self._announce_due = self._record is not None
         self._writer(key)
-
-    def _learn(self, entries: list[Any]) -> None:
-        """Take in directory records; they are hints from anybody, so anything may be in them."""
-        for identity, fields in entries:
-            self._list_cursor.id = identity
-            if fields[0] != b"r":
-                continue
-            try:
-                record = msgpack.unpackb(fields[1], strict_map_key=True)
-                key = (record["cluster"], record["id"])
-                hash(key)
-                gone = bool(record.get("gone"))
-            except (ValueError, TypeError, KeyError, AttributeError):
-                continue
-            self._records.pop(key, None)
-            if not gone and isinstance(record, dict):
-                self._records[key] = (_number(identity)[0], record)
-                self._news = True
-        if entries:
-            # The server's clock stamped both, so what has not been said again for a time to live is over.
-            oldest = _number(entries[-1][0])[0] - _TTL_S * 1000
-            while self._records:
-                first = next(iter(self._records))
-                if self._records[first][0] >= oldest and len(self._records) <= _DIRECTORY_MEMBERS:
-                    break
-                del self._records[first]
 
     # ----------------------------------------------------------------- words
 
@@ -860,82 +889,3 @@ class RedisStreams(Cluster):
 
     def _at(self, address: str, text: str) -> str:
         return f"redis {address}: {text}"
-
-    def _look(self, connection: Any) -> dict[str, Any]:
-        made, reader = connection._sock, hiredis.Reader(notEnoughData=PARTIAL)
-        address = self._route.address(self._inbox)
-
-        def ask(*words: bytes) -> Any:
-            made.sendall(pack(*words))
-            while (reply := reader.gets()) is PARTIAL:
-                data = made.recv(READ_BYTES)
-                if not data:
-                    raise Lost("the server closed the connection: is that a Redis?")
-                reader.feed(data)
-            return reply
-
-        times, problems = [], []
-        for _ in range(5):
-            before = time.perf_counter()
-            self._insist(address, self._inbox, ask(b"PING"))
-            times.append(time.perf_counter() - before)
-        for key in (self._inbox, self._list):
-            self._insist(address, key, ask(b"XINFO", b"STREAM", key))
-        # A stream that nobody has: with NOMKSTREAM, what the transport does all day can be tried without a trace.
-        nobody = self._inbox_of("~check")
-        for words in (
-            (b"XADD", nobody, b"NOMKSTREAM", b"*", b"o", b""),
-            (b"XREAD", b"COUNT", b"1", b"STREAMS", nobody, START),
-            (b"EXPIRE", nobody, b"%d" % _TTL_S),
-        ):
-            problem = self._insist(address, nobody, ask(*words))
-            if problem:
-                problems.append(problem)
-        info = ask(b"INFO", b"server")
-        config = ask(b"CONFIG", b"GET", b"maxmemory-policy")
-        if isinstance(config, dict):
-            config = [word for pair in config.items() for word in pair]
-        policy = as_text(config[1]) if isinstance(config, list) and len(config) == 2 else None
-        if policy not in (None, "noeviction"):
-            text = f"maxmemory-policy is {policy}, so inboxes may be evicted and messages lost: set it to noeviction"
-            problems.append(self._at(address, text))
-        return {
-            "reachable": True,
-            "latency_ms": round(sorted(times)[len(times) // 2] * 1000, 3),
-            "server": (server_version(info) if isinstance(info, bytes) else "") or None,
-            "maxmemory_policy": policy,
-            "problems": problems,
-        }
-
-    def _insist(self, address: str, key: bytes, reply: Any) -> str | None:
-        """Raise TransportError for an error reply that only a human can mend; return the text of any other."""
-        if not isinstance(reply, hiredis.ReplyError):
-            return None
-        text = str(reply)
-        word = text.partition(" ")[0]
-        if "no such key" in text or (self._route.clustered and word in ("MOVED", "ASK")):
-            return None
-        line = self._at(address, REPLIES.get(word, "the server says: {text}").format(key=key.decode(), text=text))
-        if word in _PASSING:
-            return line
-        raise TransportError(line)
-
-
-def _entries(reply: Any) -> list[Any]:
-    """The entries of an XREAD of one stream: a map in RESP3, a list of pairs in RESP2, nothing when idle."""
-    if not reply:
-        return []
-    entries: list[Any] = next(iter(reply.values())) if isinstance(reply, dict) else reply[0][1]
-    return entries
-
-
-def _last_id(reply: Any) -> bytes:
-    """last-generated-id of an XINFO STREAM: a map in RESP3, a flat list in RESP2."""
-    fields = reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
-    return bytes(fields[b"last-generated-id"])
-
-
-def _number(identity: bytes) -> tuple[int, int]:
-    """A stream id as what it is, so that ids compare."""
-    milliseconds, _, sequence = identity.partition(b"-")
-    return int(milliseconds), int(sequence)
