@@ -68,6 +68,12 @@ from raftplug.errors import RaftplugError
 
 passed, failed, errors = [], [], []
 
+def judged(error):
+    if isinstance(error, BaseExceptionGroup):  # Of Hypothesis: several ways to fail.
+        return all(map(judged, error.exceptions))
+    timed_out = isinstance(error, pytest.fail.Exception) and str(error).startswith("Timeout")
+    return isinstance(error, (AssertionError, pytest.fail.Exception, RaftplugError)) and not timed_out
+
 class Judge:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item, call):
@@ -77,9 +83,7 @@ class Judge:
         elif report.failed:
             error = call.excinfo.value
             text = f"{item.nodeid}: {type(error).__name__}: {error}".splitlines()[0][:300]
-            judged = isinstance(error, (AssertionError, pytest.fail.Exception, RaftplugError))
-            timed_out = isinstance(error, pytest.fail.Exception) and str(error).startswith("Timeout")
-            (failed if judged and not timed_out and report.when == "call" else errors).append(text)
+            (failed if report.when == "call" and judged(error) else errors).append(text)
         return report
 
     def pytest_collectreport(self, report):

@@ -68,6 +68,27 @@ def test_who_waits_for_nothing_is_told_in_time() -> None:
     assert Subscription("n1").get(0.01) is None
 
 
+def test_what_was_lost_is_told_once() -> None:
+    subscription = Subscription("n1", most=2)
+    for number in range(5):
+        subscription.put(event(number))
+    taken = [subscription.get(0.0) for _ in range(4)]
+    assert [each.kind if each is not None else None for each in taken] == [LOST, "peer", "peer", None]
+
+
+def test_who_waits_for_events_is_told_of_the_end() -> None:
+    subscription, ended = Subscription("n1"), threading.Event()
+
+    def wait() -> None:
+        assert subscription.get() is None
+        ended.set()
+
+    threading.Thread(target=wait, daemon=True).start()
+    wait_until(lambda: subscription._news is not None, "it waits")
+    subscription.close()
+    assert ended.wait(30.0)
+
+
 def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="no event 'leader'"):
         Subscription("n1", ("leader",))
@@ -133,9 +154,21 @@ def test_a_closed_subscription_is_gone_and_costs_no_transition_anything() -> Non
     assert len(events._subscriptions) == 1
 
 
+def test_the_end_of_a_node_is_the_end_of_every_observer() -> None:
+    plugins = Plugins()
+    plugins.register(Hooked(lambda peer: None), name="plugin")
+    events = Events("n1", plugins)
+    subscriptions = [events.subscribe((), None), events.subscribe((), lambda event: None)]
+    events.publish("raftplug_peer", node="n1", peer="n2", reachable=True)
+    events.close(30.0)
+    assert all(each.is_closed() for each in subscriptions)
+    assert len(events._threads) == 2 and not any(thread.is_alive() for thread in events._threads)
+
+
 def test_whoever_subscribes_after_the_end_waits_for_nothing() -> None:
     events = Events("n1", Plugins())
     events.close(1.0)
+    assert events.subscribe((), None).is_closed()
     assert list(events.subscribe((), None)) == []
     called: list[Event] = []
     events.subscribe((), called.append)

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from raftplug import Cluster, Replica, Snapshot, StateMachine, TransitionAbandonedReason, TransitionState
+from raftplug.frames import cluster_uuid
+from raftplug.storage import MemoryStorage
 
 NOOP = {"delta": 0, "id": 0}
 
@@ -271,6 +273,30 @@ def test_one_object_may_be_both_state_machine_and_cluster(core: Any) -> None:
         network.halted.set()
         thread.join(30)
     assert both.value == 3
+
+
+def test_a_replica_on_a_storage_goes_on_with_what_it_applied(core: Any) -> None:
+    storage = MemoryStorage(0, cluster=cluster_uuid("replica", [0]))
+
+    def run(submit: bool) -> Calculator:
+        network, machine = Network([0]), Calculator()
+        link = Link(0, network)
+        replica = Replica(0, [], link, machine, 0, NOOP, 0.05, (0.1, 0.2), storage=storage, core=core)
+        wake_ups: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        thread = threading.Thread(target=replica.start, args=(wake_ups, wake_ups))
+        thread.start()
+        if submit:
+            machine.pending.append({"delta": 3, "id": 1})
+            wake_ups.put(None)
+        try:
+            machine.wait_for(lambda: machine.value == 3 or (submit and _resubmit(machine, wake_ups)), "the sum 3")
+        finally:
+            network.halted.set()
+            thread.join(30)
+        return machine
+
+    assert run(submit=True).in_state(TransitionState.Queued) == [1]
+    assert run(submit=False).in_state(TransitionState.Queued) == []
 
 
 def _resubmit(both: Calculator, wake_ups: queue.SimpleQueue[Any]) -> bool:

@@ -126,5 +126,17 @@ def test_a_worker_runs_its_jobs_in_order_and_stops_in_bounded_time() -> None:
     assert stuck.stop(PATIENCE_S)
 
 
+def test_a_job_that_fails_tells_its_own_error_and_the_next_one_is_run() -> None:
+    worker, ends = Worker("test"), []
+
+    def fail() -> None:
+        raise OSError("the disk")
+
+    worker.submit(fail, ends.append)
+    worker.submit(lambda: None, ends.append)
+    assert worker.stop(PATIENCE_S)
+    assert [str(error) for error in ends] == ["the disk", "None"]
+
+
 def assert_(condition: bool) -> None:
     assert condition
