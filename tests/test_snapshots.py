@@ -249,6 +249,14 @@ def caught_up(world: World, id: str) -> None:
     assert len({tuple(machine.executed[:most]) for machine in world.machines.values()}) == 1
 
 
+def nothing_is_left(world: World, *ids: str) -> None:
+    """Each disk holds its snapshot, and no piece of another one."""
+    for id in ids:
+        stored = world.storages[id].load(GROUP)
+        assert stored is not None and stored.snapshot is not None
+        assert (stored.leftovers, stored.incoming) == ((), None)
+
+
 def kinds(world: World, id: str) -> list[str]:
     return [each["kind"] for name, each in world.events if name == "raftplug_snapshot" and each["node"] == id]
 
@@ -301,6 +309,8 @@ def test_a_snapshot_with_another_digest_is_refused_and_fetched_anew(core: Any) -
     assert forged and world.machines[lagging].executed == before, "the machine has seen nothing of it"
     caught_up(world, lagging)
     assert kinds(world, lagging)[-2:] == ["refused", "installed"]
+    world.run(1_000)
+    nothing_is_left(world, lagging)
 
 
 def test_a_fetch_goes_on_after_a_restart_where_it_stopped(core: Any) -> None:
@@ -332,6 +342,31 @@ def test_a_fetch_goes_on_while_another_leader_offers_another_snapshot(core: Any)
     assert {whom for who, whom, _ in traffic.asked if who == lagging} == {old}
 
 
+def test_a_fetch_ends_though_newer_snapshots_are_offered_all_the_time(core: Any) -> None:
+    """A leader that is fast must not keep away for ever who fetches slowly."""
+    world, traffic, leader, lagging = behind(core)
+    fetch = in_the_middle(world, lagging)
+    offered: set[int] = set()
+    given: list[int] = [world.now]
+
+    def lose(source: str, target: Any, kind: int, body: bytes) -> bool:
+        if kind == SNAPSHOT and target == lagging:
+            offered.add(core.Message.decode(body).index)
+        if kind == PIECE_REQUEST and world.now - given[-1] > 700_000:
+            given.append(world.now)  # One piece now and then.
+            return False
+        return kind == PIECE_REQUEST
+
+    traffic.lose = lose
+    for number in range(70):
+        world.propose(leader, {"add": 1, "tag": f"more {number}"})
+        world.run(50)
+        assert snapshots_of(world, lagging).fetch is fetch
+    assert offered - {fetch.snapshot.index}, "another one was offered meanwhile"
+    traffic.lose = lambda source, target, kind, body: False
+    caught_up(world, lagging)
+
+
 def test_a_fetch_turns_to_the_new_leader_when_the_old_one_is_dead(core: Any) -> None:
     world, traffic, old, lagging = behind(core)
     in_the_middle(world, lagging)
@@ -356,6 +391,8 @@ def test_a_snapshot_stays_while_it_is_fetched_and_so_does_the_log_after_it(core:
     assert [each for each in kinds(world, lagging) if each == "installed"] == ["installed"], "one was enough"
     world.run(15_000)
     assert snapshots_of(world, leader)._previous is None, "it is kept no longer than somebody needs it"
+    world.run(1_000)
+    nothing_is_left(world, *IDS)
 
 
 def test_what_is_overtaken_leaves_nothing_on_any_disk(core: Any) -> None:
@@ -365,10 +402,7 @@ def test_what_is_overtaken_leaves_nothing_on_any_disk(core: Any) -> None:
     for number in range(100):
         world.result(world.propose(leader, {"add": 1, "tag": f"more {number}"}))
     world.run(1_000)
-    for id in IDS:
-        stored = world.storages[id].load(GROUP)
-        assert stored is not None and stored.snapshot is not None
-        assert (stored.leftovers, stored.incoming) == ((), None)
+    nothing_is_left(world, *IDS)
 
 
 def test_a_snapshot_is_not_loaded_while_a_newer_one_takes_its_place(core: Any) -> None:
@@ -407,6 +441,52 @@ def test_a_snapshot_is_not_loaded_while_a_newer_one_takes_its_place(core: Any) -
 
     world.until(has_all)
     assert world.machines["n4"].executed == list(range(50))
+
+
+class Slow(Counter):
+    """Streams as slowly as one part in two milliseconds."""
+
+    world: Any = None
+
+    def stream_snapshot(self, last_included_index: int, last_included_term: int) -> Iterator[bytes]:
+        captured = plain.encode([self.value, self.executed[:]])
+
+        def part(at: int) -> bytes:
+            self.world.now += 2_000
+            return captured[at : at + 20]
+
+        return map(part, range(0, len(captured), 20))
+
+    def load_snapshot(self, last_included_index: int, last_included_term: int, pieces: Iterator[bytes]) -> None:
+        self.value, self.executed = plain.decode(b"".join(pieces))
+
+
+def test_a_snapshot_in_the_making_that_is_overtaken_leaves_nothing_on_the_disk(core: Any) -> None:
+    world = Slow.world = World(core, settings=SMALL, machine=Slow)
+    leader = world.elect()
+    lagging = next(id for id in IDS if id != leader)
+
+    def write(count: int) -> None:
+        for number in range(count):
+            world.result(world.propose(leader, {"add": 1, "tag": f"tag number {number:10}"}))
+
+    write(8)
+    own = snapshots_of(world, lagging)
+    while own.making is None or own.making.count < 2:
+        write(1)
+    world.cut.add(lagging)
+    world.stuck[lagging] = []  # Its disk hangs before all of the snapshot is there.
+    write(60)
+    world.run(2_000)
+    assert own.making is not None and own.making.count >= 2
+    world.cut.clear()
+    world.until(lambda: own.fetch is not None)
+    assert own.making is None
+    for job in world.stuck.pop(lagging):
+        job()
+    caught_up(world, lagging)
+    world.run(15_000)
+    nothing_is_left(world, lagging)
 
 
 def test_any_number_may_fetch_at_once_each_at_its_own_pace(core: Any) -> None:

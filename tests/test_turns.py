@@ -1,0 +1,122 @@
+"""What a node's loop owes its groups, its disk and its peers, on a clock that only the test moves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from raftplug import plain
+from raftplug.constants import APPEND, LEADER
+from raftplug.errors import DiskFull
+from raftplug.frames import decode_frame
+from raftplug.node import _FRAME_BYTES
+from raftplug.settings import Settings
+from raftplug.storage import MemoryStorage, Write
+from raftplug.threads import run_here
+from test_fake_clock import GROUP, IDS, World
+
+
+class Disk(MemoryStorage):
+    """A disk that may have no space."""
+
+    is_full = False
+    attempts = 0
+
+    def commit(self, writes: Sequence[Write], *arguments: Any) -> None:
+        self.attempts += 1
+        if self.is_full:
+            raise DiskFull("no space is left")
+        super().commit(writes, *arguments)
+
+
+@pytest.fixture
+def world(core: Any) -> World:
+    world = World(core)
+    for id in IDS:
+        world.storages[id].__class__ = Disk
+        world.boot(id, own_executor=run_here)
+    return world
+
+
+def disk_of(world: World, id: str) -> Disk:
+    storage = world.storages[id]
+    assert isinstance(storage, Disk)
+    return storage
+
+
+def test_a_leader_whose_disk_is_full_leaves_the_lead_to_who_has_space(world: World) -> None:
+    old = world.elect()
+    world.result(world.propose(old, {"add": 1}))
+    disk_of(world, old).is_full = True
+    lost = world.propose(old, {"add": 1, "tag": "no space"}, timeout_ms=60_000)
+    world.until(lambda: world.leader() not in (None, old), 5 * world.settings.election_timeout_ms)
+    new = world.leader()
+    assert new is not None
+    done = [world.result(world.propose(new, {"add": 1})) for _ in range(3)]
+    assert done[-1] - done[0] == 2
+    assert any("disk full" in each for each in world.nodes[old].drivers[GROUP].status()["problems"])
+    disk_of(world, old).is_full = False
+    world.until(lambda: world.machines[old].value == world.machines[new].value)
+    world.until(lost.done)
+    assert not any("disk full" in each for each in world.nodes[old].drivers[GROUP].status()["problems"])
+
+
+def test_a_disk_that_was_full_is_tried_again_now_and_then_and_not_all_the_time(world: World) -> None:
+    leader = world.elect()
+    follower = next(id for id in IDS if id != leader)
+    world.run(200)
+    disk = disk_of(world, follower)
+    disk.is_full, disk.attempts = True, 0
+    world.result(world.propose(leader, {"add": 1}))
+    world.run(5_000)
+    assert world.machines[follower].value == 0
+    assert 3 <= disk.attempts <= 10
+    disk.is_full = False
+    world.until(lambda: world.machines[follower].value == 1, 2_000)
+
+
+def test_no_frame_is_longer_than_it_may_be_however_much_there_is_to_say(core: Any) -> None:
+    world = World(core, settings=Settings(max_append_bytes=200_000, window_bytes=8 << 20))
+    leader = world.elect()
+    world.run(200)
+    sizes: list[int] = []
+    appends: list[int] = []
+
+    def see(source: Any, target: Any, message: bytes) -> bool:
+        if source == leader:
+            sizes.append(len(message))
+            appends.append(sum(item.kind == APPEND for item in decode_frame(message).items))
+        return False
+
+    world.hub.drop = see
+    futures = [world.propose(leader, {"add": 1, "tag": "x" * 150_000}) for _ in range(12)]
+    assert [world.result(each) for each in futures] == list(range(1, 13))
+    assert max(appends) > 1, "several appends share a frame"
+    assert max(sizes) <= _FRAME_BYTES + 200_000 + 1_000
+
+
+def test_a_member_whose_disk_was_lost_before_anything_was_committed_is_heard_in_the_next_term(core: Any) -> None:
+    """What it said of its first directory, in an earlier term, is no reason to count nothing that it says."""
+    world = World(core)
+    gone = IDS[2]
+    world.cut.add(gone)
+    world.until(lambda: any(world.raft(id).role == LEADER for id in IDS))
+    old = world.elect()
+    other = next(id for id in IDS if id not in (old, gone))
+    assert world.raft(old).commit == 0
+    world.cut.add(other)
+    world.run(3_000)
+    world.storages[other] = MemoryStorage(other, cluster=world.uuid)
+    world.storages[other].create(GROUP, plain.encode(core.Configuration(IDS).plain()))
+    world.boot(other)
+    world.cut.remove(other)
+    assert world.result(world.propose(world.elect(), {"add": 1})) == 1
+
+
+def test_what_a_node_remembers_of_frames_that_it_refused_is_bounded(world: World) -> None:
+    node = world.nodes[world.elect()]
+    for number in range(1_000):
+        node._refuse(f"a frame for 'n{number}'")
+    assert len(node.refused) <= 101
