@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,6 +34,29 @@ def raftplug(*arguments: str, stdin: str = "", **environment: str) -> subprocess
         env=_environment(environment),
         check=False,
     )
+
+
+def story(core: SimpleNamespace, tell: Callable[..., None], *arguments: object) -> None:
+    """Run a function of a test file, on a core, in a process of its own; it must end by itself and well.
+
+    Args:
+        core: the core.
+        tell: the function.
+        arguments: its arguments, as text.
+    """
+    module = tell.__module__.rpartition(".")[2]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", f"import sys, {module}; {module}.{tell.__name__}(*sys.argv[1:])"]
+        + [str(each) for each in arguments],
+        cwd=Path(__file__).parent,
+        env={**os.environ, "RAFTPLUG_CORE": core.name},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr and "Exception" not in done.stderr, done.stderr[-3000:]
 
 
 def wait_until(condition: Callable[[], Any], what: str) -> Any:

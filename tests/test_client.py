@@ -688,26 +688,38 @@ def test_closing_ends_what_waits(hub: MemoryHub, node: FakeNode) -> None:
     assert not client._thread.is_alive()
 
 
-def test_a_callback_that_waits_for_its_own_client_is_told_so_instead_of_hanging(hub: MemoryHub, node: FakeNode) -> None:
+def test_what_waits_in_a_clients_own_thread_is_told_so_instead_of_hanging(hub: MemoryHub, node: FakeNode) -> None:
     seen: list[BaseException] = []
-    done = threading.Event()
 
     with connect(hub) as client:
 
-        def callback(_: object) -> None:
+        def wait(_: object) -> None:
             try:
                 client.propose(2)
             except errors.RaftplugError as error:
                 seen.append(error)
-            done.set()
 
-        client.propose_async(1, 60).add_done_callback(callback)
-        client.propose(1, 60)  # By now the first has been answered, in the client's thread or in this one.
-        client._loop.call(callback, None)
+        client._loop.call(wait, None)
         client.propose(1, 60)
-        assert done.wait(60)
-    assert {type(error) for error in seen} == {InvalidArgument}
-    assert node.executed.count(2) + len(seen) == 2  # Who was refused has sent nothing.
+    assert [type(error) for error in seen] == [InvalidArgument]
+    assert node.executed == [1]  # Who was refused has sent nothing.
+
+
+def test_a_callback_may_wait_for_its_own_client_and_close_it(hub: MemoryHub, node: FakeNode) -> None:
+    seen: list[object] = []
+    done = threading.Event()
+    client = connect(hub)
+
+    def callback(_: object) -> None:
+        seen.append(client.propose(2, 60))
+        seen.append(client.propose_async(3, 60).result(60))
+        client.close()
+        done.set()
+
+    client.propose_async(1, 60).add_done_callback(callback)
+    assert done.wait(60)
+    assert seen == [2, 3] and node.executed == [1, 2, 3]
+    assert not client._thread.is_alive()
 
 
 def test_a_client_that_was_forgotten_ends_its_thread(hub: MemoryHub, node: FakeNode) -> None:

@@ -18,10 +18,10 @@ SOURCE = Path(__file__).parent.parent / "src" / "raftplug"
 # From the ground up; a file may import only files of lower floors.
 FLOORS = (
     {"_cy", "_source", "constants", "errors", "version"},
-    {"foreign", "stream_ids"},
-    {"arguments"},
+    {"forks", "foreign", "stream_ids"},
+    {"arguments", "threads"},
     {"_refusals", "settings", "plain", "agenda", "future", "frames", "state_machine", "redis_connection", "embedded"},
-    {"directory", "configuration", "sessions", "cluster", "keys", "divergence", "threads", "_core_py"},
+    {"directory", "configuration", "sessions", "cluster", "keys", "divergence", "_core_py"},
     {"redis_directory", "redis_check"},
     {"raft", "requester", "quiescence", "hooks", "redis_streams"},
     {"hot_path"},

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import msgpack
 
-from raftplug import plain
+from raftplug import forks, plain, threads
 from raftplug.arguments import ends_at, seconds
 from raftplug.backup import Writer
 from raftplug.cluster import Cluster, is_client, read_record
@@ -53,6 +53,7 @@ _FRAME_BYTES: Final = 256 << 10
 _SEEK_US: Final = 20_000  # How often the directory is looked at while somebody waits for the group to be found.
 _LOOK_US: Final = 1_000_000  # And otherwise.
 _POLL_S: Final = 0.05
+_FINISH_S: Final = 5.0  # How long `close` waits for the callbacks of futures.
 _DEAD_MS: Final = 30_000  # A cluster that announced itself last so long before another one did is a thing of the past.
 
 
@@ -405,7 +406,7 @@ class _Download:
                 self.future.set_result(None)
 
 
-class Client:
+class Client(forks.OfOneProcess):
     """Asks a group from a process that is no member of it.  Usable from many threads, and from asyncio.
 
     ::
@@ -416,6 +417,9 @@ class Client:
 
     Every write is executed at most once, however often it had to be asked.  Writes that are under way at the same time
     may be executed in any order; who needs an order waits for each.
+
+    It is a context manager, also of `async with`.  A forked child makes a client of its own: there every method but
+    `close` raises InvalidArgument, at once.  So does each method that waits, called by a state machine.
 
     Args:
         redis: URL of the Redis: redis://, rediss://, unix://, or another installed transport's.
@@ -432,7 +436,10 @@ class Client:
     Raises:
         InvalidArgument: the arguments cannot be.
         TransportError: the Redis cannot be used as it is configured.
+        Unavailable: no thread could be started.
     """
+
+    REMEDY = "open a new one after the fork"
 
     def __init__(
         self,
@@ -485,10 +492,13 @@ class Client:
             wall_ms=lambda: time.time_ns() // 1_000_000,
         )
         self._group = group
-        self._pid = os.getpid()
-        self._runner = _Runner(self._loop)
-        self._thread = threading.Thread(target=self._runner.run, name=f"raftplug-client-{group}", daemon=True)
-        self._thread.start()
+        self._runner = _Runner(self._loop, group)
+        try:
+            self._thread = threads.start(f"raftplug-client-{group}", self._runner.run)
+        except Unavailable:
+            cluster.close()
+            raise
+        forks.follow(self)
         # A client that was forgotten must not keep its thread; the thread knows the runner, not the client.
         self._finalizer = weakref.finalize(self, self._runner.stop)
 
@@ -719,25 +729,41 @@ class Client:
                 raise Unavailable(f"{node} did not make a snapshot in time")
             time.sleep(_POLL_S)
 
+    def forked(self) -> None:
+        """In a child: refuse from now on; the thread is the parent's, and so is the connection."""
+        super().forked()
+        self._finalizer.detach()
+
     def close(self) -> None:
-        """End what is pending (OutcomeUnknown if it may have been executed, else Unavailable), and disconnect."""
-        if os.getpid() != self._pid:
-            self._finalizer.detach()  # The parent's connection is not ours to close.
+        """End what is pending (OutcomeUnknown if it may have been executed, else Unavailable), and disconnect.
+
+        It waits for callbacks of futures, 5 seconds at most; in such a callback it does not.  In a forked child it does
+        nothing.
+        """
+        if self._refused is not None:
             return
         self._finalizer()
         if threading.current_thread() is not self._thread:
             self._thread.join()
+            if threads.here.owner is not self._runner:
+                self._runner.callbacks.join(_FINISH_S)
 
     def __enter__(self) -> Client:
+        self._require_own_process()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    async def __aenter__(self) -> Client:
+        return self.__enter__()
+
+    async def __aexit__(self, *_: object) -> None:
+        await threads.beside(self.close)
+
     def _submit(self, function: Callable[..., None], timeout: float | None, *arguments: Any) -> Future:
         """Have the loop call function([first argument,] future, deadline[, other arguments])."""
-        if os.getpid() != self._pid:
-            raise InvalidArgument("this client belongs to the process that opened it: open a new one after a fork")
+        self._require_own_process()
         until = ends_at(self._runner.clock(), timeout)
         future = Future()
         first, others = arguments[:1], arguments[1:]
@@ -745,8 +771,8 @@ class Client:
         return future
 
     def _may_wait(self) -> None:
-        if threading.current_thread() is self._thread:  # Before anything is sent: an error here means nothing was.
-            raise InvalidArgument("a callback must not wait for its own client: use propose_async or read_async there")
+        """Before anything is sent: an error here means that nothing was."""
+        threads.require_waiting("this method of a client", "propose_async or read_async")
 
 
 def _until(timeout: float | None) -> float:
@@ -759,13 +785,14 @@ def _left(until: float) -> float:
 
 
 class _Runner:
-    """The thread of a client: a clock, and the loop's turns."""
+    """The thread of a client: a clock, and the loop's turns.  It does not know the client."""
 
-    def __init__(self, loop: ClientLoop) -> None:
+    def __init__(self, loop: ClientLoop, group: str) -> None:
         self._loop = loop
-        self._pid = os.getpid()
+        self._generation = forks.generation
         self._stopping = False
         self._ended = False
+        self.callbacks = threads.Worker(f"raftplug-callbacks-{group}", owner=self)
 
     @staticmethod
     def clock() -> int:
@@ -778,10 +805,12 @@ class _Runner:
 
     def stop(self) -> None:
         self._stopping = True
-        if not self._ended and os.getpid() == self._pid:
+        if not self._ended:
             self._loop.cluster.wake()
 
     def run(self) -> None:
+        here = threads.here
+        here.owner, here.may_wait, here.callbacks = self, False, self.callbacks
         loop, failures = self._loop, 0
         while not self._stopping:
             try:
@@ -794,10 +823,13 @@ class _Runner:
                     log_raised(_logger, error, "a turn of a client failed; what was pending was ended")
                 loop.abort(error)
                 time.sleep(min(1.0, 0.01 * failures))
+            if self._generation != forks.generation:
+                return  # In a child that was forked in this thread: all this is the parent's.
         self._finish()
 
     def _turn(self) -> None:
         loop = self._loop
+        self.callbacks.tend()
         due = loop.turn(self.clock())
         loop.sleeping = True  # Before the look at the queue: who adds a call after it sees this, and wakes us.
         try:
@@ -814,3 +846,4 @@ class _Runner:
             self._loop.cluster.close()
         except Exception as error:
             _logger.error("while a client was closed: %s", described(error))
+        self.callbacks.stop(0)

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 from raftplug.errors import DirectoryInUse, DiskFull, InvalidArgument, StorageError, StorageFailed
+from raftplug.forks import follow
 
 _logger = logging.getLogger("raftplug")
 WAL: Final = "-wal"
@@ -168,6 +169,7 @@ class Directory:
         self._is = (-1, -1)  # Device and inode.
         self._seen: dict[str, _Seen] = {}
         self._made: list[str] = []
+        follow(self)
 
     # -------------------------------------------------------------------- lock
 
@@ -230,9 +232,9 @@ class Directory:
         if self._place >= 0 and self._seen:
             with contextlib.suppress(OSError):
                 self._remove(PID_NAME)
-        self.abandon()
+        self.forked()
 
-    def abandon(self) -> None:
+    def forked(self) -> None:
         """Let go, and leave everything as it is: what a forked child does with its parent's directory."""
         place, self._place = self._place, -1
         database, self._database = self._database, -1

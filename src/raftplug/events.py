@@ -15,12 +15,15 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
+from raftplug import forks, threads
 from raftplug.arguments import seconds, whole
 from raftplug.core import Future
-from raftplug.errors import InvalidArgument
+from raftplug.errors import InvalidArgument, Unavailable
 from raftplug.foreign import log_raised, short, type_name
+from raftplug.forks import OfOneProcess, follow
 from raftplug.frames import Id
 from raftplug.plugins import Plugins
 
@@ -28,6 +31,7 @@ _logger = logging.getLogger("raftplug")
 _HOOK = "raftplug_"
 _QUEUE: Final = 10_000
 _MOST_EVENTS: Final = 10_000_000
+_RETRY_S: Final = 1.0  # Where no thread could be started, another attempt is made after so long.
 KINDS: Final = (
     "leader_changed",
     "configuration_changed",
@@ -58,12 +62,18 @@ class Event:
     details: Mapping[str, Any]
 
 
-class Subscription:
+class Subscription(OfOneProcess):
     """What an observer has not seen yet; it ends when the node stops or after `close`.
 
     Iterate over it, in a thread or with `async for`, or call `get`.  At most 10,000 events wait; then the oldest are
     dropped, and an event of kind LOST says how many.
+
+    Raises:
+        InvalidArgument: there is no such kind of event; or, from each method in a forked child, the node is its
+            parent's.
     """
+
+    REMEDY = "subscribe to a node that was made after the fork"
 
     def __init__(self, node: Id, kinds: Collection[str] = (), most: int = _QUEUE) -> None:
         for kind in kinds:
@@ -74,9 +84,10 @@ class Subscription:
         self._most = whole(most, "most", 1, _MOST_EVENTS)
         self._waiting: deque[Event] = deque()
         self._dropped = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # Reentrant, since a signal handler may close what its thread iterates over.
         self._news: Future | None = None  # Who takes events waits for it; done with the next one, or the end.
         self._closed = False
+        follow(self)
 
     def put(self, event: Event) -> None:
         """Add an event; it never waits."""
@@ -112,6 +123,7 @@ class Subscription:
 
     def close(self) -> None:
         """No more events come; those that wait can still be taken."""
+        self._require_own_process()
         with self._lock:
             self._closed = True
             news, self._news = self._news, None
@@ -120,16 +132,15 @@ class Subscription:
 
     def _take(self) -> Event | Future | None:
         """The next event, or what to wait for; None at the end."""
+        self._require_own_process()
         with self._lock:
             if self._dropped:
                 count, self._dropped = self._dropped, 0
                 return Event(LOST, None, self._node, {"count": count})
             if self._waiting:
                 return self._waiting.popleft()
-            if self._closed:
-                return None
             self._news = self._news or Future()
-            return self._news
+            return None if self._closed else self._news  # Looked at last: a signal handler may have closed it just now.
 
     def __iter__(self) -> Iterator[Event]:
         while (event := self.get()) is not None:
@@ -143,10 +154,12 @@ class Subscription:
                 await taken
 
     def __enter__(self) -> Subscription:
+        self._require_own_process()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        if self._refused is None or kind is None:  # A child that leaves by an error, or by sys.exit, still does.
+            self.close()
 
 
 class Events:
@@ -155,14 +168,18 @@ class Events:
     Args:
         node: its id.
         plugins: whose hooks are called, those of each plugin in a thread of their own.
+        owner: whom the threads belong to: see `threads.here`.
     """
 
-    def __init__(self, node: Id, plugins: Plugins) -> None:
+    def __init__(self, node: Id, plugins: Plugins, owner: object = None) -> None:
         self._node = node
         self._plugins = plugins
-        self._lock = threading.Lock()
+        self._owner = owner
+        self._lock = threading.RLock()
         self._subscriptions: tuple[Subscription, ...] = ()
         self._of_plugins: dict[str, Subscription] = {}  # Begun with the first event that the plugin observes.
+        self._unstarted: dict[str, Subscription] = {}  # Those of them that have no thread yet.
+        self._retry_at = 0.0
         self._threads: list[threading.Thread] = []
         self._closed = False
 
@@ -176,6 +193,8 @@ class Events:
             event = Event(kind, arguments.get("group"), self._node, details)
             for each in concerned:
                 each.put(event)
+        if self._unstarted and time.monotonic() >= self._retry_at:
+            self._start_again()
 
     def is_watched(self) -> bool:
         """Whether anybody wants to know of every transition."""
@@ -189,24 +208,33 @@ class Events:
 
         Raises:
             InvalidArgument: there is no event of such a kind, or the callback cannot be called.
+            Unavailable: no thread could be started for the callback.
         """
         if callback is not None and not callable(callback):
             raise InvalidArgument(f"a function of an event is wanted, not {type_name(callback)}")
         subscription = Subscription(self._node, kinds)
         with self._lock:
+            if self._closed:
+                subscription.close()
+            elif callback is not None:
+                self._begin(subscription, callback)
             self._subscriptions = (*(each for each in self._subscriptions if not each.is_closed()), subscription)
-            self._begin(subscription, callback)
         return subscription
 
-    def close(self, timeout_s: float) -> None:
-        """No more events; wait so long for observers to see those that wait."""
-        until = time.monotonic() + timeout_s
+    def has_threads(self) -> bool:
+        """Whether observers have threads."""
+        return any(each.is_alive() for each in self._threads)
+
+    def close(self, timeout_s: float = 0.0) -> None:
+        """No more events; wait so long, seconds, for observers to see those that wait."""
         with self._lock:
             self._closed = True
             for each in (*self._subscriptions, *self._of_plugins.values()):
                 each.close()
-            threads = list(self._threads)
-        for thread in threads:
+        if self._unstarted:
+            self._start_again()
+        until = time.monotonic() + timeout_s
+        for thread in list(self._threads):
             if thread is not threading.current_thread():
                 thread.join(max(0.0, until - time.monotonic()))
 
@@ -214,20 +242,31 @@ class Events:
         found = self._of_plugins.get(plugin)
         if found is None:
             with self._lock:
-                found = self._of_plugins.get(plugin) or Subscription(self._node)
-                if plugin not in self._of_plugins:
-                    self._of_plugins[plugin] = found
-                    self._begin(found, lambda event: self._tell(plugin, event))
+                found = self._of_plugins.get(plugin)
+                if found is None:
+                    found = self._of_plugins[plugin] = self._unstarted[plugin] = Subscription(self._node)
+                    if self._closed:
+                        found.close()
         return found
 
-    def _begin(self, subscription: Subscription, callback: Callable[[Event], object] | None) -> None:
-        if self._closed:
-            subscription.close()
-        elif callback is not None:
-            name, arguments = f"raftplug-events-{self._node}", (subscription, callback)
-            thread = threading.Thread(target=call_for_each, args=arguments, name=name, daemon=True)
-            self._threads = [*(each for each in self._threads if each.is_alive()), thread]
-            thread.start()
+    def _start_again(self) -> None:
+        """Start the threads of the plugins that have none; while that fails, their events wait."""
+        with self._lock:
+            for plugin, subscription in list(self._unstarted.items()):
+                try:
+                    self._begin(subscription, partial(self._tell, plugin))
+                except Unavailable as error:
+                    if not self._retry_at:
+                        _logger.error("node %s: plugin %s observes later: %s", self._node, plugin, error)
+                    self._retry_at = time.monotonic() + _RETRY_S
+                    return
+                del self._unstarted[plugin]
+            self._retry_at = 0.0
+
+    def _begin(self, subscription: Subscription, callback: Callable[[Event], object]) -> None:
+        name = f"raftplug-events-{self._node}"
+        thread = threads.start(name, call_for_each, subscription, callback, self._owner)
+        self._threads = [*(each for each in self._threads if each.is_alive()), thread]
 
     def _tell(self, plugin: str, event: Event) -> None:
         if event.kind == LOST:
@@ -238,9 +277,10 @@ class Events:
         self._plugins.events(_HOOK + event.kind, only=plugin, node=event.node, **more, **event.details)
 
 
-def call_for_each(subscription: Subscription, callback: Callable[[Event], object]) -> None:
+def call_for_each(subscription: Subscription, callback: Callable[[Event], object], owner: object = None) -> None:
     """Call a function with each event until the subscription ends; one that raises gets the next one all the same."""
-    has_raised = False
+    threads.here.owner = owner
+    generation, has_raised = forks.generation, False
     for event in subscription:
         try:
             callback(event)
@@ -248,3 +288,5 @@ def call_for_each(subscription: Subscription, callback: Callable[[Event], object
             if not has_raised:
                 has_raised = True
                 log_raised(_logger, raised, "an observer of events raised, and will not be logged again")
+        if generation != forks.generation:
+            return  # In a child that the observer forked.

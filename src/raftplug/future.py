@@ -14,19 +14,23 @@ lock (`_FENCE`), which does.
 """
 
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable, Generator
+from functools import partial
 from typing import Any, Final
 
 from raftplug import _cy as cython
+from raftplug import threads
 from raftplug.arguments import Seconds, seconds
 from raftplug.errors import InvariantViolated
 from raftplug.foreign import is_interrupt, log_raised, short
+from raftplug.forks import refusal
 
 _logger = logging.getLogger("raftplug")
-_registering = threading.Lock()
-_LockType = type(_registering)
+_registering = threading.RLock()  # Reentrant: a signal handler may wait while its thread registers.
+_LockType = type(threading.Lock())
 _FENCE: Final = not getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
@@ -40,13 +44,33 @@ class _Pending:
 _PENDING: Final = _Pending()
 
 
+_forks = cython.declare(cython.longlong, 0)  # How often this process was forked, itself or what it was forked from.
+
+
+def _forked() -> None:
+    """In a forked child: no thread is left that ends a future of before, or that releases the lock."""
+    global _forks, _registering
+    _forks += 1
+    _registering = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
 class _Callback:
-    """A registered callable.  It compares by identity, so that removing it runs nobody's `__eq__`."""
+    """A registered callable.  It compares by identity, so that removing it runs nobody's `__eq__`.
 
-    __slots__ = ("call",)
+    Args:
+        call: is given the future.
+        is_own: it never waits and runs no code of a program's: then the thread that sets the future calls it.
+    """
 
-    def __init__(self, call: Callable[[Any], object]) -> None:
+    __slots__ = ("call", "is_own")
+
+    def __init__(self, call: Callable[[Any], object], is_own: bool) -> None:
         self.call = call
+        self.is_own = is_own
 
 
 @cython.cclass
@@ -56,25 +80,27 @@ class Future:
     It has the interface of `concurrent.futures.Future` and can be awaited in any running asyncio loop, by any number of
     tasks.  It cannot be cancelled: what was proposed may be executed whatever the caller wishes.
     `concurrent.futures.wait` and `as_completed` look inside the standard class and do not take it; `asyncio.gather`,
-    `asyncio.wait_for` and `add_done_callback` do.
+    `asyncio.wait_for`, `asyncio.wrap_future` and `add_done_callback` do.
 
     Attributes:
         transition_id: the id of the transition, once it is known; else None.
     """
 
-    __slots__ = ("__weakref__", "_error", "_transition_id", "_value", "_waiting")
+    __slots__ = ("__weakref__", "_error", "_forks", "_transition_id", "_value", "_waiting")
 
     __weakref__: object
     _value: Any
     _error: Any
     _waiting: Any
     _transition_id: Any
+    _forks: cython.longlong
 
     def __init__(self) -> None:
         self._value = _PENDING  # Stored last, so that who sees a value also sees the error.
         self._error = None
         self._waiting = None
         self._transition_id = None
+        self._forks = _forks
 
     @property
     def transition_id(self) -> Any:
@@ -83,6 +109,13 @@ class Future:
     @transition_id.setter
     def transition_id(self, value: Any) -> None:
         self._transition_id = value
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        """What `isinstance` finds besides the type: `asyncio.wrap_future` takes the standard class alone."""
+        from concurrent.futures import Future as Standard
+
+        return Standard
 
     # -- whoever waits ---------------------------------------------------------------------------------------------
 
@@ -110,7 +143,8 @@ class Future:
 
         Raises:
             TimeoutError: it is not done in time; it goes on all the same.
-            InvalidArgument: `timeout` is no number of seconds.
+            InvalidArgument: `timeout` is no number of seconds; or it is not done, and in this thread a wait could never
+                end: a state machine's, for one; or this process was forked from the one that would end it.
             RaftplugError: what it ended with.
         """
         if timeout is not None:
@@ -134,17 +168,32 @@ class Future:
         return error
 
     def add_done_callback(self, fn: Callable[[Any], object]) -> None:
-        """Call `fn(self)` once it is done: at once here, or later in the thread that sets it.
+        """Call `fn(self)` once it is done: at once here, or later in the thread that its node or client has for that.
 
-        What `fn` raises is logged and goes no further.  Callbacks run in the order in which they were added.
+        That thread runs one callback at a time, so one that takes long delays the others, and nothing else.  A callback
+        may call anything, and wait.  What `fn` raises is logged and goes no further.  Callbacks run in the order in
+        which they were added.
         """
         if self._value is _PENDING:
-            self._register(_Callback(fn))
+            self._register(_Callback(fn, False))
         else:
             self._call(fn)
 
+    def when_done(self, fn: Callable[[Any], object]) -> None:
+        """As `add_done_callback`, but the thread that sets the future calls `fn`: for what never waits."""
+        if self._value is _PENDING:
+            self._register(_Callback(fn, True))
+        else:
+            self._call(fn)
+
+    def _get_snapshot(self) -> tuple[bool, bool, Any, BaseException | None]:
+        """What asyncio of Python 3.14 asks: whether it is done, whether it was cancelled, its result, its error."""
+        done = self._value is not _PENDING
+        return done, False, self._value if done else None, self._error
+
     def __await__(self) -> Generator[Any, None, Any]:
         if self._value is _PENDING:
+            self._require_setter()
             import asyncio  # Here, since who awaits has it loaded already and nobody else needs it.
 
             loop = asyncio.get_running_loop()
@@ -160,7 +209,7 @@ class Future:
                 except RuntimeError:
                     pass  # The loop is closed: nobody waits any more.
 
-            entry = _Callback(wake)
+            entry = _Callback(wake, True)
             self._register(entry)
             try:
                 yield from waiter
@@ -198,7 +247,14 @@ class Future:
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
+    def _require_setter(self) -> None:
+        if self._forks != _forks:
+            raise refusal("this future", "ask again in this process, with a client made after the fork")
+
     def _wait(self, timeout: Seconds) -> None:
+        self._require_setter()
+        if timeout is None or timeout > 0:
+            threads.require_waiting("the result of a future", "add_done_callback, or await it elsewhere")
         lock = threading.Lock()
         lock.acquire()
         self._register(lock)
@@ -239,8 +295,10 @@ class Future:
                 return  # The other side took the last one.
             if type(entry) is _LockType:
                 entry.release()
-            else:
+            elif entry.is_own:
                 self._call(entry.call)
+            else:
+                threads.run_callback(partial(self._call, entry.call))
 
     def _call(self, fn: Callable[[Any], object]) -> None:
         try:

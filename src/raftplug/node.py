@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any
 
 from raftplug import core as chosen_core
-from raftplug import plain
+from raftplug import forks, plain, threads
 from raftplug.agenda import Agenda
 from raftplug.arguments import ends_at, seconds
 from raftplug.cluster import Cluster, MemoryCluster, is_client, read_record
@@ -90,7 +90,7 @@ _RETRY_WRITE_US = 1_000_000
 _FAST_COMMIT_US = 5_000
 _VERIFY_US = 500_000  # How often a node looks whether its files are still there.
 _REDIRECT_S = 0.1
-_FINISH_S = 5.0  # How long a node that stops waits for its state machines.
+_FINISH_S = 5.0  # How long a node that stops waits for its state machines, and then for observers and callbacks.
 _FIND_S = 5.0  # How long a node that joins looks for the cluster.
 
 
@@ -674,7 +674,7 @@ class NodeLoop:
         return {**own, "problems": self.cluster.problems() + problems}
 
 
-class Node:
+class Node(forks.OfOneProcess):
     """A process's part of a cluster.
 
     ::
@@ -689,6 +689,11 @@ class Node:
         with raftplug.Node("n1", peers=["n1"], redis="redis://localhost:6379", data_dir="n1",
                            groups={"accounts": Accounts(), "names": "kv"}, bootstrap=True) as node:
             node.propose({"op": "put", "key": "a", "value": 1}, group="names").result(timeout=5)
+
+    It is a context manager, also of `async with`.  Once it was started it belongs to its process: in a forked child
+    every method raises InvalidArgument, at once.  A state machine, and a query, must not wait: there `read`, `status`,
+    and `result` of a future that is not done, raise InvalidArgument.  Callbacks of futures, and observers, may call
+    anything.
 
     Args:
         id: this node: a whole number, or up to 64 letters, digits, '.', '_' and '-'.
@@ -718,7 +723,10 @@ class Node:
         InvalidArgument, UnknownMachine: the arguments cannot be.
         WrongDirectory, DirectoryInUse, Corrupt, StorageError: from `start`, the data directory.
         TransportError: from `start`, the Redis cannot be used.
+        Unavailable: from `start`, no thread could be started.
     """
+
+    REMEDY = "make a new one after the fork, with a data directory of its own, or use a raftplug.Client there"
 
     def __init__(
         self,
@@ -761,7 +769,7 @@ class Node:
         for name in groups:
             check_group(name)
         self._plugins = plugins or default()
-        self._events = Events(id, self._plugins)
+        self._events = Events(id, self._plugins, self)
         self._machines = {
             name: self._plugins.machine(given) if isinstance(given, str) else given for name, given in groups.items()
         }
@@ -784,19 +792,37 @@ class Node:
         self._prefix = prefix
         self._loop: NodeLoop | None = None
         self._thread: LoopThread | None = None
-        self._workers: list[Worker] = []
+        self._workers: dict[str, Worker] = {}  # Of each group whose state machine ever had a thread of its own.
+        self._callbacks = Worker(f"raftplug-callbacks-{self.id}", owner=self)
         self._stopping = False
         self.failure: BaseException | None = None
         """Why the node stopped by itself; None while it runs or when it was stopped."""
+        forks.follow(self)
+
+    def forked(self) -> None:
+        """In a child: a node that was started, or has observers, refuses; another one may be started there."""
+        if self._thread is not None or self._events.has_threads():
+            super().forked()
+            self.failure, self._stopping = self._refused, True
 
     # ------------------------------------------------------------------ life
 
     def start(self) -> Node:
         """Open the store and the transport and run; returns at once, before a leader is elected."""
+        self._require_own_process()
         if self._thread is not None:
             raise InvalidArgument("a node is started once: make a new one")
         storage = self._storage or self._open_storage()
-        store: Worker | None = None
+        store = Worker(f"raftplug-store-{self.id}", owner=self, may_wait=False)
+        thread = self._thread = LoopThread(
+            f"raftplug-{self.id}",
+            run=lambda: self._run(loop, thread),
+            end=lambda error: self._end(loop, storage, store, error),
+            hand_back=lambda done, error: loop.call(done, error),
+            patience_s=self._settings.heartbeat_ms / 2000,
+            owner=self,
+            callbacks=self._callbacks,
+        )
         cluster = self._cluster
         try:
             if cluster is None:
@@ -812,8 +838,9 @@ class Node:
                 if check is not None:
                     for problem in check()["problems"]:
                         _logger.warning("%s", problem)
+            store.start()
+            thread.prepare()
             self._found(storage)
-            store = Worker(f"raftplug-store-{self.id}")
             loop = self._loop = NodeLoop(
                 storage=storage,
                 cluster=cluster,
@@ -832,8 +859,9 @@ class Node:
             )
             storage.begin()  # Last: a start that is refused has written nothing.
         except BaseException:
-            if store is not None:
-                store.stop()
+            thread.cancel()
+            self._thread = None
+            store.stop()
             if cluster is not None:
                 cluster.close()
             storage.close()
@@ -842,27 +870,32 @@ class Node:
             _logger.warning("%s", self._unsigned)
         self._storage = storage
         self._cluster = cluster
-        thread = self._thread = LoopThread(
-            f"raftplug-{self.id}",
-            run=lambda: self._run(loop),
-            end=lambda error: self._end(loop, storage, store, error),
-            hand_back=loop.call,
-            patience_s=self._settings.heartbeat_ms / 2000,
-        )
         thread.start()
         return self
 
     def stop(self) -> None:
-        """Stop cleanly: a leader hands over first.  What is pending gets OutcomeUnknown."""
+        """Stop cleanly: a leader hands over first.  What is pending gets OutcomeUnknown.
+
+        It waits until the node has stopped; then 5 seconds at most for observers to see the last events, and for
+        callbacks of futures.  Called by a state machine, or a query, of this node it returns before.
+        """
+        self._require_own_process()
         thread, loop = self._thread, self._loop
-        if thread is not None and loop is not None and not thread.is_current():
-            self._hand_over(loop)
-        self._stopping = True
         if thread is None or loop is None:
+            self._stopping = True
             return
+        if not threads.here.may_wait and threads.here.owner is self:
+            with contextlib.suppress(Unavailable):
+                threads.start(f"raftplug-stop-{self.id}", self.stop)
+                return
+            self._stopping = True  # Without a hand-over, since that waits.
+            loop.cluster.wake()
+            return
+        self._hand_over(loop)
+        self._stopping = True
         loop.cluster.wake()
-        if not thread.is_current():
-            thread.join()
+        thread.join()
+        self._finish_observers()
 
     def _hand_over(self, loop: NodeLoop) -> None:
         """Let somebody else lead, so that stopping costs no election timeout (Ongaro 2014 §3.10)."""
@@ -892,16 +925,30 @@ class Node:
         """Wait until the node has stopped, at most `timeout` seconds (None: no limit); True if it has.
 
         Raises:
-            InvalidArgument: `timeout` is no number of seconds.
+            InvalidArgument: `timeout` is no number of seconds; or in a state machine, or a query, of this node.
         """
+        self._require_own_process()
         limit = seconds(timeout, past=True)
-        return self._thread is None or self._thread.join(None if limit is None else min(limit, threading.TIMEOUT_MAX))
+        if threads.here.owner is self:
+            threads.require_waiting("join", "subscribe, or another thread")
+        if self._thread is not None:
+            if not self._thread.join(None if limit is None else min(limit, threading.TIMEOUT_MAX)):
+                return False
+            self._finish_observers()
+        return True
 
     def __enter__(self) -> Node:
         return self.start()
 
-    def __exit__(self, *_: object) -> None:
-        self.stop()
+    def __exit__(self, kind: object, *_: object) -> None:
+        if self._refused is None or kind is None:  # A child that leaves by an error, or by sys.exit, still does.
+            self.stop()
+
+    async def __aenter__(self) -> Node:
+        return await threads.opened(self.start, self.stop)
+
+    async def __aexit__(self, kind: object, *_: object) -> None:
+        await threads.beside(lambda: self.__exit__(kind))
 
     # ------------------------------------------------------------------- use
 
@@ -964,8 +1011,7 @@ class Node:
             InvalidArgument: this node carries no such group, or `timeout` is no number of seconds.
         """
         limit = seconds(timeout)
-        if self._thread is not None and self._thread.is_current():
-            raise InvalidArgument("read waits for the node's own thread: use read_async there")
+        threads.require_waiting("read", "read_async")
         try:
             future = self.read_async(query, timeout=limit, group=group, consistency=consistency)
             return future.result(None if limit is None else limit + 1.0)
@@ -982,10 +1028,12 @@ class Node:
         Raises:
             InvalidArgument: there is no event of such a kind, or the callback is no function.
         """
+        self._require_own_process()
         return self._events.subscribe(kinds, callback)
 
     def status(self, group: str | None = None) -> dict[str, Any]:
         """This node's row of `raftplug status`, of a group; of the first one unless given."""
+        threads.require_waiting("status", "raftplug status, from outside")
         loop, future = self._running(), Future()
         driver = self._driver(loop, group)
         loop.call(lambda: future.set_result(driver.status()))
@@ -1007,6 +1055,7 @@ class Node:
 
     def leaders(self) -> dict[str, Id | None]:
         """Id of each group's leader as far as this node knows."""
+        self._require_own_process()
         drivers = self._loop.drivers if self._loop is not None else {}
         return {group: drivers[group].leader if group in drivers else None for group in self._machines}
 
@@ -1020,6 +1069,7 @@ class Node:
         return driver
 
     def _running(self) -> NodeLoop:
+        self._require_own_process()
         if self._loop is None or self._stopping or self.failure is not None:
             raise Unavailable("this node is not running" + (f": {text_of(self.failure)}" if self.failure else ""))
         return self._loop
@@ -1102,8 +1152,9 @@ class Node:
                 text = "--peers differs from the stored membership %s of group %s, which wins"
                 _logger.warning(text, stored.members(), group)
 
-    def _run(self, loop: NodeLoop) -> None:
+    def _run(self, loop: NodeLoop, thread: LoopThread) -> None:
         while not self._stopping:
+            thread.begin_turn()
             loop.turn()
             loop.sleep()
 
@@ -1112,19 +1163,32 @@ class Node:
         if error is not None:
             self.failure = error
             _logger.critical("node %s stops: %s: %s", self.id, type_name(error), text_of(error))
-        for step in (self._finish_applies, loop.close, store.stop, loop.cluster.close, storage.close, self._end_events):
+        for step in (
+            self._finish_applies,
+            loop.close,
+            store.stop,
+            loop.cluster.close,
+            storage.close,
+            self._events.close,
+        ):
             try:
                 step()
             except Exception as raised:
                 _logger.error("while node %s stopped: %s", self.id, described(raised))
 
-    def _end_events(self) -> None:
-        self._events.close(_FINISH_S)
+        self._callbacks.stop(0)
+
+    def _finish_observers(self) -> None:
+        """Wait for observers and callbacks to see what has ended, but not for ever, and not in one of their threads."""
+        if threads.here.owner is not self:
+            until = time.monotonic() + _FINISH_S
+            self._events.close(_FINISH_S)
+            self._callbacks.join(max(0.0, until - time.monotonic()))
 
     def _finish_applies(self) -> None:
         """Wait for state machines and commits at work, but not for ever."""
         until = time.monotonic() + _FINISH_S
-        done = [worker.stop(max(0.0, until - time.monotonic())) for worker in self._workers]
+        done = [worker.stop(max(0.0, until - time.monotonic())) for worker in self._workers.values()]
         if self._thread is not None:
             done.append(self._thread.join_kept(max(0.0, until - time.monotonic())))
         if not all(done):
@@ -1132,8 +1196,11 @@ class Node:
             _logger.error(text, self.id, _FINISH_S)
 
     def _new_worker(self, group: str) -> Executor:
-        worker = Worker(f"raftplug-apply-{self.id}-{group}")
-        self._workers.append(worker)
+        worker = self._workers.get(group)
+        if worker is None:
+            worker = Worker(f"raftplug-apply-{self.id}-{group}", owner=self, may_wait=False)
+            worker.start()
+            self._workers[group] = worker
         return worker.submit
 
 

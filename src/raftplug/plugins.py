@@ -7,6 +7,7 @@ factories and its observers.  The built-in transports are registered by the same
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 import threading
@@ -23,6 +24,7 @@ import pluggy
 from raftplug import hooks
 from raftplug.errors import InvalidArgument, RaftplugError, TransportError, UnknownMachine
 from raftplug.foreign import described, is_interrupt, log_raised, short, trace_of, type_name
+from raftplug.forks import follow
 from raftplug.state_machine import abilities
 from raftplug.version import VERSION
 
@@ -102,8 +104,13 @@ class Plugins:
         self._given: dict[str, dict[str, list[tuple[_Plugin, Any]]]] = {}
         self._observers: dict[str, tuple[_Observer, ...]] = {}
         self._raised: set[tuple[int, str]] = set()
+        follow(self)
         if built_in:
             self.register(_BuiltIn(), name="raftplug", version=VERSION)
+
+    def forked(self) -> None:
+        """In a child: another thread may have held the lock."""
+        self._lock = threading.RLock()
 
     # -- loading ---------------------------------------------------------------------------------------------------
 
@@ -490,6 +497,15 @@ def _both(givers: Sequence[tuple[_Plugin, Any]]) -> str:
 
 _default: Plugins | None = None
 _default_lock = threading.Lock()
+
+
+def _forked() -> None:
+    global _default_lock
+    _default_lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 def default() -> Plugins:

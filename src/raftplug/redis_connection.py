@@ -132,6 +132,10 @@ class Wire:
     def close(self) -> None:
         self._connection.disconnect()
 
+    def forked(self) -> None:
+        """In a child: close its copy of the socket, and say nothing to the server."""
+        self._socket.close()
+
 
 def pack(*words: bytes) -> bytes:
     return b"*%d\r\n" % len(words) + b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in words])

@@ -23,11 +23,11 @@ redis+cluster://HOST:PORT,HOST:PORT.  No key is ever searched for, and no script
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import select
 import socket
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -36,8 +36,10 @@ from typing import Any, Final
 import hiredis
 import msgpack
 
+from raftplug import threads
 from raftplug.cluster import Cluster, is_client
-from raftplug.errors import InvalidArgument
+from raftplug.errors import InvalidArgument, Unavailable
+from raftplug.forks import follow
 from raftplug.frames import Id
 from raftplug.redis_check import look
 from raftplug.redis_connection import (
@@ -55,6 +57,8 @@ from raftplug.settings import Settings
 from raftplug.stream_ids import START as START
 from raftplug.stream_ids import Cursor as Cursor
 from raftplug.stream_ids import FarFuture, entries_of, last_id_of
+
+_logger = logging.getLogger("raftplug")
 
 _REFRESH_S: Final = 60.0
 _ANSWER_S: Final = 3.0  # A connection that owes a reply for so long is given up.
@@ -227,7 +231,18 @@ class RedisStreams(Cluster):
         self._writers: dict[str, _Slot] = {}
         self._tend_at = 0.0  # When the connections are to be looked after; at once if one is missing.
         self._writer(self._inbox)
+        follow(self)
         self._tend(self._clock())
+
+    def forked(self) -> None:
+        """In a child: close its copies of the sockets, else the server takes a dead parent for a live one."""
+        self._closed = True
+        for slot in [self._reader, *self._writers.values()]:
+            for wire in (slot.wire, *slot.results):
+                if isinstance(wire, Wire):
+                    wire.forked()
+        self._wake_in.close()
+        self._wake_out.close()
 
     # ------------------------------------------------------------- the owner
 
@@ -471,9 +486,7 @@ class RedisStreams(Cluster):
                 elif not slot.connecting and now >= slot.retry_at:
                     if slot is self._reader:
                         slot.address = self._route.address(self._inbox)  # It may be elsewhere by now.
-                    slot.connecting = True
-                    name = f"raftplug-connect-{slot.address}"
-                    threading.Thread(target=self._connect, args=(slot, slot.address), name=name, daemon=True).start()
+                    self._begin_to_connect(slot, now)
             elif slot.expected and now - slot.since > _ANSWER_S + (
                 self._block_ms / 1000 if slot is self._reader else 0
             ):
@@ -482,6 +495,16 @@ class RedisStreams(Cluster):
                     self._lose(slot, "the server does not answer", now)
             if slot.wire is None:
                 self._tend_at = 0.0
+
+    def _begin_to_connect(self, slot: _Slot, now: float) -> None:
+        slot.connecting = True
+        try:
+            threads.start(f"raftplug-connect-{slot.address}", self._connect, slot, slot.address)
+        except Unavailable as error:  # Threads may end, and the next attempt succeed.
+            slot.connecting = False
+            if slot.backoff == _BACKOFF_S[0]:
+                _logger.error("%s", self._at(slot.address, str(error)))
+            self._back_off(slot, str(error), now)
 
     def _connect(self, slot: _Slot, address: str) -> None:
         """In a thread of its own, which ends with it."""

@@ -115,7 +115,7 @@ class Gathering:
                     self._rows[id] = row
                     self._silent.discard(id)
 
-        answer.add_done_callback(heard)
+        answer.when_done(heard)
         requester.ask("status", [], answer, self._deadline, to=id)
 
 

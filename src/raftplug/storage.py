@@ -27,7 +27,6 @@ import os
 import secrets
 import sqlite3
 import threading
-import weakref
 from abc import ABC, abstractmethod
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -56,6 +55,7 @@ from raftplug.errors import (
     StorageFailed,
     WrongDirectory,
 )
+from raftplug.forks import follow, keep_for_ever
 
 FILE_NAME: Final = "raftplug.sqlite3"
 
@@ -514,6 +514,7 @@ class SQLiteRows(Transactional):
         # move the write-ahead log into the database then, ignore every error, and delete it by its name.
         self._writer: sqlite3.Connection | None = None
         self._reader: sqlite3.Connection | None = None
+        follow(self)
         try:
             with self._translated("opened"):
                 if os.path.getsize(path) < 512:
@@ -676,6 +677,15 @@ class SQLiteRows(Transactional):
             raise StorageFailed(f"{self.where} could not be checkpointed: another program reads it")
         if self._directory is not None:
             self._directory.note()
+
+    def forked(self) -> None:
+        """In a child: leave the files as they are.
+
+        SQLite would write at the end of a connection, from what it knew at the fork; so there must be no end.
+        """
+        self._read_lock = threading.Lock()  # A thread of the parent's may have had it.
+        keep_for_ever((self._writer, self._reader))
+        self._writer = self._reader = None
 
     def close(self) -> None:
         writer, self._writer = self._writer, None
@@ -1246,7 +1256,7 @@ class SQLiteStorage(RecordStorage):
             with self._translated("opened"):
                 rows = self._found(bootstrap)
             super().__init__(Planned(rows), node, cluster=cluster, bootstrap=bootstrap, groups=groups)
-            _opened.add(self)
+            follow(self)
             if begin:
                 self.begin()
         except BaseException:
@@ -1352,12 +1362,11 @@ class SQLiteStorage(RecordStorage):
             if self._failed is not None:
                 raise StorageFailed(self._failed)
 
-    def abandon(self) -> None:
+    def forked(self) -> None:
         """Let go of the directory, and leave everything as it is: for the child of a fork, in its only thread."""
         self._lock = threading.RLock()  # A thread of the parent's may have had it.
         self._failed = f"{self._directory.path} belongs to the process that was forked: open it there"
-        self._left, self._rows = self._rows, MemoryRows()  # SQLite's connections must not even be closed.
-        self._directory.abandon()
+        self._rows = MemoryRows()
 
     def close(self) -> None:
         with self._lock:
@@ -1375,14 +1384,3 @@ class SQLiteStorage(RecordStorage):
                     self._directory.remove(WAL)
             finally:
                 self._directory.release()
-
-
-_opened: weakref.WeakSet[SQLiteStorage] = weakref.WeakSet()
-
-
-def _abandon_all() -> None:
-    for each in list(_opened):
-        each.abandon()
-
-
-os.register_at_fork(after_in_child=_abandon_all)

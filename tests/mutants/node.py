@@ -96,7 +96,7 @@ MUTANTS = (
         "an observer that raises ends what tells it",
         EVENTS,
         "call_for_each",
-        "except Exception:",
+        "except BaseException:",
         "except LookupError:",
     ),
     Mutant(
