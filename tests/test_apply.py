@@ -453,7 +453,9 @@ def test_a_change_of_members_is_answered_when_it_is_over_and_not_when_the_one_be
     answers = []
     for action, id, voters in (("demote", first, 2), ("promote", first, 3), ("demote", second, 2)):
         answers.append(Future())
-        client.requester.ask("members", [action, [id]], answers[-1], world.now + 60_000_000)
+        client.requester.ask(
+            "members", [action, [id], world.raft(leader).configuration_index], answers[-1], world.now + 60_000_000
+        )
 
         def is_committed(voters: int = voters) -> bool:
             raft = world.raft(leader)
@@ -479,7 +481,9 @@ def test_who_asks_again_for_a_change_that_is_not_committed_waits_for_it(core: An
     world.cut.update(id for id in IDS if id != leader)
     raft = world.raft(leader)
     for answer in answers:
-        client.requester.ask("members", ["learn", ["n4"]], answer, world.now + 60_000_000)
+        client.requester.ask(
+            "members", ["learn", ["n4"], world.raft(leader).configuration_index], answer, world.now + 60_000_000
+        )
         world.run(20)
     assert "n4" in raft.configuration.learners and raft.commit < raft.configuration_index
     assert not any(each.done() for each in answers)

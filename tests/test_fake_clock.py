@@ -138,7 +138,11 @@ class World:
         return max(leading, key=lambda id: self.raft(id).term) if leading else None
 
     def elect(self) -> str:
-        self.until(lambda: self.leader() is not None)
+        def leads() -> bool:
+            leader = self.leader()
+            return leader is not None and self.nodes[leader].cluster_id is not None
+
+        self.until(leads)
         leader = self.leader()
         assert leader is not None
         return leader

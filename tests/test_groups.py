@@ -121,7 +121,11 @@ class World:
         return max(leading, key=lambda id: self.driver(id, group).raft.term) if leading else None
 
     def elect(self) -> None:
-        self.until(lambda: all(self.leader(group) for group in self.names))
+        def led(group: str) -> bool:
+            leader = self.leader(group)
+            return leader is not None and self.nodes[leader].cluster_id is not None
+
+        self.until(lambda: all(led(group) for group in self.names))
 
     def propose(self, id: str, group: str, transition: int) -> Future:
         future = Future()

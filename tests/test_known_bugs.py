@@ -713,7 +713,7 @@ def test_what_a_removed_directory_said_tells_nothing_of_the_one_that_takes_its_i
     world.cut = {"n4"}
     for _ in range(3):
         world.result(world.read(leader))  # Rounds of reads are counted within a term.
-    world.client().requester.ask("members", ["add", ["n4"]], Future(), world.now + 60_000_000)
+    world.client().requester.ask("members", ["add", ["n4"], raft.configuration_index], Future(), world.now + 60_000_000)
     world.until(lambda: "n4" in raft.configuration.members())
     before = raft.progress["n4"].since - 1
     for answer in (

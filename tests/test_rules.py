@@ -35,6 +35,8 @@ from raftplug.errors import InvariantViolated, MalformedBlock, MalformedMessage,
 from rules import ELECTION, HEARTBEAT, Disk, Net
 from storm import Storm
 
+LATER = plain.encode([[1, 2], [], [], [], [], [], b"", "as a later version writes it"])
+
 
 def _proposed(net: Net, leader: Any, count: int, payload: bytes = b"x") -> None:
     for _ in range(count):
@@ -292,18 +294,43 @@ def test_entries_with_a_configuration_that_cannot_be_read_are_not_taken(core: An
     net = Net(core, 3)
     net.append(1, source=2, term=1, previous=(0, 0), terms=[1], commit=1)
     before = core.Configuration((1, 2, 3))
-    for unreadable in (b"garbage", plain.encode([[1, 2], "later"])):
-        log = core.Log(1, 1, net.rafts[1].log.check_at(1))
-        log.append(1, TRANSITION, b"x")
-        log.append(1, CONFIGURATION, core.Configuration((1, 2)).encode())
-        log.append(1, CONFIGURATION, unreadable)
-        message = net.message(APPEND, 1, index=1, log_term=1, commit=4, data=log.slice(2, 5))
-        with pytest.raises(MalformedMessage, match="cannot be taken"):
-            net.step(1, 2, message)
-        assert net.pump(1) == []
-        assert (net.terms(1), net.rafts[1].commit, net.rafts[1].configuration) == ([1], 1, before)
-        assert net.boot(1).configuration == before
-        net.append(1, source=2, term=1, previous=(1, 1), terms=[], commit=1)
+    log = core.Log(1, 1, net.rafts[1].log.check_at(1))
+    log.append(1, TRANSITION, b"x")
+    log.append(1, CONFIGURATION, core.Configuration((1, 2)).encode())
+    log.append(1, CONFIGURATION, LATER)
+    message = net.message(APPEND, 1, index=1, log_term=1, commit=4, data=log.slice(2, 5))
+    with pytest.raises(MalformedMessage, match="cannot be taken"):
+        net.step(1, 2, message)
+    assert net.pump(1) == []
+    assert (net.terms(1), net.rafts[1].commit, net.rafts[1].configuration) == ([1], 1, before)
+    assert net.boot(1).configuration == before
+    net.append(1, source=2, term=1, previous=(1, 1), terms=[], commit=1)
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"",
+        b"garbage",
+        plain.encode(5),
+        plain.encode([[1, 2], "few"]),
+        plain.encode([[1], [], [], [], [[1, 5]]]),
+        plain.encode([[1, 1], [], [], [], []]),
+        plain.encode([[1], [], [], [], [], [], b"short"]),
+    ],
+)
+def test_an_entry_that_holds_no_configuration_changes_no_members_on_any_replica(core: Any, garbage: bytes) -> None:
+    net = Net(core, 3)
+    net.elect(1)
+    before = net.rafts[1].configuration
+    net.rafts[1].propose(CONFIGURATION, garbage)
+    net.pump(1)
+    net.deliver()
+    net.heartbeat(1)
+    net.deliver()
+    for id in (1, 2, 3):
+        assert (net.rafts[id].commit, net.rafts[id].configuration) == (2, before)
+        assert net.boot(id).configuration == before
 
 
 def test_a_configuration_is_forgotten_with_the_entries_that_are_not_taken(core: Any) -> None:
@@ -311,7 +338,7 @@ def test_a_configuration_is_forgotten_with_the_entries_that_are_not_taken(core: 
     net.append(1, source=2, term=1, previous=(0, 0), terms=[1], commit=1)
     log = core.Log(1, 1, net.rafts[1].log.check_at(1))
     log.append(1, CONFIGURATION, core.Configuration((1, 2)).encode())
-    log.append(1, CONFIGURATION, b"garbage")
+    log.append(1, CONFIGURATION, LATER)
     with pytest.raises(MalformedMessage, match="cannot be taken"):
         net.step(1, 2, net.message(APPEND, 1, index=1, log_term=1, data=log.slice(2, 4)))
     net.append(1, source=2, term=1, previous=(1, 1), terms=[1, 1])

@@ -30,7 +30,8 @@ Commands, where N, FROM and TO are replicas (`*` is any) and KIND is a kind of m
     rest N, wake N, lost N       N goes quiet, if it is idle; wakes; wakes since its leader's node is lost
     snapshot N INDEX [keep=K]    a snapshot of N up to INDEX is durable
     forge FROM TO KIND NAME=VALUE…   hand TO a message made by hand (KIND may be a number); entries=1,1,2 are terms,
-                                 damage=1 breaks them, later=1 adds members as only a later version knows them
+                                 damage=1 breaks them, later=1 adds members as only a later version knows them,
+                                 garbage=1 an entry for members that holds none
     configure N voters=…         N's members from now on, as if a snapshot had brought them
     deadline N                   when N wants to look at the clock
     sent, status, progress N     what is in flight; the replicas; what leader N knows of the others
@@ -83,7 +84,7 @@ KINDS = {
 }
 MEMBERS = ("voters", "outgoing", "learners", "joining", "witnesses")
 NAMES = {number: name for name, number in KINDS.items()}
-UNREADABLE = plain.encode("as a later version writes them")
+UNREADABLE = plain.encode([[1, 2, 3], [], [], [], [], [], b"", "as a later version writes them"])
 STATES = ("probe", "replicate", "install")
 
 
@@ -411,12 +412,16 @@ class Player:
 
     def do_forge(self, plain: list[str], options: dict[str, str]) -> None:
         source, target, kind = int(plain[0]), int(plain[1]), KINDS.get(plain[2], 0)
-        fields = {name: int(value) for name, value in options.items() if name not in ("entries", "damage", "later")}
+        fields = {
+            name: int(value) for name, value in options.items() if name not in ("entries", "damage", "later", "garbage")
+        }
         if "entries" in options:
             index, log_term = fields["index"], fields["log_term"]
             log = self.core.Log(index, log_term, max(0, self.stage.rafts[target].log.check_at(index)))
             for term in ids(options["entries"]):
                 log.append(term, TRANSITION, b"%d/%d" % (log.last_index + 1, term))
+            if "garbage" in options:
+                log.append(log.last_term, CONFIGURATION, b"garbage")
             if "later" in options:
                 log.append(log.last_term, CONFIGURATION, UNREADABLE)
             fields["data"] = log.slice(index + 1, log.last_index + 1)
@@ -468,7 +473,8 @@ class Player:
         for peer, each in self.stage.rafts[int(plain[0])].progress.items():
             paused = ", paused" if each.paused else ""
             pending = f", snapshot {each.pending_snapshot}" if each.state == INSTALL else ""
-            self.stage.say(f"{peer} {STATES[each.state]}, match {each.match}, next {each.next}{pending}{paused}")
+            lost = f", lost up to {each.lost}" if each.lost else ""
+            self.stage.say(f"{peer} {STATES[each.state]}, match {each.match}, next {each.next}{pending}{paused}{lost}")
 
     def positions(self, plain: list[str]) -> Iterator[int]:
         """Where the oldest wanted message in flight is, again and again."""
@@ -507,6 +513,8 @@ def members_text(data: list[list[int]]) -> str:
 def content(index: int, term: int, kind: int, payload: bytes) -> str:
     if kind == CONFIGURATION and payload == UNREADABLE:
         return " members that cannot be read"
+    if kind == CONFIGURATION and payload == b"garbage":
+        return " no members"
     if kind == CONFIGURATION:
         return f" members {members_text(plain.decode(payload))}"
     if kind == NOOP:

@@ -415,7 +415,9 @@ def test_a_snapshot_is_not_loaded_while_a_newer_one_takes_its_place(core: Any) -
     world.storages["n4"].create(GROUP, plain.encode(core.Configuration(()).plain()))
     world.boot("n4", apply_executor=lambda job, done: jobs.append((job, done)))
     driver = world.nodes["n4"].drivers[GROUP]
-    world.client().requester.ask("members", ["add", ["n4"]], Future(), world.now + 60_000_000)
+    world.client().requester.ask(
+        "members", ["add", ["n4"], world.raft(leader).configuration_index], Future(), world.now + 60_000_000
+    )
     world.until(lambda: driver._loading is not None)
     first = driver._loading.snapshot
     assert driver.is_witness is None

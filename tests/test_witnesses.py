@@ -77,7 +77,8 @@ def add_to(world: World, count: int) -> None:
 def change(world: World, action: str, *ids: str) -> Any:
     future = Future()
     client = world.clients[0] if world.clients else world.client()
-    client.requester.ask("members", [action, list(ids)], future, world.now + 10_000_000)
+    index = world.raft(world.elect()).configuration_index
+    client.requester.ask("members", [action, list(ids), index], future, world.now + 10_000_000)
     return world.result(future)
 
 

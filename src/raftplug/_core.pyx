@@ -695,6 +695,7 @@ cdef class Progress:
 
     cdef public object peer
     cdef public long long match, next, state, pending_snapshot, commit, asked, round, since, contact, sent
+    cdef public long long doubted, lost
     cdef public bint paused
     # Where the appends on their way there end: `_count` numbers from `_first` on, ascending.
     cdef long long *_ends
@@ -713,6 +714,8 @@ cdef class Progress:
         self.asked = 0
         self.round = 0
         self.since = 0
+        self.doubted = 0
+        self.lost = 0
         self.contact = whole("now", now)
         self.sent = self.contact
         self.paused = False

@@ -410,6 +410,8 @@ class Progress:
         "asked",
         "commit",
         "contact",
+        "doubted",
+        "lost",
         "match",
         "next",
         "paused",
@@ -431,6 +433,8 @@ class Progress:
         self.asked = 0  # the last read round that was sent to it
         self.round = 0  # the newest read round that it confirmed
         self.since = 0  # the first round after it came as a member, while we lead: nothing that it said before counts
+        self.doubted = 0  # if it rejects what it had acknowledged in answer to this read round or later, it lost that
+        self.lost = 0  # the last index that it had acknowledged, and has lost
         self.contact = refusals.whole("now", now)  # when it last answered
         self.sent = self.contact  # when something was last sent to it
         self.paused = False  # a probe is on its way: send nothing more before the answer

@@ -145,6 +145,8 @@ PROGRESS_FIELDS = (
     "asked",
     "round",
     "since",
+    "doubted",
+    "lost",
     "contact",
     "sent",
     "paused",

@@ -16,7 +16,6 @@ import msgpack
 from raftplug import core as chosen_core
 from raftplug import plain
 from raftplug.constants import (
-    CONFIGURATION,
     FAILED,
     NOOP,
     OK,
@@ -148,7 +147,16 @@ class Applier:
             self._size = min(self._most, 2 * self._size)
 
     def _take(self, index: int, kind: int, payload: bytes) -> Outcome:
-        """Decide on an entry: what the machine must execute may join the run, all else is done here."""
+        """Decide on an entry: what the machine must execute may join the run, all else is done here.
+
+        One that cannot be decoded fails, on every replica; no caller waits for it.
+        """
+        try:
+            return self._take_decoded(index, kind, payload)
+        except MalformedMessage as error:
+            return FAILED, ["MalformedEntry", str(error)]
+
+    def _take_decoded(self, index: int, kind: int, payload: bytes) -> Outcome:
         if index <= self.on_disk:
             return self._take_again(index, kind, payload)
         if kind == TRANSITION:
@@ -343,18 +351,15 @@ class Applier:
 
     def tell(self, index: int, kind: int, term: int, payload: bytes, state: TransitionState) -> None:
         """Tell the machine what became of the transition in an entry, if there is one."""
-        if kind in (SESSION_OPEN, CONFIGURATION):
-            return
-        if kind == NOOP:
-            if self._noop_transition is None:
-                return
+        if kind == NOOP and self._noop_transition is not None:
             transition = self._noop_transition
-        else:
-            encoded = payload if kind == TRANSITION else decode_transition(payload)[4]
+        elif kind in (TRANSITION, SESSION_TRANSITION):
             try:
-                transition = plain.decode(encoded)
+                transition = plain.decode(payload if kind == TRANSITION else decode_transition(payload)[4])
             except MalformedMessage:
                 return
+        else:
+            return
         self.tell_of(transition, (term, index), state)
 
     def tell_all(self, notes: Sequence[tuple[int, int, int, bytes, TransitionState]]) -> None:

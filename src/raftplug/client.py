@@ -24,9 +24,9 @@ from raftplug import forks, plain, threads
 from raftplug.arguments import ends_at, seconds
 from raftplug.backup import Writer
 from raftplug.cluster import Cluster, is_client, read_record
-from raftplug.constants import LINEARIZABLE, PIECE, PIECE_REQUEST, REPLY, REQUEST
+from raftplug.constants import LINEARIZABLE, PIECE, PIECE_REQUEST, RENEW, REPLY, REQUEST
 from raftplug.core import Future
-from raftplug.errors import InvalidArgument, MalformedMessage, RaftplugError, Unavailable
+from raftplug.errors import ChangeRefused, InvalidArgument, MalformedMessage, RaftplugError, Unavailable
 from raftplug.foreign import described, log_raised, short
 from raftplug.frames import (
     NO_CLUSTER,
@@ -42,6 +42,7 @@ from raftplug.frames import (
 )
 from raftplug.keys import Given, cluster_keys, other_key, require_key
 from raftplug.requester import Requester, check_consistency
+from raftplug.senders import boot_to_use
 from raftplug.settings import Settings, settings_of
 from raftplug.snapshots import Fetch, decode_piece, encode_request, from_fields
 from raftplug.status import Gathering
@@ -96,6 +97,8 @@ class ClientLoop:
         self._settings = settings
         self._keys = keys
         self._sender = Sender(own_id, NO_CLUSTER, bytes(16), 0, generator.getrandbits(63), keys[0] if keys else None)
+        self._names = NO_CLUSTER  # By which the cluster's nodes are addressed.
+        self._founded = False  # Whether its id is known, too.
         self._nodes: list[Id] = []
         self._hint: Id | None = None  # The leader that the directory named last.
         self._conflict: str | None = None  # Why the group cannot be told from another of its name.
@@ -169,7 +172,7 @@ class ClientLoop:
         for _ in range(len(self._calls)):
             function, *arguments = self._calls.popleft()
             function(*arguments)
-        if now >= self._look_at or (not self._nodes and self._wanted()):
+        if now >= self._look_at or (not self._founded and self._wanted()):
             self._look(now)
         for gathering in self._gatherings:
             gathering.step(now, self._nodes, self.requester, self._explain, self._ages_ms, self.cluster.problems)
@@ -189,7 +192,7 @@ class ClientLoop:
             deadline = min(deadline, gathering.due())
         for download in self._downloads:
             deadline = min(deadline, download.due())
-        return min(deadline, now + _SEEK_US if not self._nodes and self._wanted() else self._look_at)
+        return min(deadline, now + _SEEK_US if not self._founded and self._wanted() else self._look_at)
 
     def close(self, reason: str = "the client was closed") -> None:
         """End everything that is pending, truthfully, and refuse what comes later.  The transport stays open."""
@@ -223,41 +226,49 @@ class ClientLoop:
     def _look(self, now: int) -> None:
         """Learn from the directory who serves the group: hints, from anybody, so they are looked at with care."""
         self._look_at = now + _LOOK_US
-        clusters: dict[bytes, dict[Id, Any]] = {}
+        clusters: dict[tuple[bytes, bytes], dict[Id, Any]] = {}  # By names and id.
         lives: dict[Id, int] = {}
-        at: dict[bytes, float] = {}
-        announced: dict[tuple[bytes, Id], float] = {}
+        replaced: set[bytes] = set()
+        at: dict[tuple[bytes, bytes], float] = {}
+        announced: dict[tuple[bytes, bytes, Id], float] = {}
         strangers = False
         for record in self.cluster.directory():
             known = read_record(record, self._group)
             if known is not None and not is_ours(record, self._keys):
                 strangers = True
             elif known is not None:
-                uuid, id, leader, when = known
-                lives[id] = record["nonce"] if type(record.get("nonce")) is int else 0
-                clusters.setdefault(uuid, {})[id] = leader
-                at[uuid] = max(at.get(uuid, when), when)
-                announced[uuid, id] = when
-        bound = self._sender.cluster
+                lives[known.id] = record["nonce"] if type(record.get("nonce")) is int else 0
+                key = known.names, known.cluster
+                clusters.setdefault(key, {})[known.id] = known.leader
+                at[key] = max(at.get(key, known.when_ms), known.when_ms)
+                announced[*key, known.id] = known.when_ms
+                replaced.update(known.replaces[start : start + 16] for start in range(0, len(known.replaces), 16))
+        clusters = {key: nodes for key, nodes in clusters.items() if not key[1] or key[1] not in replaced}
         self._conflict = self._gone = None
         if strangers and not clusters:
             # None of them would answer us, nor be believed: why wait?
-            if bound == NO_CLUSTER and self.cluster.directory_is_complete():
+            if self._names == NO_CLUSTER and self.cluster.directory_is_complete():
                 self._end_all(other_key(self._group, self._keys))
             else:
                 self._gone = other_key(self._group, self._keys)
             return
-        if bound == NO_CLUSTER and clusters:
-            newest = max(at.values())
-            alive = sorted(uuid for uuid in clusters if newest - at[uuid] <= _DEAD_MS)
+        if not self._founded:
+            newest = max(at.values(), default=0.0)
+            alive = sorted(key for key in clusters if newest - at[key] <= _DEAD_MS)
+            # A node that does not know its cluster's id yet says no more than the names.
+            alive = [key for key in alive if key[1] or not any(each[0] == key[0] and each[1] for each in alive)]
+            if self._names != NO_CLUSTER:
+                alive = [key for key in alive if key[0] == self._names]
             if len(alive) > 1:
+                one, other = (id or names for names, id in alive[:2])
                 self._end_all(
-                    f"group {self._group!r} is served by two clusters, {alive[0].hex()} and {alive[1].hex()}: "
+                    f"group {self._group!r} is served by two clusters, {one.hex()} and {other.hex()}: "
                     "give one of them another group name or prefix"
                 )
                 return
-            bound = self._sender.cluster = alive[0]
-            self.cluster.set_cluster(bound)
+            if alive:
+                self._bind(*alive[0])
+        bound = self._names, self._sender.cluster if self._founded else b""
         records = clusters.get(bound, {})
         if not records:
             if clusters:
@@ -266,7 +277,7 @@ class ClientLoop:
                 )
             return  # The directory may have been lost; who was known may still be there.
         self._lives = {id: self._lives.get(id) or lives[id] for id in records}
-        self._announced_ms = {id: announced[bound, id] for id in records}
+        self._announced_ms = {id: announced[*bound, id] for id in records}
         nodes = sorted(records, key=lambda id: (isinstance(id, str), id))
         if nodes != self._nodes:
             self._nodes = nodes
@@ -281,6 +292,14 @@ class ClientLoop:
         """How long ago each node announced itself; by its own clock, so none where that says nothing."""
         newest = max([*self._announced_ms.values(), self._wall_ms()], default=0)
         return {id: newest - at for id, at in self._announced_ms.items() if at > 0}
+
+    def _bind(self, names: bytes, cluster: bytes) -> None:
+        """Speak to this cluster from now on; to one without an id, until it has one, by its names."""
+        if names != self._names:
+            self._names = names
+            self.cluster.set_cluster(names)
+        self._founded = bool(cluster)
+        self._sender.cluster = cluster or names
 
     def _end_all(self, conflict: str) -> None:
         """Refuse what waits, and what comes until the directory is looked at again."""
@@ -328,10 +347,16 @@ class ClientLoop:
             self._refused = str(error)
             return
         self._refused = None
-        if frame.target != self._own_id or frame.cluster != self._sender.cluster or frame.cluster == NO_CLUSTER:
+        if frame.target != self._own_id or self._names == NO_CLUSTER:
+            return
+        if frame.cluster != self._sender.cluster and not self._founded:
+            self._look(self._now)  # It has an id since the last look, or it is another cluster.
+        if frame.cluster != self._sender.cluster:
             return
         self._lives[frame.source] = frame.nonce
         for item in frame.items:
+            if item.kind == RENEW:
+                self._sender.boot = max(self._sender.boot, boot_to_use(item.body, self._sender) or 0)
             if item.kind == PIECE and item.group == self._number:
                 for download in self._downloads:
                     download.take(frame.source, item.body, self._now)
@@ -591,10 +616,29 @@ class Client(forks.OfOneProcess):
         if not isinstance(action, str):
             raise InvalidArgument(f"action must be one of the texts that `change_members` names, not {short(action)}")
         ids = tuple(check_id(id, "member") for id in ids)
+        until = _until(timeout)
         if action == "replace":
-            return self._replace(ids, _until(timeout))
-        answer = self._submit(self._loop.ask, timeout, "members", [action, list(ids)]).result()
-        return dict(zip(("voters", "outgoing", "learners", "joining", "witnesses"), answer, strict=True))
+            return self._replace(ids, until)
+        members, index = self._list_members(until)
+        while action != "list":
+            try:
+                members, _ = self._ask_members(action, ids, index, until)
+                break
+            except ChangeRefused:  # The members have changed since they were listed: this needs another request.
+                time.sleep(_POLL_S)
+                members, index = self._list_members(until)
+        return members
+
+    def _list_members(self, until: float) -> tuple[dict[str, list[Id]], int]:
+        """The members, and the index of their configuration."""
+        return self._ask_members("list", (), 0, until)
+
+    def _ask_members(
+        self, action: str, ids: tuple[Id, ...], index: int, until: float
+    ) -> tuple[dict[str, list[Id]], int]:
+        answer = self._submit(self._loop.ask, _left(until), "members", [action, list(ids), index]).result()
+        *members, index = answer
+        return dict(zip(("voters", "outgoing", "learners", "joining", "witnesses"), members, strict=True)), index
 
     def wait_for_voter(self, id: Id, timeout: float | None = 60.0) -> dict[str, list[Id]]:
         """Wait until a node that was added, or is to be promoted, has caught up and votes; return the members.
@@ -634,8 +678,19 @@ class Client(forks.OfOneProcess):
         self._may_wait()
         if to is not None:
             check_id(to, "to")
-        target: Id = self._submit(self._loop.ask, timeout, "transfer", [to]).result()
-        return target
+        until = _until(timeout)
+        first = None
+        while True:
+            leader: Id
+            leader, term, transfers = self._submit(self._loop.ask, _left(until), "leadership", []).result()
+            if leader == to or (first is not None and first != leader and to is None):
+                return leader  # An earlier attempt of ours did that, or another's.
+            try:
+                target: Id = self._submit(self._loop.ask, _left(until), "transfer", [to, term, transfers]).result()
+                return target
+            except ChangeRefused:
+                first = first or leader
+                time.sleep(_POLL_S)
 
     def snapshot(self, id: Id | None = None, timeout: float | None = 60.0) -> dict[str, Any]:
         """Have a node make a snapshot of its state now, and wait until it is on that node's disk.
@@ -722,9 +777,12 @@ class Client(forks.OfOneProcess):
     def _snapshot_at(self, node: Id, index: int | None, until: float) -> StoredSnapshot:
         """A snapshot of `node` at `index` or later, once it is durable there."""
         while True:
+            begun = index is not None
             index, fields = self._submit(self._loop.ask, _left(until), "snapshot", [index], node).result()
             if fields is not None:
                 return from_fields(fields)
+            if not begun:
+                continue
             if time.monotonic() >= until:
                 raise Unavailable(f"{node} did not make a snapshot in time")
             time.sleep(_POLL_S)

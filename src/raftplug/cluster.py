@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, NamedTuple
 
 from raftplug.errors import InvalidArgument
 from raftplug.frames import NO_CLUSTER, Id, check_id
@@ -243,17 +243,38 @@ def open_memory(url: str, *, own_id: Id, cluster: bytes, **options: Any) -> Memo
     return MemoryCluster(MemoryHub.named(name), own_id, cluster)
 
 
-def read_record(record: Any, group: str) -> tuple[bytes, Id, Any, float] | None:
-    """(cluster, id, leader or None, when in ms) of a directory record of a node of the group; None for any other."""
+class Record(NamedTuple):
+    """What a node says of itself in the directory.
+
+    Args:
+        names: digest of the names of its cluster's founders, to which its messages are addressed; 16 bytes.
+        cluster: the cluster's id, 16 bytes; empty while the node does not know it.
+        replaces: ids that the cluster had before it was recovered, 16 bytes each: records with them are of lost nodes.
+        id: of the node.
+        leader: of the group, as far as the node knows; None if it knows none.
+        when_ms: the node's wall-clock time, milliseconds.
+    """
+
+    names: bytes
+    cluster: bytes
+    replaces: bytes
+    id: Id
+    leader: Any
+    when_ms: float
+
+
+def read_record(record: Any, group: str) -> Record | None:
+    """A directory record of a node of the group; None for any other."""
     try:
         if group not in record["groups"]:
             return None
-        id, uuid = check_id(record["id"]), bytes.fromhex(record["cluster"])
-        if is_client(id) or len(uuid) != 16 or uuid == NO_CLUSTER:
+        id, names = check_id(record["id"]), bytes.fromhex(record["cluster"])
+        cluster, replaces = bytes.fromhex(record.get("founded") or ""), bytes.fromhex(record.get("replaces") or "")
+        if is_client(id) or len(names) != 16 or names == NO_CLUSTER or len(cluster) not in (0, 16):
             return None
         leaders, at = record.get("leader"), record.get("at")
         leader = leaders.get(group) if isinstance(leaders, dict) else None
         when = float(at) if isinstance(at, int | float) else 0.0
-        return uuid, id, leader if isinstance(leader, int | str) else None, when
+        return Record(names, cluster, replaces, id, leader if isinstance(leader, int | str) else None, when)
     except (TypeError, KeyError, ValueError, AttributeError, OverflowError, InvalidArgument):
         return None

@@ -8,7 +8,9 @@ from typing import Any
 
 from raftplug import _cy as cython
 from raftplug import plain
-from raftplug.errors import InvalidArgument
+from raftplug.errors import InvalidArgument, MalformedMessage
+
+_FIELDS = 7  # Of `Configuration.plain`.
 
 
 @cython.cclass
@@ -23,6 +25,7 @@ class Configuration:
         storages: by which data directory the group knows a member: its uuid, bytes; those of others are left out.
         witnesses: ids of voters, or of who is to become one, that vote and acknowledge but never lead; those of others
             are left out.
+        cluster: the id of the cluster, 16 bytes; empty until the first leader has fixed it: see `founding`.
 
     Raises:
         InvalidArgument: an id stands twice, is voter and learner, or joins without being a learner; or a uuid is none.
@@ -34,6 +37,7 @@ class Configuration:
     joining: tuple[Any, ...] = cython.declare(tuple, visibility="readonly")
     storages: dict[Any, Any] = cython.declare(dict, visibility="readonly")
     witnesses: tuple[Any, ...] = cython.declare(tuple, visibility="readonly")
+    cluster: bytes = cython.declare(bytes, visibility="readonly")
     _electable: set[Any]
 
     def __init__(
@@ -44,6 +48,7 @@ class Configuration:
         joining: object = (),
         storages: dict[Any, Any] | None = None,
         witnesses: object = (),
+        cluster: object = b"",
     ) -> None:
         self.voters = _ids(voters)
         self.outgoing = _ids(outgoing)
@@ -60,11 +65,16 @@ class Configuration:
         for uuid in self.storages.values():
             if not isinstance(uuid, bytes):
                 raise InvalidArgument("configuration: the uuid of a data directory must be bytes")
+        if not isinstance(cluster, bytes) or len(cluster) not in (0, 16):
+            raise InvalidArgument("configuration: the id of a cluster has 16 bytes")
+        self.cluster = cluster
 
     def plain(self) -> list[Any]:
         """Plain data for the log, the snapshot and the disk; `from_plain` is its inverse."""
         storages: list[Any] = [[member, uuid] for member, uuid in self.storages.items()]
         data: list[Any] = [list(self.voters), list(self.outgoing), list(self.learners), list(self.joining), storages]
+        if self.cluster:
+            return [*data, list(self.witnesses), self.cluster]
         return [*data, list(self.witnesses)] if self.witnesses else data  # As it was before there were any.
 
     def encode(self) -> bytes:
@@ -76,9 +86,16 @@ class Configuration:
         """The configuration in a log entry.
 
         Raises:
-            MalformedMessage, InvalidArgument: it holds none.
+            MalformedMessage: it holds none; so every replica goes on as if the entry were not there.
+            InvalidArgument: a later version wrote it: this one must not take it.
         """
-        return Configuration.from_plain(plain.decode(payload))
+        data: object = plain.decode(payload)
+        try:
+            return Configuration.from_plain(data)
+        except InvalidArgument as error:
+            if isinstance(data, list) and len(data) > _FIELDS:
+                raise
+            raise MalformedMessage(str(error)) from None
 
     @staticmethod
     def from_plain(data: object) -> "Configuration":
@@ -87,7 +104,7 @@ class Configuration:
         Raises:
             InvalidArgument: `data` is none.
         """
-        if not isinstance(data, list) or len(data) not in (5, 6) or not isinstance(data[4], list):
+        if not isinstance(data, list) or len(data) not in (5, 6, 7) or not isinstance(data[4], list):
             raise InvalidArgument("configuration: not the plain data of one")
         for pair in data[4]:
             if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], (int, str)):
@@ -99,11 +116,12 @@ class Configuration:
         outgoing: tuple[Any, ...] = () if target.voters == self.voters else self.voters
         storages: dict[Any, Any] = {**self.storages, **target.storages}
         witnesses: list[Any] = list({*self.witnesses, *target.witnesses})
-        return Configuration(target.voters, outgoing, target.learners, target.joining, storages, witnesses)
+        cluster: bytes = self.cluster or target.cluster  # Fixed once.
+        return Configuration(target.voters, outgoing, target.learners, target.joining, storages, witnesses, cluster)
 
     def left(self) -> "Configuration":
         """The configuration that follows this joint one."""
-        return Configuration(self.voters, (), self.learners, self.joining, self.storages, self.witnesses)
+        return Configuration(self.voters, (), self.learners, self.joining, self.storages, self.witnesses, self.cluster)
 
     def members(self) -> list[Any]:
         """Every id in it, each once: voters first."""
@@ -135,7 +153,8 @@ class Configuration:
     def __repr__(self) -> str:
         return (
             f"Configuration(voters={self.voters!r}, outgoing={self.outgoing!r}, learners={self.learners!r}, "
-            f"joining={self.joining!r}, storages={self.storages!r}, witnesses={self.witnesses!r})"
+            f"joining={self.joining!r}, storages={self.storages!r}, witnesses={self.witnesses!r}, "
+            f"cluster={self.cluster!r})"
         )
 
 

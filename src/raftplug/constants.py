@@ -14,6 +14,9 @@ NEVER: Final = 1 << 62
 HIGHEST: Final = LIMIT - 2
 """The highest term and index, so that the next one, and one more, are still in range."""
 
+TERMS_AHEAD: Final = 1 << 32
+"""How far one message may raise a term: a single forged one must not use up all that there are."""
+
 ENTRY_HEADER_BYTES: Final = 25
 """Of an entry besides its payload: see `_core_py`.  `_core.pyx` has it as HEADER_BYTES, known when it is compiled."""
 
@@ -51,6 +54,10 @@ DISPLACED: Final = 40
 # … or asks it which lives its directory had, and is told: see `senders` …
 LIVES_WANTED: Final = 41
 LIVES: Final = 42
+# … a process names the nonce of another one that has to know it: see `founding` …
+GREETING: Final = 43
+# … a node that has forgotten a client asks it to count its boots further: see `senders` …
+RENEW: Final = 44
 # … and a node that has nothing else to say is there; it belongs to no group.
 NODE_HEARTBEAT: Final = 36
 NO_GROUP: Final = 0
@@ -66,6 +73,8 @@ REFUSED_UNAVAILABLE: Final = 6
 UNKNOWN: Final = 7
 MALFORMED: Final = 8
 ALREADY: Final = 9
+MOVED: Final = 10
+"""The request names a configuration, or a leadership, that is over: it was not executed, and never will be."""
 
 # What a read may be (DESIGN 1.4).
 LINEARIZABLE: Final = "linearizable"

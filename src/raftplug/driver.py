@@ -29,6 +29,7 @@ from raftplug.constants import (
     LEASE,
     LINEARIZABLE,
     MALFORMED,
+    MOVED,
     OK,
     PIECE,
     PIECE_REQUEST,
@@ -67,6 +68,7 @@ from raftplug.errors import (
     Unavailable,
     WrongDirectory,
 )
+from raftplug.founding import Founding
 from raftplug.frames import Id, address, addressed, check_id, life
 from raftplug.quiescence import Quiescence
 from raftplug.requester import Requester, check_consistency
@@ -162,6 +164,7 @@ class Driver:
         executor: runs what the machine has to do, one job at a time; by default within `apply`.
         own_thread: gives the executor for a machine that is slow; None leaves it where it is.
         is_watched: whether an observer wants to know of every transition.
+        founding: what the node knows of the cluster's id; None where there is none to know.
 
     Raises:
         Corrupt: the stored log or snapshot is damaged.
@@ -194,6 +197,7 @@ class Driver:
         executor: Executor = run_here,
         own_thread: Callable[[str], Executor] | None = None,
         is_watched: Callable[[], bool] = lambda: False,
+        founding: Founding | None = None,
     ) -> None:
         self.core = core or chosen_core
         self.id = id
@@ -310,6 +314,10 @@ class Driver:
             joined,
         )
         self._storage = storage
+        self._founding = founding
+        self._joined = joined
+        self._transfers = 0  # How often this leader was asked to hand over in this term.
+        self._lost: dict[Id, int] = {}  # Members that lost what they had acknowledged in this term, and up to where.
         self._heard_storages: dict[Id, bytes] = {}  # Of those who answered us in this term.
         self._life_of = life_of
         self.quiescence = Quiescence(self.raft, settings, send, heard_at, is_lost)
@@ -395,7 +403,7 @@ class Driver:
             while proposals:
                 proposals.popleft()[2].set_exception(self._refusal())
             return
-        if raft.role != LEADER or raft.transferee is not None:
+        if raft.role != LEADER or raft.transferee is not None or self._is_founding():
             while proposals:
                 self.requester.propose(*proposals.popleft()[1:])
             return
@@ -488,7 +496,8 @@ class Driver:
             else:
                 self._await_index(read)
         self._notice_role(now)
-        self._pin_storages()
+        self._learn_cluster()
+        pinned = self._pin_storages()
         self.quiescence.turn(now)
         if self.raft.configuration is not self._configuration:
             self._notice_configuration()
@@ -496,7 +505,7 @@ class Driver:
             self._keep_from_serving()
         if now >= self._digests.deadline():
             self._judge()
-        self._again = False
+        self._again = pinned  # It leaves with the next turn, also if the group has gone quiet in this one.
         if not may_write:
             return None
         return self._write(ready)
@@ -530,11 +539,15 @@ class Driver:
         """When the next turn is due if nothing happens: microseconds."""
         if self._again or self._is_unverified() or (self._then is None and self._has_work()):
             return 0
+        pin_at = _NEVER
+        if self.raft.role == LEADER and self._is_founding() and self._pin_at() > self.raft.now:
+            pin_at = self._pin_at()
         return min(
+            pin_at,
             int(self.raft.deadline()),
             self.requester.deadline(),
             self._next_expiry,
-            self._moving_until if self._waiting else _NEVER,
+            self._moving_until if self._waiting and not self._is_founding() else _NEVER,
             self._notices_at,
             self._digests.deadline(),
             self.snapshots.deadline(),
@@ -571,6 +584,7 @@ class Driver:
         problems += [str(each) for each in self._diverged.values()]
         if self.diverged is not None:
             problems.append(_REMEDY)
+        problems += [self._loss(member) for member in self._lost]
         fetch = self.snapshots.fetch
         if fetch is not None:
             have, count = fetch.have, fetch.snapshot.count
@@ -618,6 +632,10 @@ class Driver:
             message.data = b""  # As a heartbeat: what we have no room for is sent again, and costs no election.
         if kind != SNAPSHOT:
             self.raft.step(message, source)
+            if kind == APPEND and self._is_founding():
+                self._check_founding()
+            elif kind == APPEND_RESPONSE and not message.flag and storage is not None:
+                self._notice_loss(source, life(storage, nonce))
             return
         offer = snapshots.decode_offer(message)
         if not self.abilities.snapshots:
@@ -628,6 +646,24 @@ class Driver:
         self._offer = source, message
         self.snapshots.consider(offer, source, self.raft.now)
         self._install()
+
+    def _notice_loss(self, source: Id, life: bytes) -> None:
+        """As the leader, report a member that lost what it had acknowledged, and have its node stop."""
+        progress = self.raft.progress.get(source)
+        if progress is None or not progress.lost:
+            return
+        self._send(source, DISPLACED, life)
+        if source not in self._lost:
+            self._lost[source] = progress.lost
+            _logger.error("group %s: %s", self.group, self._loss(source))
+            self._event("raftplug_lost_entries", replica=source, acknowledged=progress.lost)
+
+    def _loss(self, member: Id) -> str:
+        return (
+            f"{member} has lost entries that it had acknowledged, up to {self._lost[member]}: its disk is damaged or "
+            f"older. Replace it: raftplug members remove {member}, start it with --join on a new data directory, and "
+            f"raftplug members add {member}"
+        )
 
     def _is_known(self, answer: Any, source: Id, storage: bytes) -> bool:
         """Whether `storage` is the one by which the group knows the member, or else the one that answered first.
@@ -640,18 +676,70 @@ class Driver:
             return True
         return storage == (known or self._heard_storages.setdefault(source, storage))
 
-    def _pin_storages(self) -> None:
-        """As the leader, write down by which data directories the group knows its members, once they were heard."""
-        now = self.raft.configuration
-        if self._storage is None or self.raft.role != LEADER or self._heard_storages.keys() <= now.storages.keys():
-            return
-        heard = {id: uuid for id, uuid in self._heard_storages.items() if id in now.members()}
-        if heard.keys() <= now.storages.keys():
-            return
-        storages = {self.id: self._storage, **heard, **now.storages}
-        target = self.core.Configuration(now.voters, (), now.learners, now.joining, storages, now.witnesses)
+    def _pin_storages(self) -> bool:
+        """As the leader, write down by which data directories the group knows its members, once they were heard.
+
+        Returns whether it was begun now.
+
+        The first time this fixes the cluster's id, by as many founders as answer within half an election timeout.
+        """
+        now, founding = self.raft.configuration, self._founding
+        if self._storage is None or self.raft.role != LEADER:
+            return False
+        if now.cluster and {self.id, *self._heard_storages} <= now.storages.keys():
+            return False
+        members, cluster = now.members(), now.cluster
+        known = {self.id: self._storage, **self._heard_storages, **now.storages}
+        storages = {id: uuid for id, uuid in known.items() if id in members}
+        if founding is not None and not cluster:
+            late = self.raft.now >= self._pin_at()
+            if founding.id is not None:
+                cluster = founding.id
+            elif self.group == founding.group and (late or len(storages) >= len(members)):
+                cluster = founding.fix(storages)
+            else:
+                return False
+        elif len(storages) == len(now.storages):
+            return False
+        target = self.core.Configuration(now.voters, (), now.learners, now.joining, storages, now.witnesses, cluster)
         with contextlib.suppress(ChangeRefused, NotLeader):  # It waits until no other change is under way.
             self.raft.change(target)
+            self.raft.wake()
+            return True
+        return False
+
+    def _pin_at(self) -> int:
+        """When a leader fixes the cluster's id even if not all founders have answered: microseconds."""
+        return self._elected_us + 500 * self.settings.election_timeout_ms
+
+    def _learn_cluster(self) -> None:
+        """The cluster's id counts once the entry that fixes it is committed.
+
+        A node that joins may read an id in the log that the cluster had before a recovery: its leader has another.
+        """
+        founding, leader = self._founding, self.raft.leader
+        if founding is None or founding.id is not None or leader is None:
+            return
+        cluster = self.raft.configuration_at(self.raft.commit).cluster
+        if cluster and (leader == self.id or founding.id_for(leader) in (founding.names, cluster)):
+            founding.id = cluster
+
+    def _is_founding(self) -> bool:
+        """Whether the cluster has no id yet, as far as we know: until then nothing is acknowledged."""
+        return self._founding is not None and self._founding.id is None
+
+    def _check_founding(self) -> None:
+        """A founder takes no part in a cluster that was founded with another directory under its id.
+
+        Raises:
+            WrongDirectory: this is one; nothing of that cluster was acknowledged or written.
+        """
+        if not self._joined and self.raft.configuration.cluster and self.raft.is_displaced():
+            raise WrongDirectory(
+                f"group {self.group!r} was founded with another data directory of {self.id}: if that one is lost, "
+                f"raftplug members remove {self.id}, then start with --join on a new directory, and raftplug members "
+                f"add {self.id}"
+            )
 
     def _fill_offer(self, message: Any) -> None:
         stored = self.snapshots.current
@@ -702,10 +790,17 @@ class Driver:
                     self._begin_index(asker, lease)
                 case "read", [bytes(query), str(consistency)]:
                     self._answer_query(asker, query, check_consistency(consistency))
-                case "members", [str(action), list(members)]:
-                    self._change_members(asker, action, members)
-                case "transfer", [target]:
-                    self._reply(asker, OK, self._transfer(target))
+                case "members", [str(action), list(members), int(index)]:
+                    self._change_members(asker, action, members, index)
+                case "leadership", []:
+                    self._require_leader()
+                    self._reply(asker, OK, [self.id, self.raft.term, self._transfers])
+                case "transfer", [target, int(term), int(transfers)]:
+                    self._require_leader()
+                    if (term, transfers) == (self.raft.term, self._transfers):
+                        self._reply(asker, OK, self._transfer(target))
+                    else:
+                        self._reply(asker, MOVED, "leadership has moved, or was asked to move, since the request")
                 case "snapshot", [(int() | None) as index]:
                     self._reply(asker, OK, self._ask_for_snapshot(index))
                 case "status", []:
@@ -736,11 +831,13 @@ class Driver:
         self._send(asker.source, REPLY, msgpack.packb([asker.nonce, asker.counter, code, value]))
 
     def _require_leader(self) -> None:
-        if self.raft.role != LEADER or self.diverged is not None:
+        if self.raft.role != LEADER or self.diverged is not None or self._is_founding():
             raise NotLeader
 
     def _is_moving(self) -> bool:
-        """Whether this leader hands over, or has, and does not know yet to whom."""
+        """Whether this leader hands over, or has, and does not know yet to whom; or the cluster has no id yet."""
+        if self.raft.role == LEADER and self._is_founding():
+            return True
         return self.raft.transferee is not None or (self.raft.leader is None and self.raft.now < self._moving_until)
 
     def _look_after_successor(self) -> None:
@@ -787,12 +884,15 @@ class Driver:
         low = max(self._applied, self.raft.log.base_index) + 1
         return low <= commit and bool(self.raft.log.bytes_between(low, commit + 1) > self.settings.max_unapplied_bytes)
 
-    def _change_members(self, asker: Asker, action: str, members: list[Any]) -> None:
-        """Change the members, and answer once that is over; who asks for what is so for good is answered at once."""
+    def _change_members(self, asker: Asker, action: str, members: list[Any], index: int) -> None:
+        """Change the members, and answer once that is over; a request for what is so for good is answered at once.
+
+        The request names the index of the configuration that it was made for: a recorded one changes nothing again.
+        """
         self._require_leader()
         now = self.raft.configuration
         if action == "list" and now.outgoing:  # The one way to see that a change is under way.
-            self._reply(asker, OK, _members(now))
+            self._reply(asker, OK, [*_members(now), self.raft.configuration_index])
             return
         voters, learners, joining = list(now.voters), list(now.learners), list(now.joining)
         witnesses = list(now.witnesses)
@@ -819,19 +919,22 @@ class Driver:
                 voters, learners, joining = ([e for e in each if e != member] for each in (voters, learners, joining))
             elif action not in ("add", "witness", "learn", "demote", "promote"):
                 raise InvalidArgument(f"members cannot {action!r}")
-        target = self.core.Configuration(voters, (), learners, joining, now.storages, witnesses)
+        target = self.core.Configuration(voters, (), learners, joining, now.storages, witnesses, now.cluster)
         if not any(target.may_lead(voter) for voter in voters):
             raise InvalidArgument("the last voter that may lead cannot leave")
-        if target != now:
+        if target != now and index != self.raft.configuration_index:
+            self._reply(
+                asker, MOVED, "the members have changed since the request was made: look at them, and try again"
+            )
+        elif target != now:
             self._changes.append((self.raft.change(target), asker))
         elif self.raft.commit < self.raft.configuration_index:  # It may be rolled back yet.
             self._changes.append((self.raft.configuration_index, asker))
         else:
-            self._reply(asker, OK, _members(now))
+            self._reply(asker, OK, [*_members(now), self.raft.configuration_index])
 
     def _transfer(self, target: Any) -> Any:
         """Begin to hand over leadership; returns to whom."""
-        self._require_leader()
         if target == self.id:
             return target
         if target is not None and target not in self.raft.configuration.voters:
@@ -839,6 +942,7 @@ class Driver:
         if target in self.raft.configuration.witnesses:
             raise InvalidArgument(f"{target!r} is a witness: it never leads")
         self.raft.transfer(target)
+        self._transfers += 1
         return self.raft.transferee
 
     def _notice_configuration(self) -> None:
@@ -847,6 +951,7 @@ class Driver:
         for member in self._configuration.members():
             if before is not None and member not in before.members():
                 self._heard_storages.pop(member, None)  # Who comes back may have a new disk.
+                self._lost.pop(member, None)
         self.members_changed = True
         self.requester.set_nodes([member for member in self._configuration.members() if member != self.id])
         if before is not None:
@@ -1091,7 +1196,7 @@ class Driver:
         waiting, self._changes = self._changes, []
         for first, asker in waiting:
             if first <= index:
-                self._reply(asker, OK, _members(configuration))
+                self._reply(asker, OK, [*_members(configuration), index])
             else:  # An earlier change is over: the machine may be behind what is committed.
                 self._changes.append((first, asker))
 
@@ -1188,7 +1293,9 @@ class Driver:
         return bool(may) and self._may_make() and not self.applier.is_ahead()
 
     def _ask_for_snapshot(self, index: int | None) -> list[Any]:
-        """Begin a snapshot at `index` or later (None: of all there is), unless there is one.
+        """Begin a snapshot at `index` or later, unless there is one.  None begins none: it asks for the index of now.
+
+        So a request has an effect once: a recorded one names an index at which there is a snapshot, or a later one.
 
         Returns: the index, and the snapshot's fields once it is durable, else None: ask again with the index then.
         """
@@ -1204,7 +1311,7 @@ class Driver:
         current = self.snapshots.current
         if current is not None and current.index >= least:
             return [least, [*snapshots.fields_of(current)]]
-        if least <= self.raft.commit:
+        if index is not None and least <= self.raft.commit:
             self._asked_index = max(self._asked_index, least)
         return [least, None]
 
@@ -1341,6 +1448,8 @@ class Driver:
         if raft.installing is not message:
             raise InvariantViolated("the rules do not install the snapshot that they lack")
         raft.set_configuration(self.core.Configuration.from_plain(reader.configuration))
+        if self._is_founding():
+            self._check_founding()
         self._installing = reader
 
     def _loaded(self, install: snapshots.Reader) -> None:
@@ -1457,6 +1566,8 @@ class Driver:
             self._changes.clear()
         if raft.term != self._role_term[1]:
             self._heard_storages.clear()
+            self._lost.clear()
+            self._transfers = 0
         self._role_term = role_term
         if raft.leader != self.leader:
             self.leader = raft.leader

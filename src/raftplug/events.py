@@ -39,6 +39,7 @@ KINDS: Final = (
     "transition_state",
     "slow_apply",
     "diverged",
+    "lost_entries",
     "peer",
 )
 LOST: Final = "lost"

@@ -2,7 +2,7 @@
 
 A frame is a fixed header, the two ids, any number of items and a MAC::
 
-    "RP"  version  key id  cluster uuid  storage uuid  boot  nonce  sequence    struct HEADER
+    "RP"  version  key id  cluster id  storage uuid  boot  nonce  sequence      struct HEADER
     from  to                                                                    a length byte and msgpack, each
     group  kind  length  body                                                   struct ITEM, once an item
     MAC                                                                         16 bytes, keyed BLAKE2b, over all before
@@ -98,7 +98,9 @@ def group_number(name: str) -> int:
 
 
 def cluster_uuid(group: str, peers: Sequence[Id]) -> bytes:
-    """The identity of the cluster that `peers` found: a pure function, so that independent bootstraps agree (DESIGN 7).
+    """The digest of a cluster's names: a pure function, so that independent bootstraps agree (DESIGN 7).
+
+    Messages are addressed by it.  It is not unique: see `founding_id`.
 
     Args:
         group: the name of the group it is founded with.
@@ -106,8 +108,25 @@ def cluster_uuid(group: str, peers: Sequence[Id]) -> bytes:
 
     Returns: 16 bytes.
     """
-    members = sorted(peers, key=lambda peer: (isinstance(peer, str), peer))
+    members = sorted(peers, key=_in_order)
     return hashlib.blake2b(msgpack.packb([group, members]), digest_size=16, person=b"raftplug cluster").digest()
+
+
+def founding_id(names: bytes, directories: Mapping[Id, bytes]) -> bytes:
+    """The id of a cluster, unique per founding.
+
+    Args:
+        names: what `cluster_uuid` gave.
+        directories: the uuids of the founders' data directories, by id.
+
+    Returns: 16 bytes.
+    """
+    pairs = [[id, directories[id]] for id in sorted(directories, key=_in_order)]
+    return hashlib.blake2b(msgpack.packb([names, pairs]), digest_size=16, person=b"raftplug founded").digest()
+
+
+def _in_order(id: Id) -> tuple[bool, Id]:
+    return isinstance(id, str), id
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +169,7 @@ class Sender:
 
     Args:
         source: the sender's id.
-        cluster: uuid of its cluster, 16 bytes; zeros where it belongs to none yet.
+        cluster: id of its cluster, 16 bytes; zeros where it belongs to none yet.
         storage: uuid of its data directory, 16 bytes; zeros for a client.
         boot: how often the directory was opened.
         nonce: random, 63 bits, new at every start.
@@ -165,12 +184,12 @@ class Sender:
     key: Key | None = None
     sequence: int = field(default=0)
 
-    def encode(self, target: Id, items: Sequence[tuple[int, int, bytes]]) -> bytes:
-        """The next frame to `target`, of (group, kind, body) items."""
+    def encode(self, target: Id, items: Sequence[tuple[int, int, bytes]], cluster: bytes | None = None) -> bytes:
+        """The next frame to `target`, of (group, kind, body) items; `cluster` takes the place of the sender's."""
         self.sequence += 1
-        key = self.key
+        key, id = self.key, self.cluster if cluster is None else cluster
         header = _HEADER.pack(
-            _MAGIC, _VERSION, key.id if key else 0, self.cluster, self.storage, self.boot, self.nonce, self.sequence
+            _MAGIC, _VERSION, key.id if key else 0, id, self.storage, self.boot, self.nonce, self.sequence
         )
         parts = [header, _pack_id(self.source), _pack_id(target)]
         for group, kind, body in items:

@@ -129,6 +129,20 @@ def raftplug_diverged(group: str, node: int | str, replica: int | str, index: in
 
 
 @hookspec
+def raftplug_lost_entries(group: str, node: int | str, replica: int | str, acknowledged: int) -> None:
+    """Observe that a replica has lost entries that it had acknowledged: its disk is not what it was.
+
+    Its node stops, and must be replaced: remove the member, then add it with a new data directory.
+
+    Args:
+        group: name of the group.
+        node: id of the node that noticed: the leader.
+        replica: id of the node whose disk lost entries.
+        acknowledged: index of the last entry that it had acknowledged to this leader.
+    """
+
+
+@hookspec
 def raftplug_peer(node: int | str, peer: int | str, reachable: bool) -> None:
     """Observe that another node has not been heard for an election timeout, or is heard again.
 

@@ -26,6 +26,7 @@ from raftplug.cluster import Cluster, MemoryCluster, is_client, read_record
 from raftplug.constants import (
     CANDIDATE,
     DISPLACED,
+    GREETING,
     LEADER,
     LINEARIZABLE,
     LIVES,
@@ -52,6 +53,7 @@ from raftplug.errors import (
 )
 from raftplug.events import Event, Events, Subscription
 from raftplug.foreign import described, short, text_of, type_name
+from raftplug.founding import BELIEVED, FOREIGN, Founding, greeting
 from raftplug.frames import (
     NO_CLUSTER,
     Frame,
@@ -149,7 +151,9 @@ class NodeLoop:
         self._wall_ms = wall_ms
         self._keys = keys
         key = keys[0] if keys else None
-        self._sender = Sender(identity.node, identity.cluster, identity.storage, identity.boot, identity.nonce, key)
+        self._founding = Founding(identity.cluster, identity.founded, min(storage.groups(), default=""), identity.nonce)
+        self._cluster_known = self._founding.id is not None
+        self._sender = Sender(identity.node, identity.founded, identity.storage, identity.boot, identity.nonce, key)
         self.calls = self.core.Calls(clock, cluster.wake, self._run_calls)
         """What other threads want."""
         self._outgoing: dict[Id, list[tuple[int, int, bytes]]] = {}
@@ -217,6 +221,7 @@ class NodeLoop:
                 executor=apply_executor,
                 own_thread=partial(self._with_thread, own_thread) if own_thread is not None else None,
                 is_watched=is_watched,
+                founding=self._founding,
             )
             if driver.initial_write is not None:
                 initial.append(driver.initial_write)
@@ -227,6 +232,11 @@ class NodeLoop:
             self._agenda.arm(group, driver.deadline())
         if initial:
             storage.commit(initial)
+
+    @property
+    def cluster_id(self) -> bytes | None:
+        """The cluster's id, 16 bytes; None while it is unknown: see `founding`."""
+        return self._founding.id
 
     def call(self, function: Callable[..., None], *arguments: Any) -> None:
         """Have the loop call `function(*arguments)` in its next turn.  Any thread.
@@ -289,6 +299,8 @@ class NodeLoop:
                 self._leaderless += (driver.leader is None) - (self._leaders[name] is None)
                 self._leaders[name] = driver.leader
                 self._news = True
+        if not self._cluster_known and self._founding.id is not None:
+            self._learn_cluster(self._founding.id)
         if not may_write:
             self._unwritten.update(busy)
         if beats:
@@ -474,6 +486,15 @@ class NodeLoop:
             if id not in self._outgoing:
                 self._outgoing[id] = [(NO_GROUP, NODE_HEARTBEAT, b"")]
 
+    def _learn_cluster(self, id: bytes) -> None:
+        """From now on every frame carries the cluster's id, and any other is refused; the disk remembers it."""
+        self._cluster_known = self._news = self._senders.unkept = True
+        self._announced_at = -_ANNOUNCE_MANY_US  # At once: clients wait for it.
+        self._sender.cluster = id
+        self._storage.found(id)
+        for driver in self.drivers.values():
+            self.attend(driver)  # What waited for it goes on.
+
     # ------------------------------------------------------------------ disk
 
     def _commit_here(self) -> bool:
@@ -545,7 +566,16 @@ class NodeLoop:
             if refusal is not None:
                 self._refuse(refusal)
                 return
-            believed = self._believes(frame)
+            verdict = self._founding.judge(frame)
+            if verdict == FOREIGN:
+                text = f"a frame of another cluster, from {frame.source!r}: is its --prefix or --group ours by mistake?"
+                self._refuse(text)
+                return
+            if verdict == BELIEVED:
+                believed = self._believes(frame)
+            else:
+                believed = False
+                self._greet(frame)
             for item in frame.items:
                 if item.kind in ABOUT_LIVES:
                     self._learn_of_lives(frame.source, item.kind, item.body)
@@ -557,11 +587,17 @@ class NodeLoop:
     def _is_foreign(self, frame: Frame) -> str | None:
         if frame.target != self.id:
             return f"a frame for {frame.target!r}"
-        if frame.cluster != self._sender.cluster and not (is_client(frame.source) and frame.cluster == NO_CLUSTER):
-            return f"a frame of another cluster, from {frame.source!r}: is its --prefix or --group ours by mistake?"
         if frame.source == self.id and frame.nonce != self._sender.nonce:
             return "a frame of another process with this node's id: stop one of the two"
         return None
+
+    def _greet(self, frame: Frame) -> None:
+        """Show a node, of which it is not known whether it is of this cluster, that we are there and hear it."""
+        if is_client(frame.source):
+            return  # It finds in the directory which id to use.
+        items = self._outgoing.setdefault(frame.source, [])
+        if not any(kind == GREETING for _, kind, _ in items):
+            items.append((NO_GROUP, GREETING, greeting(frame.nonce)))
 
     def _believes(self, frame: Frame) -> bool:
         """Whether it is of the latest life of its sender.  (Whether a new directory counts, others decide.)"""
@@ -625,13 +661,18 @@ class NodeLoop:
             if target not in self._introduced and not is_client(target):
                 self._introduced.add(target)
                 items.insert(0, (NO_GROUP, LIVES, tell_lives(self._identity)))
+            cluster: bytes | None = None
+            if not self._cluster_known:
+                cluster = self._founding.id_for(target)
+                if target in self._lives and not is_client(target):
+                    items.insert(0, (NO_GROUP, GREETING, greeting(self._lives[target])))
             start = size = 0
             for end, item in enumerate(items):
                 if size and size + len(item[2]) > _FRAME_BYTES:
-                    self.cluster.send_message(target, self._sender.encode(target, items[start:end]))
+                    self.cluster.send_message(target, self._sender.encode(target, items[start:end], cluster))
                     start, size = end, 0
                 size += len(item[2])
-            self.cluster.send_message(target, self._sender.encode(target, items[start:]))
+            self.cluster.send_message(target, self._sender.encode(target, items[start:], cluster))
 
     def _tell_problems(self) -> None:
         """Log what is wrong with the transport when it begins, and that it is over."""
@@ -648,7 +689,9 @@ class NodeLoop:
         self._announced_at, self._news = now, False
         record = {
             "id": self.id,
-            "cluster": self._sender.cluster.hex(),
+            "cluster": self._founding.names.hex(),
+            "founded": self._founding.id.hex() if self._founding.id is not None else None,
+            "replaces": self._identity.replaced.hex(),
             "groups": list(self.drivers),
             "leader": dict(self._leaders) if len(self.drivers) <= _FEW_GROUPS else {},
             "core": self.core.name,
@@ -1112,7 +1155,7 @@ class Node(forks.OfOneProcess):
             until = time.monotonic() + _FIND_S
             while time.monotonic() < until:
                 named = [
-                    (known[0], record)
+                    (known.names, record)
                     for record in directory.directory()
                     for group in self._machines
                     if (known := read_record(record, group))

@@ -35,6 +35,7 @@ from raftplug.constants import (
     PROBE,
     REPLICATE,
     SNAPSHOT,
+    TERMS_AHEAD,
     TIMEOUT_NOW,
     VOTE,
     VOTE_RESPONSE,
@@ -265,8 +266,8 @@ class Raft:
         """
         kind: cython.longlong = message.kind
         message.peer = source
-        if message.term > HIGHEST:
-            raise MalformedMessage("a term that leaves no room for an election")
+        if message.term > min(HIGHEST, self.term + TERMS_AHEAD):
+            raise MalformedMessage(f"a message of term {message.term}, too far ahead of term {self.term}")
         if self.quiet:
             self.wake()
         if kind == PRE_VOTE:
@@ -871,8 +872,11 @@ class Raft:
         """Configurations among the entries from `first` on count at once, committed or not (Ongaro 2014 §4.1)."""
         index: cython.longlong = self.log._find(CONFIGURATION, first)
         while index:
-            self._configurations.append((index, Configuration.decode(self.log.payload_at(index))))
-            self._use_last_configuration()
+            try:
+                self._configurations.append((index, Configuration.decode(self.log.payload_at(index))))
+                self._use_last_configuration()
+            except MalformedMessage:
+                pass  # It is none, on every replica: the members stay.
             index = self.log._find(CONFIGURATION, index + 1)
 
     @cython.cfunc
@@ -976,6 +980,8 @@ class Raft:
         if message.context > progress.round and message.context <= self._round:
             progress.round = message.context
             self._confirm_rounds()
+        if not message.flag and message.index <= progress.match:
+            self._doubt(progress, message.context)
         if message.flag:
             self._on_success(progress, message)
         elif progress.state == REPLICATE:
@@ -989,10 +995,22 @@ class Raft:
                 while hint > self.log.base_index and self.log.term_at(hint) > message.log_term:
                     hint -= 1
                 lower: cython.longlong = max(progress.match + 1, min(message.index, hint + 1))
-                progress.paused = lower == progress.next  # It lost what it had acknowledged: heartbeats only.
+                progress.paused = lower == progress.next  # Heartbeats only: see `_doubt`.
                 progress.next = lower
         else:
             self._look_again(progress, message.hint)
+
+    @cython.cfunc
+    def _doubt(self, progress: Progress, context: cython.longlong) -> None:
+        """It rejects what it acknowledged: a late answer, or its disk lost that (Ongaro 2014 §3.8 forbids it).
+
+        An answer to a round that begins now is not late.
+        """
+        if not progress.doubted:
+            self._round += 1
+            progress.doubted = self._round
+        elif context >= progress.doubted:
+            progress.lost = progress.match
 
     @cython.cfunc
     def _on_success(self, progress: Progress, message: Message) -> None:

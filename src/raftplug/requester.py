@@ -28,6 +28,7 @@ from raftplug.constants import (
     LIMIT,
     LINEARIZABLE,
     MALFORMED,
+    MOVED,
     OK,
     REFUSED_NOT_LEADER,
     REFUSED_OVERLOADED,
@@ -37,6 +38,7 @@ from raftplug.constants import (
     STALE,
 )
 from raftplug.errors import (
+    ChangeRefused,
     InvalidArgument,
     InvariantViolated,
     MalformedMessage,
@@ -356,6 +358,8 @@ class Requester:
             self._finish(call, None, None)
         elif code == SESSION_EXPIRED and call.kind == _PROPOSE:
             self._on_session_expired(call)
+        elif code == MOVED and call.kind == _ASK:
+            self._refuse_for_good(call, ChangeRefused(_text(value, "the group has changed meanwhile")))
         elif code in (REFUSED_TOO_LARGE, MALFORMED):
             kind = TooLarge if code == REFUSED_TOO_LARGE else InvalidArgument
             self._refuse_for_good(call, kind(_text(value, "the node refused the request")))

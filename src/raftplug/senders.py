@@ -5,6 +5,10 @@ a life keeps that on its own disk.  A directory that is put back as it was, or c
 acknowledged.  Its boots are below those that were heard, or are the same with other nonces; and when it has been
 started often enough to be above them, it cannot say what nonce the life had that was heard.  So a new life is believed
 once its directory has told that: it does so in its first frame to anybody, and whenever it is asked.
+
+Clients have no directory, and count no boots.  A node that forgets the client that was silent longest raises a floor:
+from then on it believes an unknown client only with a boot above all that it has forgotten, and tells it which one.
+A recorded frame has none.
 """
 
 from __future__ import annotations
@@ -14,18 +18,20 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from raftplug.constants import DISPLACED, LIVES, LIVES_WANTED
+from raftplug.constants import DISPLACED, GREETING, LIMIT, LIVES, LIVES_WANTED, RENEW
 from raftplug.errors import MalformedMessage
-from raftplug.frames import Frame, Id, life
+from raftplug.frames import Frame, Id, Sender, life
 from raftplug.storage import Heard, Identity
 
 _CLIENTS_REMEMBERED = 10_000
 _NODES_REMEMBERED = 1_000  # Also on the disk.
 _TOLD = 100  # Lives that are told unasked.
 _BOOT = struct.Struct("<Q")
+_RENEWAL = struct.Struct("<2Q")  # A client's nonce, and the boot that it is to count from now on.
+_BOOTS_AHEAD = 1 << 32  # How far beyond all that were forgotten a client's boot may be: one frame uses up no numbers.
 
 
-ABOUT_LIVES = frozenset({DISPLACED, LIVES_WANTED, LIVES})
+ABOUT_LIVES = frozenset({DISPLACED, LIVES_WANTED, LIVES, GREETING})
 """Items that are read whoever's life says them, each of them being true for ever, or asked in vain."""
 
 
@@ -53,6 +59,8 @@ class Senders:
     """
 
     def __init__(self, heard: Iterable[Heard]) -> None:
+        self._floor = -1
+        """No client that was forgotten had a higher boot, so a frame of an unknown one must have."""
         self.unkept = False
         """Whether another life of a node was heard than the disk remembers."""
         # By id and directory: boot, nonce and sequence of the last frame.  A client has no directory, and is not kept.
@@ -74,6 +82,8 @@ class Senders:
             return _BELIEVED
         boot, nonce, sequence = last or (0, frame.nonce, 0)
         verdict = _BELIEVED
+        if is_client and last is None and not self._floor < frame.boot <= self._floor + _BOOTS_AHEAD:
+            return Verdict(False, None, RENEW, _RENEWAL.pack(frame.nonce, min(self._floor + 1, LIMIT - 1)))
         if is_client and frame.boot < boot:
             return Verdict(False, "a frame of an earlier process of a client")
         if not is_client and (frame.boot, frame.nonce) != (boot, nonce):
@@ -87,9 +97,13 @@ class Senders:
             known.move_to_end(sender)
             self.forgotten = None
             if len(known) > (_CLIENTS_REMEMBERED if is_client else _NODES_REMEMBERED):
-                self.forgotten = known.popitem(last=False)[0][0]
-        elif all(item.kind in ABOUT_LIVES for item in frame.items):
-            return verdict._replace(kind=0)  # Else two who do not believe each other would go on for ever.
+                forgotten, (boot, _, _) = known.popitem(last=False)
+                self.forgotten = forgotten[0]
+                if is_client:
+                    self._floor = max(self._floor, boot)
+        elif all(item.kind in ABOUT_LIVES and item.kind != LIVES for item in frame.items):
+            # Else two that refuse each other's frames would answer for ever.  LIVES is an answer, and gets one.
+            return verdict._replace(kind=0)
         return verdict
 
     def lives(self) -> list[Heard]:
@@ -142,3 +156,14 @@ def boot_wanted(identity: Identity, body: bytes) -> int | None:
     if len(body) != len(own) + _BOOT.size:
         raise MalformedMessage("an item that asks for lives, and cannot be read")
     return int(_BOOT.unpack_from(body, len(own))[0]) if body.startswith(own) else None
+
+
+def boot_to_use(body: bytes, sender: Sender) -> int | None:
+    """The boot that a node asks a client to count from now on; None if it asks another client, or makes no sense.
+
+    The client's requests go out again by themselves.
+    """
+    if len(body) != _RENEWAL.size:
+        return None
+    nonce, boot = _RENEWAL.unpack(body)
+    return boot if nonce == sender.nonce and boot <= sender.boot + _BOOTS_AHEAD else None

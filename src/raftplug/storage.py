@@ -31,7 +31,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from struct import Struct
 from typing import Any, Final, NamedTuple
@@ -154,6 +154,7 @@ class Write(NamedTuple):
         pieces: of a snapshot that is being made or fetched.
         incoming: the snapshot that is being fetched from now on; None leaves that as it is.
         discard: pieces that go first.
+        resets_term: the term may go back: for `recovery` only, with which another cluster begins.
     """
 
     group: str
@@ -167,6 +168,7 @@ class Write(NamedTuple):
     pieces: Sequence[Piece] = ()
     incoming: Incoming | None = None
     discard: Sequence[Discarded] = ()
+    resets_term: bool = False
 
 
 @dataclass(slots=True)
@@ -209,11 +211,13 @@ class Identity:
 
     Args:
         node: id of the node.
-        cluster: uuid of its cluster, 16 bytes.
+        cluster: digest of the names of its cluster's founders, 16 bytes: see `frames.cluster_uuid`.
         storage: random uuid of this storage, 16 bytes, made with it.
         boot: how often it has been opened, from 1 on.
         nonce: random, 63 bits, another one at each opening: tells a copied directory from the original.
         past: the nonces of the boots before this one, as far back as they are remembered, the last one last.
+        founded: the cluster's id, 16 bytes: see `founding`; zeros while it is unknown.
+        replaced: the ids that the cluster had before each `recovery`, 16 bytes each, the last one last.
     """
 
     node: str | int
@@ -222,6 +226,8 @@ class Identity:
     boot: int
     nonce: int
     past: tuple[int, ...] = ()
+    founded: bytes = bytes(16)
+    replaced: bytes = b""
 
 
 class Heard(NamedTuple):
@@ -328,6 +334,10 @@ class Storage(ABC):
                 until the storage is opened anew.
             InvariantViolated: a term goes back, a second vote in a term, a gap in the log; nothing was written.
         """
+
+    def found(self, cluster: bytes, replaced: bytes = b"") -> None:
+        """Take the cluster's id into the identity.  It is on the disk with the next commit that says who was heard."""
+        self.identity = replace(self.identity, founded=cluster, replaced=replaced)
 
     @abstractmethod
     def close(self) -> None:
@@ -859,20 +869,33 @@ class RecordStorage(Storage):
             # No group yet: a founding died halfway.  It promised nothing to anybody, so it can be begun again.
             raise _is_new(where)
         nonce = int.from_bytes(self._entropy(8), "little") & _LAST_NUMBER
-        return Identity(node, cluster or self._entropy(16), storage, boot, nonce, past)
+        fresh = Identity(node, cluster or self._entropy(16), storage, boot, nonce, past)
+        return replace(fresh, founded=found.founded, replaced=found.replaced) if found is not None and used else fresh
 
     def _read_identity(self, body: bytes) -> tuple[Identity, list[Heard]]:
-        record = self._unpacked("node", "", body, 5, 7)  # The first versions remembered nobody.
-        heard, past = record[5:] or ([], [])
+        record = self._unpacked("node", "", body, 5, 7, 9)  # The first versions remembered nobody.
+        default: tuple[Any, ...] = ([], [], bytes(16), b"")
+        heard, past, founded, replaced = (*record[5:], *default[len(record) - 5 :])
         try:
             node, cluster, storage, boot, nonce = record[:5]
-            return Identity(node, cluster, storage, boot, nonce, tuple(past)), [Heard(*each) for each in heard]
+            identity = Identity(node, cluster, storage, boot, nonce, tuple(past), founded, replaced)
+            return identity, [Heard(*each) for each in heard]
         except TypeError:
             raise self._corrupt("", "the node row is not one of ours") from None
 
     def _seal_identity(self, heard: Sequence[Heard]) -> Put:
         i = self.identity
-        record = [i.node, i.cluster, i.storage, i.boot, i.nonce, [list(each) for each in heard], i.past]
+        record = [
+            i.node,
+            i.cluster,
+            i.storage,
+            i.boot,
+            i.nonce,
+            [list(each) for each in heard],
+            i.past,
+            i.founded,
+            i.replaced,
+        ]
         return self._sealed("node", "", msgpack.packb(record))
 
     # -------------------------------------------------------------------- rows
@@ -1070,6 +1093,8 @@ class RecordStorage(Storage):
         group, state, snapshot = write.group, self._state(write.group), write.snapshot
         if state is None:
             raise InvariantViolated(f"a write of group {group!r}, which was never created")
+        if write.resets_term:
+            state = state._replace(term=0, vote=None)
         if not state.term <= write.term < LIMIT:
             raise _wrong(write, f"term {write.term} after term {state.term}")
         if write.term == state.term and state.vote is not None and write.vote != state.vote:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import struct
 from collections import deque
@@ -9,7 +10,7 @@ from typing import Any
 
 from raftplug import snapshots
 from raftplug.constants import CONFIGURATION
-from raftplug.errors import RaftplugError
+from raftplug.errors import MalformedMessage, RaftplugError
 from raftplug.frames import Id
 from raftplug.storage import RecordStorage, Write
 from raftplug.testing.simulation.plan import GROUP
@@ -88,7 +89,8 @@ class Account:
                 index, term, kind, length, check = _ENTRY.unpack_from(write.block, at)
                 if kind == CONFIGURATION:
                     start = at + _ENTRY.size
-                    self.configurations[index] = core.Configuration.decode(write.block[start : start + length])
+                    with contextlib.suppress(MalformedMessage):
+                        self.configurations[index] = core.Configuration.decode(write.block[start : start + length])
                 self.durable[index] = check
                 self.last = (term, index)
                 at += _ENTRY.size + length

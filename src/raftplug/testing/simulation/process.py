@@ -100,6 +100,7 @@ class Process(Part):
         self.good_rows: Any = None  # The rows before they were damaged.
         self.lost: list[Account] = []  # Of disks that it had.
         self.displaced = False  # On another disk than the one by which it still is a member, or with an older life.
+        self.mistaken = False  # An operator founds it again, though its group is there.
         self.outdated = False  # That disk was put back as it was.
         self.older: Older | None = None
         self._new_disk(configuration)
@@ -183,7 +184,7 @@ class Process(Part):
     def lose_disk(self, configuration: Any) -> None:
         """An empty disk takes the place of this one; the configuration is what a new node is started with."""
         self.lost = self.disks()
-        self.outdated, self.older = False, None
+        self.outdated, self.older, self.mistaken = False, None, False
         self.rows.put_back({})
         self.good_rows, self.term_asked = None, 0
         self.rows.full = self.rows.failing = False
@@ -341,10 +342,13 @@ class Process(Part):
         try:
             node.turn()
         except WrongDirectory:
-            if not self.displaced:
+            if not (self.displaced or self.mistaken):
                 raise Violation(f"no crash: {self.id} is not known by its own disk") from None
             self.world.note("stops", self.id, "WrongDirectory")
             self.kill(None)
+            if not self.displaced:
+                self.displaced = True
+                self.world.faults.directories.replace(self.id)
             return
         except (StorageFailed, Removed) as error:
             self.world.note("stops", self.id, type(error).__name__)

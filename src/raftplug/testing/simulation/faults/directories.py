@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from raftplug.backup import fill, restored_cluster
 from raftplug.constants import LEADER
-from raftplug.recovery import sole_voter
+from raftplug.recovery import commit, sole_voter
 from raftplug.snapshots import Reader
 from raftplug.storage import RecordStorage, Write
 from raftplug.testing.simulation.disk import SimulatedRows
@@ -68,13 +68,14 @@ class DirectoryFaults(Kind):
             each.kill(None)
             if each is not survivor:
                 each.lose_disk(each.first if each.id == mistaken else nobody)
+                each.mistaken = each.id == mistaken
                 self.world.after(self.down_for(), each.boot_if_down)
                 if each.id in before:
-                    self.world.after(self.for_a_while(), self._replace, each.id)
+                    self.world.after(self.for_a_while(), self.replace, each.id)
         survivor.rows.full = survivor.rows.failing = False
         storage = RecordStorage(survivor.rows, survivor.id, entropy=self.random.randbytes)
         write, _ = sole_voter(storage, GROUP, survivor.id)
-        storage.commit([write])
+        commit(storage, [write])
         survivor.record(write, storage)
         self._recovered_term = survivor.disk.term
         survivor.boot()
@@ -87,7 +88,7 @@ class DirectoryFaults(Kind):
     def _back_up(self) -> None:
         leader = self.world.leading()
         if leader is not None:
-            self.world.faults.operators.ask("snapshot", [None], leader.id)
+            self.world.faults.operators.snapshot(leader.id)
             self.world.after(50 * MS, self._restore_backup)
 
     def _restore_backup(self) -> None:
@@ -218,7 +219,7 @@ class DirectoryFaults(Kind):
         node.kill(down)
         if self.random.random() < 0.5:
             self.world.after(down + self.random.randint(10, 500) * MS, self._need, node.id)
-        self.world.after(self.for_a_while(), self._replace, node.id)
+        self.world.after(self.for_a_while(), self.replace, node.id)
 
     def do_older_file(self) -> None:
         """First copies are made of disks, and after restarts one is put back.
@@ -294,7 +295,7 @@ class DirectoryFaults(Kind):
                 if each not in stays:
                     each.kill(self.random.choice((1_500, 3_000)) * MS)
 
-    def _replace(self, id: str) -> None:
+    def replace(self, id: str) -> None:
         """What an operator does about a node whose disk is lost."""
         if self.world.quiet:
             return
@@ -319,4 +320,4 @@ class DirectoryFaults(Kind):
             self.world.faults.operators.ask(
                 "members", ["witness" if node.id in self.plan.witnesses else "add", [node.id]]
             )
-        self.world.after(1_000 * MS, self._replace, node.id)
+        self.world.after(1_000 * MS, self.replace, node.id)

@@ -87,7 +87,7 @@ class Moments(Kind):
     def _snapshot_on_leader(self) -> None:
         leader = self.world.leading()
         if leader is not None and not self.world.quiet:
-            self.world.faults.operators.ask("snapshot", [None], leader.id)
+            self.world.faults.operators.snapshot(leader.id)
 
     def strike(self, name: str, process: Process, life: int, *more: str) -> None:
         """The moment is there; nothing happens if the process has started anew since it was chosen."""

@@ -57,7 +57,7 @@ class Operators(Kind):
     def do_operator_snapshot(self) -> None:
         target = self.random.choice(self.plan.ids)
         self.world.fault("operator_snapshot", target)
-        self.ask("snapshot", [None], target)
+        self.snapshot(target)
 
     def do_rotate_keys(self) -> None:
         if self.world.originals:  # A copy's original is no process of which an operator knows.
@@ -75,16 +75,36 @@ class Operators(Kind):
         self.world.fault("transfer_leadership", target)
         self.ask("transfer", [target])
 
-    def ask(self, operation: str, arguments: list[Any], to: Id | None = None) -> None:
-        """Ask the group, or the node `to`, for something."""
+    def snapshot(self, node: Id) -> None:
+        """Ask a node for a snapshot: how far it is, and then for one there."""
+        found = self.ask("snapshot", [None], node)
+
+        def ask_there(index: int) -> None:
+            self.ask("snapshot", [index], node)
+
+        def ask_again(_: Future) -> None:
+            if found.exception(0) is None and found.result(0)[1] is None:
+                self.world.after(1, ask_there, found.result(0)[0])
+
+        found.add_done_callback(ask_again)
+
+    def ask(self, operation: str, arguments: list[Any], to: Id | None = None) -> Future:
+        """Ask the group, or the node `to`, for something; an operator has looked at the group before."""
         client, future = self.random.choice(self.world.clients), Future()
+        leading = self.world.leading()
+        driver = leading.driver() if leading is not None else None
+        asked = arguments
         if operation == "members":
             self._changes[future] = self.world.now
             future.add_done_callback(lambda _: self._check_change(arguments, future))
+            asked = [*arguments, driver.raft.configuration_index if driver is not None else 0]
+        elif operation == "transfer":
+            asked = [*arguments, *((driver.raft.term, driver._transfers) if driver is not None else (0, 0))]
         deadline = self.world.now + 3_000 * MS
         client.deadlines.add(f"a request for {operation}", future, deadline)
-        client.loop.requester.ask(operation, arguments, future, deadline, to)
+        client.loop.requester.ask(operation, asked, future, deadline, to)
         client.turn()
+        return future
 
     def _check_change(self, arguments: list[Any], answer: Future) -> None:
         """Whoever is told that a change is over is told of the members after it."""
@@ -96,7 +116,7 @@ class Operators(Kind):
         action, (id,) = arguments
         if action == "remove" and self.world.may("come_back"):
             self.world.after(self.random.choice((1, 20, 200)) * MS, self.world.faults.directories.come_back, id)
-        voters, outgoing, learners, joining, _ = answer.result(0)
+        voters, outgoing, learners, joining, _, _ = answer.result(0)
         votes, learns = id in voters or id in outgoing, id in learners
         made = {
             "remove": not votes and not learns,
