@@ -22,11 +22,12 @@ from raftplug.constants import (
     UNKNOWN,
 )
 from raftplug.core import Future
-from raftplug.errors import Diverged, MachineFailed, Overloaded, TransitionFailed
+from raftplug.errors import Diverged, MachineFailed, Overloaded, TransitionFailed, Unavailable
 from raftplug.sessions import SESSION_TIMEOUT_US, encode_open, encode_transition
 from raftplug.settings import Settings
 from raftplug.state_machine import StateMachine
 from raftplug.testing.simulation import Batching
+from raftplug.threads import run_here
 from test_fake_clock import GROUP, IDS, Counter, World
 
 Entry = tuple[int, int, bytes]
@@ -422,6 +423,112 @@ def test_a_machine_that_took_too_long_once_gets_a_thread_and_an_event_says_so(co
     slow = [arguments for name, arguments in world.events if name == "raftplug_slow_apply"]
     assert {each["node"] for each in slow} == set(IDS)
     assert all(each["took_ms"] >= 5 for each in slow)
+
+
+class Measured(SlowWorld):
+    """What a transition takes by the clock, and what of that its thread computes and waits for, are told apart."""
+
+    def __init__(self, core: Any) -> None:
+        self.cpu_us = self.waits = 0
+        super().__init__(core)
+
+    def boot(self, id: str, **more: Any) -> None:
+        super().boot(id, used=lambda: (self.cpu_us, self.waits), **more)
+
+    def apply(self, ms: int, *, computes: bool = False, waits: bool = False) -> None:
+        leader, machine = self.elect(), type(self.machines[IDS[0]])
+        original = machine.apply_transition
+
+        def measured(counter: Any, transition: Any) -> int:
+            self.cpu_us += 1_000 * ms * computes
+            self.waits += waits
+            return original(counter, transition)
+
+        machine.apply_transition = measured  # type: ignore[method-assign]
+        try:
+            self.result(self.propose(leader, {"add": 1, "ms": ms}))
+            self.until(lambda: len({self.nodes[id].drivers[GROUP].applied for id in IDS}) == 1)
+        finally:
+            machine.apply_transition = original  # type: ignore[method-assign]
+
+
+def test_a_machine_is_slow_by_the_cpu_time_of_its_thread_and_not_by_the_clock(core: Any) -> None:
+    world = Measured(core)
+    for _ in range(20):
+        world.apply(30)  # Another process has the CPU.
+    assert world.modes() == {"loop"}
+    world.apply(6, computes=True)
+    world.until(lambda: world.modes() == {"thread"})
+
+
+def test_a_machine_that_waits_is_slow_once_it_holds_up_the_loop_or_does_so_again_and_again(core: Any) -> None:
+    world = Measured(core)
+    for _ in range(7):
+        world.apply(6, waits=True)
+    world.apply(1, waits=True)
+    world.apply(6, waits=True)
+    assert world.modes() == {"loop"}
+    world.apply(50, waits=True)  # Half a heartbeat.
+    world.until(lambda: world.modes() == {"thread"})
+    world = Measured(core)
+    for _ in range(12):  # Some are applied together with an entry of the group's own.
+        world.apply(6, waits=True)
+    world.until(lambda: world.modes() == {"thread"})
+
+
+def test_a_machine_that_is_fast_again_comes_back_to_the_loop_and_later_each_time(core: Any) -> None:
+    world = Measured(core)
+    for away_ms in (5_000, 10_000, 20_000):
+        world.apply(6, computes=True)
+        world.until(lambda: world.modes() == {"thread"})
+        for _ in range(away_ms // 1_000 - 1):
+            world.run(800)
+            world.apply(1, computes=True)
+            world.apply(30)
+        assert world.modes() == {"thread"}
+        world.run(away_ms)
+        assert world.modes() == {"thread"}, "what does nothing is not fast"
+        world.apply(1)
+        world.until(lambda: world.modes() == {"loop"})
+    world.run(60_000)
+    world.apply(6, computes=True)
+    world.until(lambda: world.modes() == {"thread"})
+    world.run(5_000)
+    world.apply(1)
+    world.until(lambda: world.modes() == {"loop"})
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_machine_that_stays_slow_stays_away(core: Any, waits: bool) -> None:
+    world = Measured(core)
+    for _ in range(10):
+        world.apply(100, computes=not waits, waits=waits)
+        world.until(lambda: world.modes() == {"thread"})
+        world.run(4_000)
+
+
+def test_a_slow_machine_stays_in_the_loop_while_there_is_no_thread_for_it(core: Any) -> None:
+    class Poor(SlowWorld):
+        rich = False
+
+        def boot(self, id: str, **more: Any) -> None:
+            World.boot(self, id, own_thread=self.start, **more)
+
+        def start(self, group: str) -> Any:
+            if not self.rich:
+                raise Unavailable("no thread could be started")
+            return run_here
+
+    world = Poor(core)
+    leader = world.elect()
+    for _ in range(3):
+        world.result(world.propose(leader, {"add": 1, "ms": 6}))
+        assert world.modes() == {"loop"}
+    assert not [name for name, _ in world.events if name == "raftplug_slow_apply"]
+    world.rich = True
+    world.run(1_000)
+    world.result(world.propose(leader, {"add": 1, "ms": 6}))
+    world.until(lambda: world.modes() == {"thread"})
 
 
 def test_while_a_machine_is_at_work_nobody_is_elected_and_nothing_is_lost(core: Any) -> None:

@@ -21,6 +21,7 @@ class Loop:
         self.calls: list[tuple[Any, Any]] = []
         self.jobs: list[tuple[Any, Any]] = []
         self.stopping = False
+        self.each_turn: Callable[[], None] = lambda: None
         self.turned = threading.Condition()
         self.thread = LoopThread(
             "test",
@@ -32,6 +33,7 @@ class Loop:
 
     def run(self) -> None:
         while not self.stopping:
+            self.each_turn()
             with self.turned:
                 self.turns += 1
                 self.inside += 1

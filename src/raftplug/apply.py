@@ -17,6 +17,7 @@ from raftplug import core as chosen_core
 from raftplug import plain
 from raftplug.constants import (
     FAILED,
+    NEVER,
     NOOP,
     OK,
     SESSION_OPEN,
@@ -25,6 +26,7 @@ from raftplug.constants import (
     UNKNOWN,
 )
 from raftplug.errors import InvalidTransition, MachineFailed, MalformedMessage, TransitionFailed, WrongDirectory
+from raftplug.pace import Pace
 from raftplug.sessions import UNDER_WAY, Sessions, decode_open, decode_transition
 from raftplug.settings import Settings
 from raftplug.snapshots import PLAIN, STREAM, WITNESS, Reader
@@ -58,10 +60,10 @@ class Applier:
         clock: monotonic time in µs.
         noop_transition: what the machine is given for a leader's no-op; None gives it nothing.
         core: the namespace of one of the two cores; None is the one that was chosen for this process.
+        pace: is told what the machine did, and measures it.
 
     Attributes:
         applied: index of the last entry that the state holds.
-        slowest_us: the longest time that one apply, read or snapshot took since this was last set to 0.
         digests: (index, digest) of the state there, until somebody takes them out.
         told: (transition's id, state) that the machine was told, likewise.
         problem: what is wrong with the machine, for `status`; None while nothing is known.
@@ -76,12 +78,12 @@ class Applier:
         clock: Callable[[], int],
         noop_transition: Any = None,
         core: Any = None,
+        pace: Pace | None = None,
     ) -> None:
         self.machine = machine
         self.abilities = abilities(machine)
         self.sessions = Sessions()
         self.applied = 0
-        self.slowest_us = 0
         self.digests: list[tuple[int, bytes]] = []
         self.told: list[tuple[Any, TransitionState]] = []
         self.problem: str | None = None
@@ -89,6 +91,7 @@ class Applier:
         """Index of the last entry that a machine with a disk of its own had at the start: it is given none up to it."""
         self._group = group
         self._clock = clock
+        self._pace = pace or Pace(clock, NEVER)
         self._execute = (core or chosen_core).execute
         self._noop_transition = noop_transition
         self._budget_us = settings.apply_budget_us
@@ -133,18 +136,14 @@ class Applier:
                     self.tell(index, kind, term, payload, TransitionState.Applied)
             if self._digest_entries and self.applied % self._digest_entries == 0:
                 self._take_digest()
-            count, done, started, began = end - done, end, began, self._clock()
-            self._measure(began - started, count)
+            now = self._pace.did(end - done)
+            took_us, began, done = now - began, now, end
+            if took_us > self._budget_us:
+                self._size = max(1, self._size // 2)
+            elif took_us < self._budget_us // 4:
+                self._size = min(self._most, 2 * self._size)
         self._outcomes = []
         return outcomes
-
-    def _measure(self, took_us: int, count: int) -> None:
-        # Of a run, the mean: another thread may have had the interpreter for 5 ms of it.
-        self.slowest_us = max(self.slowest_us, took_us // count)
-        if took_us > self._budget_us:
-            self._size = max(1, self._size // 2)
-        elif took_us < self._budget_us // 4:
-            self._size = min(self._most, 2 * self._size)
 
     def _take(self, index: int, kind: int, payload: bytes) -> Outcome:
         """Decide on an entry: what the machine must execute may join the run, all else is done here.
@@ -252,16 +251,12 @@ class Applier:
     def look(self, looks: Sequence[Look], until: int) -> list[tuple[Any, Exception | None]]:
         """Answer reads, one at least, until the clock says `until`: what each found, or what it raised."""
         found: list[tuple[Any, Exception | None]] = []
-        began = self._clock()
         for look in looks:
             try:
                 found.append((look(self.machine), None))
             except Exception as raised:
                 found.append((None, raised))
-            now = self._clock()
-            self.slowest_us = max(self.slowest_us, now - began)
-            began = now
-            if now >= until:
+            if self._pace.did() >= until:
                 break
         return found
 

@@ -70,6 +70,7 @@ from raftplug.errors import (
 )
 from raftplug.founding import Founding
 from raftplug.frames import Id, address, addressed, check_id, life
+from raftplug.pace import Pace, Used
 from raftplug.quiescence import Quiescence
 from raftplug.requester import Requester, check_consistency
 from raftplug.sessions import Sessions, encode_open, encode_transition
@@ -85,7 +86,6 @@ _NEVER = 1 << 62
 _COUNTED = (PRE_VOTE_RESPONSE, VOTE_RESPONSE, APPEND_RESPONSE)
 _NOTICES_A_HEARTBEAT = 20
 _JOB_ENTRIES = 1_024
-_SLOW_US = 5_000  # A group whose machine took longer than this for one thing gets a thread for it.
 _THREAD_BUDGET_US = 10_000  # There, after so long what was done is handed back.
 _COMPARE_TIMEOUTS = 10  # Election timeouts that the leader waits for digests before it goes by its own.
 
@@ -162,7 +162,8 @@ class Driver:
         heard_at: when a node was last heard, microseconds; None where nobody watches the nodes: see `quiescence`.
         is_lost: whether a node has not been heard for an election timeout.
         executor: runs what the machine has to do, one job at a time; by default within `apply`.
-        own_thread: gives the executor for a machine that is slow; None leaves it where it is.
+        own_thread: gives the executor for a machine that is slow, or raises Unavailable; None leaves it where it is.
+        used: what a job costs its thread; None takes all time for CPU time.
         is_watched: whether an observer wants to know of every transition.
         founding: what the node knows of the cluster's id; None where there is none to know.
 
@@ -196,6 +197,7 @@ class Driver:
         is_lost: Callable[[Id], bool] = lambda id: False,
         executor: Executor = run_here,
         own_thread: Callable[[str], Executor] | None = None,
+        used: Used | None = None,
         is_watched: Callable[[], bool] = lambda: False,
         founding: Founding | None = None,
     ) -> None:
@@ -203,8 +205,15 @@ class Driver:
         self.id = id
         self.group = group
         self.settings = settings
+        self._pace = Pace(clock, 500 * settings.heartbeat_ms, used)
         self.applier = Applier(
-            group=group, machine=machine, settings=settings, clock=clock, noop_transition=noop_transition, core=core
+            group=group,
+            machine=machine,
+            settings=settings,
+            clock=clock,
+            noop_transition=noop_transition,
+            core=core,
+            pace=self._pace,
         )
         self.leader: Id | None = None
         self.initial_write: Write | None = None
@@ -223,11 +232,9 @@ class Driver:
         self._reads: deque[Read] = deque()  # confirmed, waiting until their index is applied; ascending
         self._looking: list[Read] = []  # Those that look at the machine now.
         self._executor = executor
+        self._loop_executor = executor
         self._own_thread = own_thread
         self._is_watched = is_watched
-        self.on_thread = False
-        """Whether the machine has a thread of its own."""
-        self._took_ms = 0  # What it has that for.
         self._then: Callable[[Any], None] | None = None  # What follows the machine's job; None while it has none.
         self._result: Any = None
         self._notes: list[tuple[int, int, int, bytes, TransitionState]] = []  # What the machine is to be told.
@@ -580,7 +587,7 @@ class Driver:
         if self.applier.problem is not None:
             problems.append(self.applier.problem)
         if self.on_thread:
-            notes.append(f"the state machine took {self._took_ms} ms for one thing: it has a thread of its own")
+            notes.append(f"the state machine took {self._pace.took_ms} ms for one thing: it has a thread of its own")
         problems += [str(each) for each in self._diverged.values()]
         if self.diverged is not None:
             problems.append(_REMEDY)
@@ -1034,6 +1041,11 @@ class Driver:
     # ------------------------------------------------------------------ apply
 
     @property
+    def on_thread(self) -> bool:
+        """Whether the machine has a thread of its own."""
+        return self._pace.on_thread
+
+    @property
     def machine(self) -> Any:
         """The state machine."""
         return self.applier.machine
@@ -1126,7 +1138,9 @@ class Driver:
         """Have the machine do a job, and call then(its result) once that is done and this replica still runs."""
 
         def run() -> None:
+            self._pace.begin()
             self._result = job()
+            self._pace.end()
 
         self._then = then
         self._executor(run, self._ran)
@@ -1140,13 +1154,26 @@ class Driver:
             raise error
         then(result)
         self._tell_observers()
-        if self.applier.slowest_us > _SLOW_US and self._own_thread is not None and not self.on_thread:
-            self.on_thread = True
-            self._executor = self._own_thread(self.group)
-            self._took_ms = self.applier.slowest_us // 1000
-            text = "group %s: the state machine took %d ms for one thing: it gets a thread of its own"
-            _logger.warning(text, self.group, self._took_ms)
-            self._event("raftplug_slow_apply", index=self.applied, took_ms=self._took_ms)
+        if self._own_thread is not None and self._pace.judge():
+            self._change_thread(self._own_thread)
+
+    def _change_thread(self, own_thread: Callable[[str], Executor]) -> None:
+        """Give the machine a thread of its own, or have it come back to the loop, before its next job."""
+        if not self.on_thread:
+            self._executor = self._loop_executor
+            _logger.info("group %s: the state machine is fast again: it is back in the event loop", self.group)
+            return
+        took_ms = self._pace.took_ms
+        try:
+            self._executor = own_thread(self.group)
+        except Unavailable as error:
+            self._pace.stay()
+            text = "group %s: the state machine took %d ms for one thing, and stays in the event loop: %s"
+            _logger.error(text, self.group, took_ms, error)
+            return
+        text = "group %s: the state machine took %d ms for one thing: it gets a thread of its own"
+        _logger.warning(text, self.group, took_ms)
+        self._event("raftplug_slow_apply", index=self.applied, took_ms=took_ms)
 
     def _answer(self, first: int, entries: Sequence[tuple[int, int, bytes]], outcomes: list[Outcome]) -> None:
         """Entries from index `first` on were applied, as many as there are outcomes: tell who waits for them."""
@@ -1324,7 +1351,6 @@ class Driver:
         configuration = self.raft.configuration_at(index).plain()
 
         def capture() -> Iterator[bytes] | Exception:
-            began = self._clock()
             try:
                 kind, machine = snapshots.WITNESS, iter(list[bytes]())
                 if not self.is_witness:
@@ -1334,7 +1360,7 @@ class Driver:
                 raise
             except Exception as error:
                 return error
-            self.applier.slowest_us = max(self.applier.slowest_us, self._clock() - began)
+            self._pace.did()
             return stream
 
         def captured(stream: Iterator[bytes] | Exception) -> None:

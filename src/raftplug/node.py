@@ -71,6 +71,7 @@ from raftplug.frames import (
     sign_record,
 )
 from raftplug.keys import Given, cluster_keys, other_key, unsigned
+from raftplug.pace import Used, used_by_thread
 from raftplug.plugins import Plugins, default
 from raftplug.requester import check_consistency
 from raftplug.senders import ABOUT_LIVES, Senders, boot_wanted, tell_lives
@@ -116,6 +117,7 @@ class NodeLoop:
         apply_executor: runs what state machines have to do; by default at the end of the turn.  It calls its second
             argument at once, or has `call` do so later.
         own_thread: gives the executor for the state machine of a group that is slow; None leaves it where it is.
+        used: what a job costs its thread: see `pace`.
         is_watched: whether an observer wants to know of every transition.
     """
 
@@ -136,6 +138,7 @@ class NodeLoop:
         keys: Sequence[Key] = (),
         apply_executor: Executor = run_here,
         own_thread: Callable[[str], Executor] | None = None,
+        used: Used | None = None,
         is_watched: Callable[[], bool] = lambda: False,
     ) -> None:
         identity = storage.identity
@@ -220,6 +223,7 @@ class NodeLoop:
                 is_lost=self._lost.__contains__,
                 executor=apply_executor,
                 own_thread=partial(self._with_thread, own_thread) if own_thread is not None else None,
+                used=used,
                 is_watched=is_watched,
                 founding=self._founding,
             )
@@ -899,6 +903,7 @@ class Node(forks.OfOneProcess):
                 keys=self._keys,
                 apply_executor=lambda job, done: thread.execute(job, done),
                 own_thread=self._new_worker,
+                used=used_by_thread(),
             )
             storage.begin()  # Last: a start that is refused has written nothing.
         except BaseException:

@@ -116,6 +116,7 @@ class _Slot:
         self.address = address
         self.wire: Wire | None = None
         self.connecting = False
+        self.is_starved = False  # No thread could be started to connect.
         self.retired = False  # What its connecting thread brings is not wanted any more.
         self.results: deque[Wire | str] = deque()  # What the connecting thread hands over: a wire, or why not.
         self.retry_at = 0.0
@@ -502,9 +503,12 @@ class RedisStreams(Cluster):
             threads.start(f"raftplug-connect-{slot.address}", self._connect, slot, slot.address)
         except Unavailable as error:  # Threads may end, and the next attempt succeed.
             slot.connecting = False
-            if slot.backoff == _BACKOFF_S[0]:
+            if not slot.is_starved:
                 _logger.error("%s", self._at(slot.address, str(error)))
+            slot.is_starved = True
             self._back_off(slot, str(error), now)
+        else:
+            slot.is_starved = False
 
     def _connect(self, slot: _Slot, address: str) -> None:
         """In a thread of its own, which ends with it."""
