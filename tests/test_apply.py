@@ -183,7 +183,7 @@ def test_a_batch_that_breaks_the_contract_stops_the_replica_before_anything_is_a
     assert applying.applied == 0
 
 
-@pytest.mark.parametrize("error", [MemoryError(), OSError("disk")])
+@pytest.mark.parametrize("error", [MemoryError(), RecursionError(), OSError(5, "disk")])
 def test_no_memory_and_no_disk_are_no_results_of_a_batch(error: Exception) -> None:
     for answer in (lambda transitions: [error for _ in transitions], lambda _: _raise(error)):
         with pytest.raises(type(error)):

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from raftplug.constants import CONFIGURATION, FAILED, OK, SESSION_OPEN, TRANSITION
+from raftplug.constants import CONFIGURATION, FAILED, NEVER, OK, SESSION_OPEN, TRANSITION
+from raftplug.errors import InvalidArgument
 
 
 def calls_of(core: Any, said: list[str] | None = None) -> Any:
@@ -58,10 +59,14 @@ def test_a_proposal_ends_when_its_caller_said(core: Any) -> None:
     future = calls.propose("a", b"x", 1.5)
     calls.take(1, together)
     assert together[0] == ("a", b"x", future, 1_500_005) and type(future) is core.Future
-    for timeout in (float("inf"), float("nan"), None):
-        with pytest.raises((OverflowError, ValueError, TypeError)):
+    for timeout in (float("nan"), -1, "1"):
+        with pytest.raises(InvalidArgument):
             calls.propose("a", b"x", timeout)
-    assert not calls
+    assert not calls, "what was refused is not in the queue"
+    for timeout in (float("inf"), None):
+        calls.propose("a", b"x", timeout)
+    calls.take(2, together)
+    assert [call[3] for call in together][1:] == [NEVER, NEVER]
 
 
 def test_many_threads_add_and_each_call_is_taken_once(core: Any) -> None:
@@ -87,11 +92,11 @@ def test_many_threads_add_and_each_call_is_taken_once(core: Any) -> None:
 
 def test_a_machine_is_given_transitions_only_and_what_it_raises_is_an_outcome(core: Any) -> None:
     entries = [(TRANSITION, 1, b"1"), (SESSION_OPEN, 1, b"s"), (TRANSITION, 1, b"x"), (TRANSITION, 1, b"2")]
+    entries.append((TRANSITION, 1, b"0"))
     outcomes: list[Any] = []
-    core.execute(
-        10, entries, 0, 4, lambda value: value + 1, int, lambda error: type(error), lambda *what: what, outcomes
-    )
-    assert outcomes == [(OK, 2), (11, SESSION_OPEN, b"s"), (FAILED, ValueError), (OK, 3)]
+    given = [lambda value: value + 1 if value else None, int, lambda value: (OK, {value}), lambda error: type(error)]
+    core.execute(10, entries, 0, 5, *given, lambda *what: what, outcomes)
+    assert outcomes == [(OK, {2}), (11, SESSION_OPEN, b"s"), (FAILED, ValueError), (OK, {3}), (OK, None)]
 
 
 def test_who_waits_gets_the_result_of_its_own_term_and_all_else_is_left_to_the_driver(core: Any) -> None:

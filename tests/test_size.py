@@ -32,7 +32,7 @@ FLOORS = (
         "redis_connection",
         "embedded",
     },
-    {"directory", "configuration", "sessions", "cluster", "keys", "divergence", "_core_py"},
+    {"directory", "configuration", "sessions", "results", "cluster", "keys", "divergence", "_core_py"},
     {"redis_directory", "redis_check"},
     {"raft", "requester", "quiescence", "hooks", "redis_streams", "founding"},
     {"hot_path"},

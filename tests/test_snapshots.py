@@ -562,8 +562,11 @@ def test_a_machine_that_streams_is_restored_by_what_it_streamed(core: Any) -> No
 def test_a_machine_whose_stream_fails_is_told_of_and_costs_nothing_but_space(core: Any) -> None:
     class Broken(Counter):
         def stream_snapshot(self, last_included_index: int, last_included_term: int) -> Iterator[bytes]:
-            yield b"something"
-            raise ValueError("no more")
+            def parts() -> Iterator[bytes]:
+                yield b"something"
+                raise ValueError("no more")
+
+            return parts()
 
         def load_snapshot(self, last_included_index: int, last_included_term: int, pieces: Iterator[bytes]) -> None:
             raise AssertionError

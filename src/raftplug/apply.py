@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -17,6 +19,7 @@ from raftplug import core as chosen_core
 from raftplug import plain
 from raftplug.constants import (
     FAILED,
+    HIGHEST,
     NEVER,
     NOOP,
     OK,
@@ -25,15 +28,16 @@ from raftplug.constants import (
     TRANSITION,
     UNKNOWN,
 )
-from raftplug.errors import InvalidTransition, MachineFailed, MalformedMessage, TransitionFailed, WrongDirectory
+from raftplug.errors import MachineFailed, MalformedMessage, RaftplugError, TransitionFailed, WrongDirectory
+from raftplug.foreign import described, is_interrupt, log_raised, short, text_of, type_name
 from raftplug.pace import Pace
+from raftplug.results import Encoded, encoded, encoded_failure, failure, handled, is_exhausted, local, stops
 from raftplug.sessions import UNDER_WAY, Sessions, decode_open, decode_transition
 from raftplug.settings import Settings
 from raftplug.snapshots import PLAIN, STREAM, WITNESS, Reader
 from raftplug.state_machine import Snapshot, TransitionState, abilities
 
 _logger = logging.getLogger("raftplug")
-_ERROR_CHARACTERS: Final = 1_000
 _RUN_ENTRIES: Final = 1_024
 _STRETCH_ENTRIES: Final = 64
 _DIGEST_BYTES: Final = 16
@@ -43,6 +47,9 @@ Outcome = tuple[int, Any]
 """What became of one entry: OK, FAILED or, for a session's entry, why it was not executed; and what the machine
 returned, or TransitionFailed if it raised, or for a session's entry the value of the reply."""
 
+_OTHER_MACHINE: Final = (
+    "what is stored was not changed; start this node with the state machine that made the snapshot, or correct this one"
+)
 _UNDECIDED: Final[Outcome] = (UNKNOWN, None)  # It is in the run.
 _DONE: Final[Outcome] = (OK, None)
 
@@ -100,10 +107,14 @@ class Applier:
         self._size, self._most = (16, _RUN_ENTRIES) if self.abilities.batches else (1, _STRETCH_ENTRIES)
         self._outcomes: list[Outcome] = []  # Of the entries that are being applied.
         self._run: list[tuple[int, Any, tuple[int, int] | None]] = []  # Where the outcome goes, transition, session's.
+        self._outside: BaseException | None = None  # What is handled around the job: the machine did not raise it.
+        self._wanted = True  # Whether anybody waits for the results of this job.
 
     # ---------------------------------------------------------------- entries
 
-    def apply(self, first: int, entries: list[tuple[int, int, bytes]], until: int, *, tell: bool) -> list[Outcome]:
+    def apply(
+        self, first: int, entries: list[tuple[int, int, bytes]], until: int, *, tell: bool, wanted: bool = True
+    ) -> list[Outcome]:
         """Apply the entries from index `first` on, one run of them at least, until the clock says `until`.
 
         Args:
@@ -111,11 +122,14 @@ class Applier:
             entries: kind, term and payload of each.
             until: microseconds; what is left is not touched.
             tell: whether the machine, or an observer, wants to know of each.
+            wanted: whether somebody in this process waits for the result of any that belongs to no session.
 
         Raises:
-            MemoryError, OSError, MachineFailed: the replica must stop.
+            BaseException: the replica must stop, see `results`; MachineFailed where `apply_batch` failed.
         """
         outcomes = self._outcomes = []
+        outside = self._outside = handled()
+        self._wanted = wanted
         began, done = self._clock(), 0
         while done < len(entries) and (not done or began < until):
             end = min(done + self._size, len(entries))
@@ -126,11 +140,13 @@ class Applier:
                     outcomes.append(self._take(first + len(outcomes), kind, payload))
             else:  # The shortest way, for what there is most of.
                 machine = self.machine.apply_transition
-                self._execute(first, entries, done, end, machine, plain.decode, _failure, self._take, outcomes)
+                kept = partial(local, outside=outside) if wanted else _unwanted
+                failed = partial(failure, outside=outside)
+                self._execute(first, entries, done, end, machine, plain.decode, kept, failed, self._take, outcomes)
             self._execute_run()
             self.applied = first + end - 1
             if self.abilities.on_disk and self.applied > self.on_disk:
-                self.machine.set_applied_index(self.applied)
+                self._set_applied_index(self.applied)
             if tell:
                 for index, (kind, term, payload) in enumerate(entries[done:end], first + done):
                     self.tell(index, kind, term, payload, TransitionState.Applied)
@@ -190,71 +206,72 @@ class Applier:
         try:
             transition = plain.decode(encoded)
         except MalformedMessage as raised:
-            return self._settle(once, _failure(raised))
+            return self._settle_failed(once, failure(raised, self._outside))
         if self.abilities.batches:
             self._run.append((len(self._outcomes), transition, once))
             return _UNDECIDED
-        return self._settle(once, self._apply_one(transition))
+        try:
+            value = self.machine.apply_transition(transition)
+        except Exception as raised:
+            return self._settle_failed(once, failure(raised, self._outside))
+        return self._settle(once, value)
 
     def _execute_run(self) -> None:
         run, self._run = self._run, []
         if run:
             results = self._apply_batch([transition for _, transition, _ in run])
             for (at, _, once), result in zip(run, results, strict=True):
-                self._outcomes[at] = self._settle(once, result)
-
-    def _apply_one(self, transition: Any) -> Any:
-        """A deterministic exception is the transition's result; MemoryError and OSError stop the replica."""
-        try:
-            return self.machine.apply_transition(transition)
-        except Exception as raised:
-            return _failure(raised)
+                if issubclass(type(result), BaseException):
+                    self._outcomes[at] = self._settle_failed(once, failure(result, self._outside))
+                else:
+                    self._outcomes[at] = self._settle(once, result)
 
     def _apply_batch(self, transitions: list[Any]) -> list[Any]:
         """Batches differ from replica to replica, so what befalls one as a whole cannot be anybody's result."""
-        count, name = len(transitions), type(self.machine).__name__
+        count, name = len(transitions), type_name(self.machine)
         try:
             results = self.machine.apply_batch(transitions)
-        except (MemoryError, OSError):
-            raise
         except Exception as raised:
+            if stops(raised, self._outside):
+                raise
             raise MachineFailed(
-                f"group {self._group}: apply_batch of {name} raised {type(raised).__name__}: {text_of(raised)}; how "
+                f"group {self._group}: apply_batch of {name} raised {type_name(raised)}: {text_of(raised)}; how "
                 "much of the batch was applied nobody can tell: it must return a transition's exception as its result"
             ) from raised
         if type(results) is not list or len(results) != count:
-            found = f"{len(results)} results" if type(results) is list else type(results).__name__
+            found = f"{len(results)} results" if type(results) is list else type_name(results)
             raise MachineFailed(
                 f"group {self._group}: apply_batch of {name} returned {found} for {count} transitions: it must return "
                 "a list of as many results"
             )
-        return [_failure(result) if isinstance(result, BaseException) else result for result in results]
+        return results
 
-    def _settle(self, once: tuple[int, int] | None, result: Any) -> Outcome:
-        """The result of an entry that was executed; a session's is kept, so that it is never executed again."""
-        failed = result if isinstance(result, TransitionFailed) else None
+    def _settle(self, once: tuple[int, int] | None, value: Any) -> Outcome:
+        """An entry was executed and gave `value`."""
         if once is None:
-            return FAILED if failed is not None else OK, result
-        code, value = OK, b""
-        if failed is None:
-            try:
-                value = plain.encode(result)
-            except InvalidTransition as unencodable:
-                failed = TransitionFailed("InvalidTransition", f"the result: {unencodable}")
-        if failed is not None:
-            code, value = FAILED, plain.encode([failed.kind, failed.message])
-        self.sessions.record(*once, code, value)
-        return _as_reply(code, value)
+            return local(value, self._outside) if self._wanted else _DONE
+        return self._keep(once, encoded(value, self._outside))
+
+    def _settle_failed(self, once: tuple[int, int] | None, failed: TransitionFailed) -> Outcome:
+        """An entry was executed, and the machine raised."""
+        return (FAILED, failed) if once is None else self._keep(once, encoded_failure(failed))
+
+    def _keep(self, once: tuple[int, int], result: Encoded) -> Outcome:
+        """The result of a session's entry is kept, so that it is never executed again."""
+        self.sessions.record(*once, *result)
+        return _as_reply(*result)
 
     # ------------------------------------------------------------------ reads
 
-    def look(self, looks: Sequence[Look], until: int) -> list[tuple[Any, Exception | None]]:
+    def look(self, looks: Sequence[Look], until: int) -> list[tuple[Any, BaseException | None]]:
         """Answer reads, one at least, until the clock says `until`: what each found, or what it raised."""
-        found: list[tuple[Any, Exception | None]] = []
+        found: list[tuple[Any, BaseException | None]] = []
         for look in looks:
             try:
                 found.append((look(self.machine), None))
-            except Exception as raised:
+            except BaseException as raised:  # A read changes nothing: whatever it raises is its answer.
+                if is_interrupt(raised):
+                    raise
                 found.append((None, raised))
             if self._pace.did() >= until:
                 break
@@ -271,10 +288,13 @@ class Applier:
         """
         if not self.abilities.on_disk:
             return
-        found = self.machine.applied_index()
-        name = type(self.machine).__name__
+        name = type_name(self.machine)
+        with self._guarded("applied_index"):
+            found = self.machine.applied_index()
         if type(found) is not int or found < 0:
-            raise MachineFailed(f"group {self._group}: applied_index of {name} returned {found!r}, which is no index")
+            raise MachineFailed(
+                f"group {self._group}: applied_index of {name} returned {short(found)}, which is no index"
+            )
         if found > last:
             raise WrongDirectory(
                 f"group {self._group}: {name} has applied entry {found} already, and the log here ends at {last}: "
@@ -299,11 +319,33 @@ class Applier:
             raise ValueError("create_snapshot must keep the index and the term that it was given")
         return PLAIN, plain.encode_in_parts(snapshot.data)
 
+    def initial_snapshot(self) -> tuple[int, int, bytes] | None:
+        """Index, term and encoded data of the snapshot that the machine keeps by itself, if it has one, and takes it.
+
+        Raises:
+            MachineFailed: it raised, or what it returned is none.
+        """
+        if not (self.abilities.initial_snapshot and self.abilities.takes_plain):
+            return None
+        with self._guarded("get_snapshot"):
+            own = self.machine.get_snapshot()
+            if own is None:
+                return None
+            index, term = own.last_included_index, own.last_included_term
+            if type(index) is not int or type(term) is not int or not 0 < index <= HIGHEST or not 0 <= term <= HIGHEST:
+                raise ValueError(f"index {short(index)} and term {short(term)} are those of no snapshot")
+            data = plain.encode(own.data, plain.SNAPSHOT_DEPTH)
+        with self._guarded("set_snapshot"):
+            self.machine.set_snapshot(own)
+        self.applied = index
+        return index, term, data
+
     def load(self, reader: Reader) -> None:
         """Replace machine and sessions by those of a snapshot.
 
         Raises:
-            MalformedMessage: it is of another kind than the machine takes.
+            MachineFailed: the machine raised, or takes no such snapshot.
+            MalformedMessage: it is damaged, or holds no state.
         """
         index, term = reader.snapshot.index, reader.snapshot.term
         if reader.kind == WITNESS:
@@ -313,13 +355,49 @@ class Applier:
         elif reader.kind == STREAM:
             if not self.abilities.streams:
                 raise MalformedMessage("a snapshot of a state machine that streams, for one that does not")
-            self.machine.load_snapshot(index, term, reader.stream())
+            damage: list[RaftplugError] = []
+            try:
+                with self._guarded("load_snapshot", index):
+                    self.machine.load_snapshot(index, term, _noticing(reader.stream(), damage))
+            except MachineFailed:
+                if damage:  # It is what the machine was given, and no fault of its own.
+                    raise damage[0] from None
+                raise
+        elif self.abilities.takes_plain:
+            snapshot = Snapshot(index, term, reader.data())
+            with self._guarded("set_snapshot", index):
+                self.machine.set_snapshot(snapshot)
         else:
-            self.machine.set_snapshot(Snapshot(index, term, reader.data()))
+            name = type_name(self.machine)
+            text = f"{name} has no set_snapshot, and the snapshot at {index} needs it: {_OTHER_MACHINE}"
+            raise MachineFailed(f"group {self._group}: {text}")
         if self.abilities.on_disk and index > self.on_disk:
-            self.machine.set_applied_index(index)
+            self._set_applied_index(index)
         self.sessions = reader.sessions
         self.applied = index
+
+    def _set_applied_index(self, index: int) -> None:
+        with self._guarded("set_applied_index"):
+            self.machine.set_applied_index(index)
+
+    @contextmanager
+    def _guarded(self, method: str, at: int | None = None) -> Iterator[None]:
+        """Whatever a method of the machine raises here stops the replica: MachineFailed says which, and what to do.
+
+        Args:
+            method: its name.
+            at: index of the snapshot that it was given, if it was given one.
+        """
+        try:
+            yield
+        except BaseException as raised:
+            if is_interrupt(raised):
+                raise
+            what = f"{method} of {type_name(self.machine)} raised {described(raised)}"
+            advice = "correct the machine, and start this node again"
+            if at is not None:
+                what, advice = f"{what}, for the snapshot at {at}", _OTHER_MACHINE
+            raise MachineFailed(f"group {self._group}: {what}: {advice}") from raised
 
     # ---------------------------------------------------------------- digests
 
@@ -331,11 +409,11 @@ class Applier:
             digest = self.machine.digest()
             if type(digest) is not bytes or len(digest) > _MACHINE_DIGEST_BYTES:
                 raise ValueError(f"digest must return at most {_MACHINE_DIGEST_BYTES} bytes")
-        except (MemoryError, OSError):
-            raise
         except Exception as raised:
+            if is_exhausted(raised):
+                raise
             self._digest_entries = 0
-            self.problem = f"the state machine has no digest: {type(raised).__name__}: {text_of(raised)}"
+            self.problem = f"the state machine has no digest: {type_name(raised)}: {text_of(raised)}"
             _logger.error("group %s: %s", self._group, self.problem)
             return
         # Of what a machine has on its disk, not every replica knows the results: see `_take_again`.
@@ -372,23 +450,27 @@ class Applier:
             identity = default if identity is None else identity
             if self.abilities.observes_states:
                 self.machine.register_transition_state(identity, state)
-        except Exception:
-            _logger.exception("group %s: register_transition_state raised", self._group)
+        except BaseException as raised:
+            if is_interrupt(raised):
+                raise
+            log_raised(_logger, raised, "group %s: register_transition_state, or get_id, raised", self._group)
             return
         self.told.append((identity, state))
 
 
-def _failure(raised: BaseException) -> TransitionFailed:
-    """What a machine raised as a transition's result, unless it is none."""
-    if isinstance(raised, (MemoryError, OSError)) or not isinstance(raised, Exception):
-        raise raised
-    return TransitionFailed(type(raised).__name__, text_of(raised))
+def _noticing(pieces: Iterator[bytes], damage: list[RaftplugError]) -> Iterator[bytes]:
+    """Pass on pieces, and notice why there are no more of them: the machine may raise something else for it."""
+    try:
+        yield from pieces
+    except RaftplugError as error:
+        damage.append(error)
+        raise
+
+
+def _unwanted(value: Any) -> Outcome:
+    """Nobody waits for the result, nor will anybody ask for it."""
+    return _DONE
 
 
 def _as_reply(code: int, value: bytes | None) -> Outcome:
     return (code, plain.decode(value)) if code == FAILED and value is not None else (code, value)
-
-
-def text_of(raised: BaseException) -> str:
-    """The text of a machine's exception as it is kept and sent: encodable, and not without bound."""
-    return str(raised)[:_ERROR_CHARACTERS].encode("utf-8", "replace").decode()

@@ -23,7 +23,7 @@ import msgpack
 from raftplug import forks, plain, threads
 from raftplug.arguments import ends_at, seconds
 from raftplug.backup import Writer
-from raftplug.cluster import Cluster, is_client, read_record
+from raftplug.cluster import Cluster, is_client, read_record, room_in_messages
 from raftplug.constants import LINEARIZABLE, PIECE, PIECE_REQUEST, RENEW, REPLY, REQUEST
 from raftplug.core import Future
 from raftplug.errors import ChangeRefused, InvalidArgument, MalformedMessage, RaftplugError, Unavailable
@@ -488,6 +488,8 @@ class Client(forks.OfOneProcess):
             raise InvalidArgument("an id belongs to a cluster that you opened: leave it out, or give cluster=")
         if cluster is not None and not (isinstance(id, str) and is_client(id) and len(id) > 1):
             raise InvalidArgument("cluster= needs id=, the id under which it was opened: '~' and something unique")
+        if cluster is not None:
+            room_in_messages(cluster, settings)
         keys = cluster_keys(key)
         if redis is not None:
             require_key(redis, keys)

@@ -12,8 +12,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, ClassVar, Final, NamedTuple
 
+from raftplug.constants import LARGEST_MESSAGE, MESSAGE_OVERHEAD
 from raftplug.errors import InvalidArgument
 from raftplug.frames import NO_CLUSTER, Id, check_id
+from raftplug.settings import Settings
 
 _POLL_S: Final = 0.005  # How often the default `wait` looks: a plain transport cannot say when something arrives.
 _INBOX_MESSAGES: Final = 65_536  # A receiver that never looks costs no more than this many messages.
@@ -24,7 +26,13 @@ class Cluster:
 
     Nodes are addressed by their id within their cluster; ids of clients start with "~" and are unique everywhere.  No
     method raises because of what the network does: `problems` says what is wrong.
+
+    Attributes:
+        largest_message: bytes of the largest message that it delivers; at least 2 MB.  A transport that delivers less
+            than the default, 8 MB, says so in its class.
     """
+
+    largest_message: int = LARGEST_MESSAGE
 
     def send_message(self, to_id: Id, message: bytes) -> None:
         """Send `message` to the process `to_id`.
@@ -112,6 +120,19 @@ class Cluster:
         if event is None:
             event = self.__dict__.setdefault("_cluster_woken", threading.Event())
         return event
+
+
+def room_in_messages(cluster: Cluster, settings: Settings) -> int:
+    """How many bytes one item may have, so that a message of it is delivered.
+
+    Raises:
+        InvalidArgument: the settings allow larger ones of what must be delivered.
+    """
+    room = getattr(cluster, "largest_message", LARGEST_MESSAGE) - MESSAGE_OVERHEAD
+    for name in ("max_transition_bytes", "max_append_bytes", "snapshot_piece_bytes"):
+        if getattr(settings, name) > room:
+            raise InvalidArgument(f"settings: {name} must be at most {room}: no larger message is delivered")
+    return room
 
 
 _Address = tuple[bytes, Id]  # The cluster (empty for a client) and the id.

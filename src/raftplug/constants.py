@@ -20,6 +20,13 @@ TERMS_AHEAD: Final = 1 << 32
 ENTRY_HEADER_BYTES: Final = 25
 """Of an entry besides its payload: see `_core_py`.  `_core.pyx` has it as HEADER_BYTES, known when it is compiled."""
 
+LARGEST_MESSAGE: Final = 8 << 20
+"""Bytes of the largest message that a transport delivers; see `Cluster.largest_message`."""
+MESSAGE_OVERHEAD: Final = 4 << 10
+"""Bytes of a message besides one item in it, amply: header, ids, MAC, and what the item says besides its data."""
+LARGEST_RESULT: Final = LARGEST_MESSAGE - MESSAGE_OVERHEAD
+"""Bytes of the largest result that is kept and sent.  Part of the replicated state: a constant of this version."""
+
 # Kinds of log entries.  The rules know only NOOP and CONFIGURATION.
 NOOP: Final = 0
 TRANSITION: Final = 1
@@ -75,6 +82,8 @@ MALFORMED: Final = 8
 ALREADY: Final = 9
 MOVED: Final = 10
 """The request names a configuration, or a leadership, that is over: it was not executed, and never will be."""
+UNDELIVERABLE: Final = 11
+"""Executed, or answered; but the result is larger than what can be sent, and its size is told instead."""
 
 # What a read may be (DESIGN 1.4).
 LINEARIZABLE: Final = "linearizable"

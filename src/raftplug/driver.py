@@ -16,8 +16,8 @@ from typing import Any
 import msgpack
 
 from raftplug import core as chosen_core
-from raftplug import plain, snapshots
-from raftplug.apply import Applier, Look, Outcome, text_of
+from raftplug import plain, results, snapshots
+from raftplug.apply import Applier, Look, Outcome
 from raftplug.constants import (
     APPEND,
     APPEND_RESPONSE,
@@ -68,6 +68,7 @@ from raftplug.errors import (
     Unavailable,
     WrongDirectory,
 )
+from raftplug.foreign import described, is_interrupt, text_of, type_name
 from raftplug.founding import Founding
 from raftplug.frames import Id, address, addressed, check_id, life
 from raftplug.pace import Pace, Used
@@ -275,19 +276,15 @@ class Driver:
 
         self.snapshots = Snapshots(stored=stored, settings=settings, send=self._send_piece, read=read_piece)
         adopted: Any = None
-        if stored.snapshot is None and self.abilities.snapshots:
+        if stored.snapshot is None and self.abilities.snapshots and not stored.blocks:
             # The seed's: a snapshot that the machine keeps by itself counts only when storage is empty.
-            own = machine.get_snapshot() if not stored.blocks else None
+            own = self.applier.initial_snapshot()
             if own is not None:
-                index, term = own.last_included_index, own.last_included_term
-                stream = snapshots.contents(
-                    configuration, self.sessions.snapshot(), snapshots.PLAIN, plain.encode_in_parts(own.data)
-                )
+                index, term, data = own
+                stream = snapshots.contents(configuration, self.sessions.snapshot(), snapshots.PLAIN, [data])
                 self.snapshots.make(index, term, 0, stream)
                 self.initial_write = self._initial_write(term)
                 adopted = self.core.Log(index, term, 0)
-                machine.set_snapshot(own)
-                self.applier.applied = index
         try:
             log = stored.log(self.core) if adopted is None else adopted
         except MalformedMessage as error:
@@ -1019,7 +1016,7 @@ class Driver:
         self.raft.read(read, lease)
 
     def _answer_query(self, asker: Asker, encoded: bytes, consistency: str) -> None:
-        request = plain.decode(encoded)
+        plain.decode(encoded)  # What is no plain data is refused here and now.
         if not self.abilities.has_query:
             self._reply(asker, FAILED, ["QueryFailed", "this state machine answers no queries"])
             return
@@ -1028,9 +1025,11 @@ class Driver:
 
         def look(machine: Any) -> tuple[int, Any]:
             try:
-                return OK, plain.encode(machine.query(request))
-            except Exception as raised:
-                return FAILED, [type(raised).__name__, text_of(raised)]
+                return OK, results.ask(machine, encoded)
+            except BaseException as raised:
+                if is_interrupt(raised):
+                    raise
+                return FAILED, [type_name(raised), text_of(raised)]
 
         def finish(error: RaftplugError | None, value: Any) -> None:
             self._reply(asker, *((REFUSED_NOT_LEADER, self.raft.leader) if error is not None else value))
@@ -1125,9 +1124,9 @@ class Driver:
         elif self.raft.applicable() > self._applied and self.is_witness is False:
             first, log = self._applied + 1, self.raft.log
             end = min(log.fit(first, self.settings.max_append_bytes), self.raft.applicable() + 1, first + _JOB_ENTRIES)
-            entries, tell = log.entries(first, end), self._observes()
+            entries, tell, wanted = log.entries(first, end), self._observes(), bool(self._pending)
             self._run(
-                lambda: applier.apply(first, entries, until, tell=tell),
+                lambda: applier.apply(first, entries, until, tell=tell, wanted=wanted),
                 lambda outcomes: self._answer(first, entries, outcomes),
             )
         else:
@@ -1151,7 +1150,7 @@ class Driver:
         if self._closed or then is None:
             return
         if error is not None:
-            raise error
+            raise results.stopping(self.group, self.machine, error)
         then(result)
         self._tell_observers()
         if self._own_thread is not None and self._pace.judge():
@@ -1202,7 +1201,7 @@ class Driver:
         else:
             whom.set_result(value)
 
-    def _looked(self, found: list[tuple[Any, Exception | None]]) -> None:
+    def _looked(self, found: list[tuple[Any, BaseException | None]]) -> None:
         """Reads have looked at the machine; those that had no time left will."""
         looking, self._looking = self._looking, []
         self._reads.extendleft(reversed(looking[len(found) :]))
@@ -1210,7 +1209,7 @@ class Driver:
             if self.diverged is not None:
                 read.finish(self._refusal())
             elif raised is not None:
-                read.finish(QueryFailed(f"{type(raised).__name__}: {raised}"))
+                read.finish(QueryFailed(f"{type_name(raised)}: {text_of(raised)}"))
             else:
                 read.finish(None, value)
 
@@ -1356,9 +1355,9 @@ class Driver:
                 if not self.is_witness:
                     kind, machine = self.applier.capture(index, term)
                 stream = snapshots.contents(configuration, self.sessions.snapshot(), kind, machine)
-            except (MemoryError, OSError):
-                raise
             except Exception as error:
+                if results.is_exhausted(error):
+                    raise
                 return error
             self._pace.did()
             return stream
@@ -1377,7 +1376,7 @@ class Driver:
         self._snapshot_failed = True
         self.snapshots.abandon_making()
         text = "the state machine made no snapshot"
-        _logger.error("group %s: %s: %s: %s", self.group, text, type(error).__name__, error)
+        _logger.error("group %s: %s: %s", self.group, text, described(error))
 
     def _entries_to_keep(self, index: int) -> int:
         """How many entries before a snapshot at `index` stay: those that who fetches an older one will need."""
@@ -1527,9 +1526,9 @@ class Driver:
         until = self._clock() + self.settings.apply_budget_us
         try:
             return self.snapshots.part(lambda: self._clock() >= until)
-        except (MemoryError, OSError):
-            raise
-        except Exception as error:
+        except BaseException as error:
+            if results.is_exhausted(error) or not isinstance(error, Exception):
+                raise results.stopping(self.group, self.machine, error)  # noqa: B904  (It may be the same.)
             self._fail_snapshot(error)
             return snapshots.Part()
 

@@ -5,7 +5,7 @@ RaftplugError
 │   ├── InvalidArgument         a name, option or setting that cannot be
 │   │   └── UnknownMachine      no installed plugin gives a state machine of that name
 │   ├── InvalidTransition       not plain data
-│   ├── TooLarge                a transition above the limit
+│   ├── TooLarge                a transition above the limit, or a result that cannot be delivered
 │   ├── MachineFailed           the state machine broke its contract: its replica stops rather than diverge
 │   ├── TransitionFailed        the state machine raised; that is the transition's result, on every replica
 │   ├── QueryFailed             the state machine raised while it answered a read
@@ -54,7 +54,15 @@ class InvalidTransition(CallerError):
 
 
 class TooLarge(CallerError):
-    """A transition or query above `Settings.max_transition_bytes`."""
+    """A transition or query above `Settings.max_transition_bytes`; or a result or answer that cannot be delivered.
+
+    Attributes:
+        executed: True if the transition was executed, and only its result is too large.
+    """
+
+    def __init__(self, message: str = "", executed: bool = False) -> None:
+        super().__init__(message)
+        self.executed = executed
 
 
 class MachineFailed(CallerError):

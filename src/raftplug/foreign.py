@@ -19,6 +19,7 @@ MOST: Final = 1_000
 """Characters of an exception's text that are kept, sent and logged."""
 _NAME_CHARACTERS: Final = 100
 _SHORT_CHARACTERS: Final = 60
+_NOTES: Final = 10
 _TRACE_CHARACTERS: Final = 20_000
 _name_of: Final = type.__dict__["__name__"].__get__  # A metaclass can have a property of that name.
 
@@ -34,7 +35,12 @@ def _never(error: BaseException) -> bool:
 
 def type_name(value: object) -> str:
     """The name of the class of `value`."""
-    return _bounded(_name_of(type(value)), _NAME_CHARACTERS)
+    return short_name(type(value))
+
+
+def short_name(kind: type) -> str:
+    """The name of a class."""
+    return _bounded(_name_of(kind), _NAME_CHARACTERS)
 
 
 def text_of(error: BaseException, most: int = MOST, *, passes: Callable[[BaseException], bool] = _never) -> str:
@@ -54,12 +60,21 @@ def text_of(error: BaseException, most: int = MOST, *, passes: Callable[[BaseExc
 
 
 def described(error: BaseException) -> str:
-    """An exception in one line: its class and its text; an error of raftplug by its text alone."""
+    """An exception in one line: its class, its text and its notes; an error of raftplug without its class."""
     is_ours = isinstance(error, RaftplugError)
     text = " ".join(text_of(error, _TRACE_CHARACTERS if is_ours else MOST).split())
-    if is_ours and text:
-        return text
-    return f"{type_name(error)}: {text}" if text else type_name(error)
+    if not (is_ours and text):
+        text = f"{type_name(error)}: {text}" if text else type_name(error)
+    return " ".join([text, *notes_of(error)])
+
+
+def notes_of(error: BaseException) -> list[str]:
+    """The notes that were added to an exception, each in one line and in parentheses."""
+    try:
+        notes = list(getattr(error, "__notes__", ()))[:_NOTES]
+        return [f"({' '.join(_bounded(note, MOST).split())})" for note in notes]
+    except BaseException:
+        return []
 
 
 def short(value: object, most: int = _SHORT_CHARACTERS) -> str:

@@ -7,7 +7,7 @@ left to whom it concerns, by a callable.
 from collections import deque
 from collections.abc import Callable
 from time import monotonic_ns
-from typing import Any
+from typing import Any, Final
 
 from raftplug import _cy as cython
 from raftplug.arguments import Seconds, ends_at
@@ -16,6 +16,9 @@ from raftplug.constants import CONFIGURATION, ENTRY_HEADER_BYTES, FAILED, OK, TR
 if not cython.compiled:
     from raftplug.future import Future
     from raftplug.raft import Raft
+
+
+_DONE: Final = (OK, None)
 
 
 def now_us() -> cython.longlong:
@@ -156,6 +159,7 @@ def execute(
     end: cython.longlong,
     machine: Callable[[Any], Any],
     decode: Callable[[bytes], Any],
+    kept: Callable[[Any], Any],
     failed: Callable[[Exception], Any],
     otherwise: Callable[[int, int, bytes], Any],
     outcomes: list[Any],
@@ -168,6 +172,7 @@ def execute(
         first, end: places of those that are to be executed.
         machine: executes a transition.
         decode: gives it of a payload.
+        kept: makes an outcome of what it returned; None is one already.
         failed: makes a result of what it raised, or raises.
         otherwise: gives the outcome of an entry of another kind: of its index, kind and payload.
         outcomes: of the entries before `first`.
@@ -175,15 +180,18 @@ def execute(
     at: cython.longlong
     kind: cython.longlong
     payload: Any
+    value: Any
     for at in range(first, end):
         kind, _, payload = entries[at]
         if kind != TRANSITION:
             outcomes.append(otherwise(index + at, kind, payload))
             continue
         try:
-            outcomes.append((OK, machine(decode(payload))))
+            value = machine(decode(payload))
         except Exception as raised:
             outcomes.append((FAILED, failed(raised)))
+        else:
+            outcomes.append(_DONE if value is None else kept(value))
 
 
 def answer(

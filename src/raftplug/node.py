@@ -16,13 +16,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from inspect import iscoroutinefunction
 from typing import Any
 
 from raftplug import core as chosen_core
-from raftplug import forks, plain, threads
+from raftplug import forks, plain, results, threads
 from raftplug.agenda import Agenda
+from raftplug.apply import Look
 from raftplug.arguments import ends_at, seconds
-from raftplug.cluster import Cluster, MemoryCluster, is_client, read_record
+from raftplug.cluster import Cluster, MemoryCluster, is_client, read_record, room_in_messages
 from raftplug.constants import (
     CANDIDATE,
     DISPLACED,
@@ -35,6 +37,7 @@ from raftplug.constants import (
     NO_GROUP,
     NODE_HEARTBEAT,
     PRE_CANDIDATE,
+    REPLY,
 )
 from raftplug.core import Future
 from raftplug.directory import path_of
@@ -42,6 +45,7 @@ from raftplug.driver import Driver, ignore
 from raftplug.errors import (
     DiskFull,
     InvalidArgument,
+    MachineFailed,
     MalformedMessage,
     Overloaded,
     RaftplugError,
@@ -52,7 +56,7 @@ from raftplug.errors import (
     WrongDirectory,
 )
 from raftplug.events import Event, Events, Subscription
-from raftplug.foreign import described, short, text_of, type_name
+from raftplug.foreign import described, notes_of, short, text_of, type_name
 from raftplug.founding import BELIEVED, FOREIGN, Founding, greeting
 from raftplug.frames import (
     NO_CLUSTER,
@@ -146,6 +150,7 @@ class NodeLoop:
         self.cluster = cluster
         self.core = core or chosen_core
         self.refused: dict[str, int] = {}
+        self._room = room_in_messages(cluster, settings)  # For one item.
         self._storage = storage
         self._settings = settings
         self._executor = executor
@@ -651,6 +656,8 @@ class NodeLoop:
 
     def _queue_for(self, group: int) -> Callable[[Id, int, bytes], None]:
         def queue_item(target: Id, kind: int, body: bytes) -> None:
+            if kind == REPLY and len(body) > self._room:
+                body = results.undeliverable(body)
             if target == self.id:
                 self._to_self.append((group, kind, body))
             else:
@@ -769,6 +776,7 @@ class Node(forks.OfOneProcess):
     Raises:
         InvalidArgument, UnknownMachine: the arguments cannot be.
         WrongDirectory, DirectoryInUse, Corrupt, StorageError: from `start`, the data directory.
+        MachineFailed: from `start`, a state machine cannot take over the stored snapshot.
         TransportError: from `start`, the Redis cannot be used.
         Unavailable: from `start`, no thread could be started.
     """
@@ -906,13 +914,15 @@ class Node(forks.OfOneProcess):
                 used=used_by_thread(),
             )
             storage.begin()  # Last: a start that is refused has written nothing.
-        except BaseException:
+        except BaseException as error:
             thread.cancel()
             self._thread = None
             store.stop()
             if cluster is not None:
                 cluster.close()
             storage.close()
+            if isinstance(error, MachineFailed) and self._data_dir is not None:
+                raise MachineFailed(f"{self._data_dir}: {error}") from error.__cause__
             raise
         if self._unsigned is not None:
             _logger.warning("%s", self._unsigned)
@@ -1029,7 +1039,9 @@ class Node(forks.OfOneProcess):
         self, query: Any, *, timeout: float | None = 5.0, group: str | None = None, consistency: str = LINEARIZABLE
     ) -> Future:
         """Read linearizably: as `read`, but returns a future."""
-        look = query if callable(query) else lambda machine: machine.query(query)
+        look = query if callable(query) else _asking(plain.encode(query))
+        if iscoroutinefunction(look):
+            raise InvalidArgument("a function that reads must be a plain one: no async def")
         consistency = check_consistency(consistency)
         until = ends_at(chosen_core.now_us(), timeout)
         loop = self._enter()
@@ -1055,6 +1067,7 @@ class Node(forks.OfOneProcess):
 
         Raises:
             QueryFailed: it raised.
+            InvalidTransition: what is to be asked is not plain data.
             Unavailable: no leader confirmed the read in time.
             InvalidArgument: this node carries no such group, or `timeout` is no number of seconds.
         """
@@ -1210,7 +1223,8 @@ class Node(forks.OfOneProcess):
         """The loop has ended: by `stop`, or by an error."""
         if error is not None:
             self.failure = error
-            _logger.critical("node %s stops: %s: %s", self.id, type_name(error), text_of(error))
+            text = " ".join([text_of(error), *notes_of(error)])
+            _logger.critical("node %s stops: %s: %s", self.id, type_name(error), text)
         for step in (
             self._finish_applies,
             loop.close,
@@ -1250,6 +1264,11 @@ class Node(forks.OfOneProcess):
             worker.start()
             self._workers[group] = worker
         return worker.submit
+
+
+def _asking(query: bytes) -> Look:
+    """Asks a machine's own `query`; request and answer are copies, as they are of a client."""
+    return lambda machine: plain.decode(results.ask(machine, query))
 
 
 def _named(groups: Iterable[str]) -> str:

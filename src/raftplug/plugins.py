@@ -22,9 +22,11 @@ from urllib.parse import unquote
 import pluggy
 
 from raftplug import hooks
+from raftplug.cluster import room_in_messages
 from raftplug.errors import InvalidArgument, RaftplugError, TransportError, UnknownMachine
 from raftplug.foreign import described, is_interrupt, log_raised, short, trace_of, type_name
 from raftplug.forks import follow
+from raftplug.settings import Settings
 from raftplug.state_machine import abilities
 from raftplug.version import VERSION
 
@@ -286,6 +288,12 @@ class Plugins:
             if not callable(getattr(cluster, method, None)):
                 kind = type_name(cluster)
                 raise TransportError(f"plugin {plugin.name}: what {scheme}:// opens, {kind}, has no method {method}")
+        if isinstance(options.get("settings"), Settings):
+            try:
+                room_in_messages(cluster, options["settings"])
+            except InvalidArgument:
+                cluster.close()
+                raise
         return cluster
 
     def schemes(self) -> list[str]:
@@ -450,6 +458,8 @@ def _usable(hook: str, value: Any) -> Sequence[tuple[str, Any]]:
             raise InvalidArgument(f"{short(name)} cannot be the name of a {_KINDS[hook]}")
         if not callable(factory):
             raise InvalidArgument(f"what makes {name!r} must be callable: {short(factory)} is not")
+        if iscoroutinefunction(factory) or isgeneratorfunction(factory):
+            raise InvalidArgument(f"what makes {name!r} must be a plain function: no generator or async def")
     return list(value.items())
 
 

@@ -38,6 +38,7 @@ import msgpack
 
 from raftplug import threads
 from raftplug.cluster import Cluster, is_client
+from raftplug.constants import LARGEST_MESSAGE
 from raftplug.errors import InvalidArgument, Unavailable
 from raftplug.forks import follow
 from raftplug.frames import Id
@@ -69,7 +70,7 @@ _RETRY_S: Final = 0.25  # After an error reply, before the same is asked again.
 _PROBLEM_S: Final = 10.0  # What has not happened again for so long is over.
 _DIRECTORY_S: Final = 0.5
 _DIRECTORY_CHECK_S: Final = 2.0
-_FRAME_BYTES: Final = 8 << 20
+_FRAME_BYTES: Final = LARGEST_MESSAGE + 256  # And a command.
 _UNANSWERED_BYTES: Final = 16 << 20  # Sent or waiting to be; beyond it frames are dropped, which Raft tolerates.
 # Nobody waits for the reply to a frame: they are read when there are so many, or so old.
 _OWED: Final = 64

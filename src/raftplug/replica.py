@@ -12,6 +12,7 @@ import queue
 import random
 import secrets
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,8 +22,8 @@ from raftplug.arguments import finite, whole
 from raftplug.cluster import Cluster
 from raftplug.constants import LEADER, REPLY, REQUEST
 from raftplug.driver import Driver
-from raftplug.errors import InvalidArgument, MalformedMessage
-from raftplug.foreign import short
+from raftplug.errors import InvalidArgument, InvalidTransition, MachineFailed, MalformedMessage, Overloaded
+from raftplug.foreign import described, is_interrupt, short, type_name
 from raftplug.frames import Id, Sender, check_id, check_ids, cluster_uuid, decode_frame, group_number
 from raftplug.settings import MOST, Settings
 from raftplug.storage import MemoryStorage, Storage
@@ -48,6 +49,7 @@ class Replica:
 
     Raises:
         InvalidArgument: an argument cannot be.
+        InvalidTransition: `noop_transition` is not plain data.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Replica:
         if heartbeat > shortest / 2 or longest < shortest:
             raise InvalidArgument("the election timeout must be at least twice the heartbeat, and (min, max) in order")
         members = [check_id(id), *check_ids(peer_ids)]
+        plain.encode(noop_transition)  # It is refused here rather than when it is applied.
         configuration = (core or chosen_core).Configuration(members)
         uuid = cluster_uuid(_GROUP, members)
         if storage is None:
@@ -113,6 +116,7 @@ class Replica:
         if self._driver.initial_write is not None:
             storage.commit([self._driver.initial_write])
         self._leader: Id | None = None
+        self._pending: deque[Any] = deque()
 
     def start(self, recv_msg: queue.SimpleQueue[Any], recv_transition: queue.SimpleQueue[Any]) -> None:
         """Run until the cluster's `halt` says so.
@@ -133,8 +137,7 @@ class Replica:
         driver.set_time(_now())
         for data in self._cluster.receive_messages():
             self._receive(data)
-        for transition in self._machine.get_pending_transitions():
-            driver.propose_here(transition)
+        self._propose_pending()
         write = driver.turn(_now(), True)
         self._flush()
         while write is not None:
@@ -147,6 +150,25 @@ class Replica:
         if driver.leader != self._leader:
             self._leader = driver.leader
             self._cluster.register_leader(self._leader)
+
+    def _propose_pending(self) -> None:
+        """Propose what the machine has; what there is no room for waits here, since the machine gives it once."""
+        if self._driver.abilities.has_pending:
+            try:
+                self._pending.extend(self._machine.get_pending_transitions())
+            except BaseException as raised:
+                if is_interrupt(raised):
+                    raise
+                text = f"get_pending_transitions of {type_name(self._machine)} raised {described(raised)}"
+                raise MachineFailed(f"{text}: correct the machine, and start this replica again") from raised
+        while self._pending:
+            try:
+                self._driver.propose_here(self._pending[0])
+            except Overloaded:
+                return
+            except InvalidTransition as error:
+                _logger.error("replica %s: a pending transition was not proposed: %s", self._driver.id, error)
+            self._pending.popleft()
 
     def _receive(self, data: bytes) -> None:
         try:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
 
-from raftplug import plain
+from raftplug import plain, results
 from raftplug.constants import (
     ALREADY,
     FAILED,
@@ -36,6 +36,7 @@ from raftplug.constants import (
     REFUSED_UNAVAILABLE,
     SESSION_EXPIRED,
     STALE,
+    UNDELIVERABLE,
 )
 from raftplug.errors import (
     ChangeRefused,
@@ -231,7 +232,8 @@ class Requester:
             transition: the bytes of plain data.
             future: gets the result (None if it had been executed before and its result is no longer kept), or
                 TransitionFailed, SessionExpired, TooLarge, Overloaded, NotLeader, Unavailable: not executed now;
-                OutcomeUnknown: it may have been, or may be yet.
+                OutcomeUnknown: it may have been, or may be yet; TooLarge with `executed`: it was, and its result cannot
+                be delivered.
             deadline_us: on the owner's clock.
             sequence: of a named session: which transition this is, from 1.
         """
@@ -256,7 +258,7 @@ class Requester:
         Args:
             query: the bytes of plain data.
             consistency: LINEARIZABLE, LEASE or STALE.
-            future: gets the answer, or QueryFailed, TooLarge, Overloaded, Unavailable.
+            future: gets the answer, or QueryFailed, TooLarge (the query, or the answer), Overloaded, Unavailable.
             deadline_us: on the owner's clock.
         """
         call = self._begin(_READ, "read", query, future, deadline_us)
@@ -360,6 +362,9 @@ class Requester:
             self._on_session_expired(call)
         elif code == MOVED and call.kind == _ASK:
             self._refuse_for_good(call, ChangeRefused(_text(value, "the group has changed meanwhile")))
+        elif code == UNDELIVERABLE:
+            size = value if type(value) is bytes else b"too many"
+            self._finish(call, None, results.too_large(size, call.kind == _PROPOSE))
         elif code in (REFUSED_TOO_LARGE, MALFORMED):
             kind = TooLarge if code == REFUSED_TOO_LARGE else InvalidArgument
             self._refuse_for_good(call, kind(_text(value, "the node refused the request")))

@@ -16,7 +16,7 @@ import struct
 from collections import OrderedDict
 from typing import Any, Final
 
-from raftplug.constants import ALREADY, FAILED, LIMIT, OK, REFUSED_OVERLOADED, SESSION_EXPIRED, UNKNOWN
+from raftplug.constants import ALREADY, FAILED, LIMIT, OK, REFUSED_OVERLOADED, SESSION_EXPIRED, UNDELIVERABLE, UNKNOWN
 from raftplug.errors import InvalidArgument, InvariantViolated, MalformedMessage
 from raftplug.foreign import type_name
 
@@ -32,6 +32,7 @@ MAX_RESULT_BYTES: Final = 64 << 20
 """Bytes of results that one session keeps; one beyond it is not kept: who asks for it again gets UNKNOWN."""
 MAX_NAME_BYTES: Final = 256
 
+_CODES: Final = (OK, FAILED, UNKNOWN, UNDELIVERABLE)
 UNDER_WAY: Final = (UNKNOWN, None)
 """What `admit` says of a transition that was let through, and has no result yet."""
 
@@ -228,7 +229,9 @@ class Sessions:
         return None
 
     def record(self, session: int, sequence: int, code: int, value: bytes) -> None:
-        """Keep the result of a transition that `admit` let through: OK or FAILED, and its encoded value; or UNKNOWN.
+        """Keep the result of a transition that `admit` let through.
+
+        OK or FAILED goes with its encoded value, UNDELIVERABLE with its size, and UNKNOWN with nothing.
 
         Nothing is kept if its session has ended since, or if the client needs it no more.
 
@@ -238,7 +241,7 @@ class Sessions:
         found = self._anonymous.get(session) or self._named.get(session)
         if found is None or sequence < found.watermark:
             return
-        if found.results.get(sequence) is not UNDER_WAY or code not in (OK, FAILED, UNKNOWN):
+        if found.results.get(sequence) is not UNDER_WAY or code not in _CODES:
             raise InvariantViolated(f"session {session}: a result for sequence {sequence} that was not admitted")
         if found.bytes + len(value) > MAX_RESULT_BYTES:
             code, value = UNKNOWN, b""
@@ -300,7 +303,7 @@ class Sessions:
                 loaded = _Session(name, used_us)
                 loaded.watermark = _number(watermark)
                 for sequence, code, value in results:
-                    if _number(sequence) < watermark or code not in (OK, FAILED, UNKNOWN) or type(value) is not bytes:
+                    if _number(sequence) < watermark or code not in _CODES or type(value) is not bytes:
                         raise ValueError
                     loaded.results[sequence] = (code, value)
                     loaded.bytes += len(value)

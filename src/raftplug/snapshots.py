@@ -27,6 +27,7 @@ from zlib import crc32
 from raftplug import plain
 from raftplug.constants import HIGHEST, PIECE, PIECE_REQUEST
 from raftplug.errors import MalformedMessage
+from raftplug.foreign import type_name
 from raftplug.frames import Id
 from raftplug.sessions import Sessions
 from raftplug.settings import Settings
@@ -47,6 +48,7 @@ _ANSWER: Final = Struct("<32sIBI")
 _MOST_PIECES: Final = 1 << 31
 _KEPT_TIMEOUTS: Final = 20  # Election timeouts after which nobody fetches a snapshot any more.
 _NEVER: Final = 1 << 62
+_END: Final = object()
 _HERE: Final = 1
 _GONE: Final = 0
 
@@ -253,9 +255,11 @@ class Making:
         """The next piece, or None when all were given; raises whatever the machine does."""
         buffer = self._buffer
         while len(buffer) < self._piece_bytes and not self._ended:
-            part = next(self._stream, None)
-            if part is None:
+            part = next(self._stream, _END)
+            if part is _END:
                 self._ended = True
+            elif not isinstance(part, bytes | bytearray | memoryview):
+                raise TypeError(f"stream_snapshot gives bytes, not {type_name(part)}")
             else:
                 buffer += part
         if not buffer:

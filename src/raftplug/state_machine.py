@@ -11,11 +11,12 @@ from __future__ import annotations
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from typing import Any, ClassVar
 
 from raftplug.errors import InvalidArgument
-from raftplug.foreign import short, type_name
+from raftplug.foreign import described, short, short_name, type_name
 
 
 class TransitionAbandonedReason(enum.Enum):
@@ -109,7 +110,8 @@ class StateMachine(ABC):
         """Apply `transition` and return its result; both are plain data.
 
         An exception is the transition's result, the same on every replica, so raise it before anything is changed, and
-        for no reason but the transition and the state.  MemoryError and OSError are no results: they stop the replica.
+        for no reason but the transition and the state.  MemoryError, RecursionError, an OSError with an errno, and what
+        is no Exception are no results: they stop the replica.  docs/plugins.md has the whole table.
         """
 
     def apply_batch(self, transitions: list[Any]) -> list[Any]:
@@ -121,7 +123,7 @@ class StateMachine(ABC):
 
         A transition's exception is its result: put the exception itself into the list, and go on with the next.
         Whatever `apply_batch` raises stops the replica, since nobody can tell how much of the batch was applied; so
-        does anything but a list of as many results, and a MemoryError or OSError among them.
+        does anything but a list of as many results, and an exception in it that is no result.
         """
         raise NotOverridden(f"{type_name(self)} applies transitions one by one: write apply_batch")
 
@@ -143,7 +145,10 @@ class StateMachine(ABC):
         """
 
     def get_pending_transitions(self) -> list[Any]:
-        """Return the transitions to propose, each of them once, ever.  Asked when the replica is woken up."""
+        """Return the transitions to propose, each of them once, ever.
+
+        `Replica` asks when it is woken up.  A `Node` never asks: propose with `Node.propose` there.
+        """
         return []
 
     def get_snapshot(self) -> Snapshot | None:
@@ -247,6 +252,8 @@ class Abilities:
     """digest."""
     streams: bool = False
     """stream_snapshot and load_snapshot, both."""
+    takes_plain: bool = field(default=False, compare=False)
+    """set_snapshot, with or without create_snapshot."""
     on_disk: bool = False
     """applied_index and set_applied_index, both."""
 
@@ -255,12 +262,15 @@ def abilities(machine: object) -> Abilities:
     """Find out what `machine` can do, by its methods: it need not be a subclass of StateMachine.
 
     Raises:
-        InvalidArgument: it has no method apply_transition, so it is no state machine.
+        InvalidArgument: it has no method apply_transition, so it is no state machine; or a method of it is a coroutine
+            function or a generator function, which does nothing when it is called.
     """
     if isinstance(machine, type):
-        raise InvalidArgument(f"{machine.__name__} is a class: give a state machine, {machine.__name__}()")
+        name = short_name(machine)
+        raise InvalidArgument(f"{name} is a class: give a state machine, {name}()")
     if not _has(machine, "apply_transition"):
         raise InvalidArgument(f"{type_name(machine)} is no state machine: it has no method apply_transition")
+    _check_methods(machine)
     streams = _has(machine, "stream_snapshot") and _has(machine, "load_snapshot")
     return Abilities(
         snapshots=streams or (_has(machine, "create_snapshot") and _has(machine, "set_snapshot")),
@@ -272,10 +282,35 @@ def abilities(machine: object) -> Abilities:
         batches=_has(machine, "apply_batch"),
         has_digest=_has(machine, "digest"),
         streams=streams,
+        takes_plain=_has(machine, "set_snapshot"),
         on_disk=_has(machine, "applied_index") and _has(machine, "set_applied_index"),
     )
 
 
+def _check_methods(machine: object) -> None:
+    name = type_name(machine)
+    for each in _METHODS:
+        method = _method(machine, each)
+        found = [method, getattr(type(method), "__call__", None)]  # noqa: B004  (It is looked at.)
+        if any(iscoroutinefunction(one) or isasyncgenfunction(one) for one in found):
+            raise InvalidArgument(f"{name}.{each} is async: write a plain method, it is called in no event loop")
+        if each != "get_pending_transitions" and any(isgeneratorfunction(one) for one in found):
+            raise InvalidArgument(
+                f"{name}.{each} is a generator function, which does nothing when it is called: no yield in it"
+                + (", return an iterator" if each == "stream_snapshot" else "")
+            )
+
+
+def _method(machine: object, name: str) -> object:
+    try:
+        return getattr(machine, name, None)
+    except Exception as error:
+        raise InvalidArgument(f"{name} of {type_name(machine)} cannot be looked at: {described(error)}") from error
+
+
 def _has(machine: object, name: str) -> bool:
-    method = getattr(machine, name, None)
+    method = _method(machine, name)
     return callable(method) and getattr(method, "__func__", method) is not getattr(StateMachine, name)
+
+
+_METHODS = tuple(name for name, value in vars(StateMachine).items() if callable(value) and not name.startswith("_"))
