@@ -37,6 +37,7 @@ FLOORS = (
     {"raft", "requester", "quiescence", "hooks", "redis_streams", "founding"},
     {"hot_path"},
     {"core", "plugins"},
+    {"rows"},
     {"storage"},
     {"snapshots", "senders"},
     {"apply"},

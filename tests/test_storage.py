@@ -27,6 +27,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from raftplug import errors, storage
 from raftplug._core_py import Log
+from raftplug.rows import SQLiteRows
 from raftplug.storage import (
     Delete,
     Discarded,
@@ -139,7 +140,7 @@ class Disk:
         if self.rows is not None:
             self.rows.apply(changes)
             return
-        rows = storage.SQLiteRows(str(self.directory / storage.FILE_NAME))
+        rows = SQLiteRows(str(self.directory / storage.FILE_NAME))
         rows.apply(changes)
         rows.close()
 
@@ -826,6 +827,7 @@ def test_a_locked_directory_refuses_a_second_object_of_the_same_process(sqlite_d
 COMMIT_FOR_EVER = """
 import sys
 from raftplug._core_py import Log
+from raftplug.rows import SQLiteRows
 from raftplug.storage import Discarded, Piece, SQLiteStorage, StoredSnapshot, Write
 store = SQLiteStorage(sys.argv[1], "n1")
 stored = store.load("default")
@@ -948,7 +950,7 @@ def with_code(code: int, text: str) -> Callable[[], None]:
 def test_an_error_of_sqlites_poisons_the_storage(sqlite_disk: Disk, statement: str, code: int) -> None:
     opened = sqlite_disk.found()
     rows = opened._rows
-    assert isinstance(rows, storage.SQLiteRows)
+    assert isinstance(rows, SQLiteRows)
     failing = Failing(rows._writer, statement, with_code(code, "disk I/O error"))
     rows._writer = failing
     with pytest.raises(errors.StorageFailed) as caught:
@@ -967,9 +969,9 @@ def test_an_error_of_sqlites_poisons_the_storage(sqlite_disk: Disk, statement: s
 
 def test_a_failed_checkpoint_is_not_swallowed(sqlite_disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = sqlite_disk.found()
-    monkeypatch.setattr(storage, "_CHECKPOINT_BYTES", 1)
+    monkeypatch.setattr("raftplug.rows._CHECKPOINT_BYTES", 1)
     rows = opened._rows
-    assert isinstance(rows, storage.SQLiteRows)
+    assert isinstance(rows, SQLiteRows)
     failing = Failing(rows._writer, "PRAGMA wal_checkpoint", with_code(sqlite3.SQLITE_FULL, "full"))
     rows._writer = failing
     opened.commit([Write(GROUP, 1, "n1")])  # No space to checkpoint: the write-ahead log holds it.
@@ -985,7 +987,7 @@ def test_a_full_disk_rolls_back_and_the_commit_may_be_tried_again(sqlite_disk: D
     opened = sqlite_disk.found()
     opened.create("second", b"")
     rows = opened._rows
-    assert isinstance(rows, storage.SQLiteRows)
+    assert isinstance(rows, SQLiteRows)
     assert rows._writer is not None
     (pages,) = rows._writer.execute("PRAGMA page_count").fetchone()
     rows._writer.execute(f"PRAGMA max_page_count = {pages}")
@@ -1006,7 +1008,7 @@ def test_a_full_disk_rolls_back_and_the_commit_may_be_tried_again(sqlite_disk: D
 def test_no_space_for_the_index_of_the_log_is_a_full_disk_too(sqlite_disk: Disk) -> None:
     opened = sqlite_disk.found()
     rows = opened._rows
-    assert isinstance(rows, storage.SQLiteRows)
+    assert isinstance(rows, SQLiteRows)
     failing = Failing(rows._writer, "COMMIT", with_code(sqlite3.SQLITE_IOERR_SHMSIZE, "disk I/O error"))
     rows._writer = failing
     with pytest.raises(errors.DiskFull):
@@ -1035,7 +1037,7 @@ def test_a_snapshot_is_read_while_a_commit_waits_for_its_sync(sqlite_disk: Disk)
     old, new = snapshot_of(1, 1, 1, b"old"), snapshot_of(2, 1, 2, b"new", slot=1)
     opened.commit([Write(GROUP, 1, None, **old, snapshot_resets_log=True)])
     rows = opened._rows
-    assert isinstance(rows, storage.SQLiteRows)
+    assert isinstance(rows, SQLiteRows)
     begun, may_end = threading.Event(), threading.Event()
 
     def wait() -> None:
@@ -1079,6 +1081,7 @@ def test_snapshots_read_from_many_threads_during_commits_are_never_torn(sqlite_d
 COMMIT_AND_SAY_SO = """
 import os, sys
 from raftplug._core_py import Log
+from raftplug.rows import SQLiteRows
 from raftplug.storage import SQLiteStorage, Write
 store = SQLiteStorage(sys.argv[1], "n1", bootstrap=True, synchronous=sys.argv[2])
 os.write(1, b"acknowledged identity\\n")
@@ -1132,7 +1135,7 @@ def test_a_commit_costs_the_same_however_long_the_log_is(sqlite_disk: Disk) -> N
     """Counted, not timed: SQLite's own steps."""
     opened = sqlite_disk.found()
     rows = opened._rows
-    assert isinstance(rows, storage.SQLiteRows)
+    assert isinstance(rows, SQLiteRows)
     assert rows._writer is not None
     steps = [0]
 

@@ -26,12 +26,12 @@ from typing import Any, BinaryIO, Final
 import msgpack
 
 from raftplug import core, plain, snapshots
-from raftplug.directory import os_errors, sync
+from raftplug.directory import Directory, create, missing, os_errors, path_of, remove_empty, room, sync
 from raftplug.errors import InvalidArgument, MalformedMessage
 from raftplug.frames import Id, check_id, check_ids
 from raftplug.settings import Settings, settings_of
 from raftplug.snapshots import Making, Reader
-from raftplug.storage import Piece, RecordStorage, SQLiteStorage, StoredSnapshot, Write
+from raftplug.storage import FILE_NAME, Piece, RecordStorage, SQLiteStorage, StoredSnapshot, Write
 
 _MAGIC: Final = b"RAFTPLUG"
 _VERSION: Final = 1
@@ -62,11 +62,12 @@ class Writer:
     """
 
     def __init__(self, path: str | os.PathLike[str], group: str, snapshot: StoredSnapshot) -> None:
-        self._path = os.path.abspath(path)
+        self._path = path_of(path, "the backup")
         self._new = f"{self._path}.{os.getpid()}.new"
+        self._size = snapshot.size
         self.written = 0
-        with os_errors(self._new, "written"):
-            self._file = open(self._new, "xb")  # noqa: SIM115
+        with self._errors():
+            self._file = open(create(self._new), "wb")  # noqa: SIM115
         head = {
             "group": group,
             "index": snapshot.index,
@@ -78,12 +79,24 @@ class Writer:
         }
         data = plain.encode(head)
         data = _HEAD.pack(_MAGIC, _VERSION, len(data)) + data
-        self.write(data + _digest(data))
+        try:
+            self.write(data + _digest(data))
+        except BaseException:
+            self.abandon()
+            raise
         self.written = 0
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        with (
+            os_errors(self._path, "written"),
+            room(os.path.dirname(self._path), self._size - self.written, "the backup"),
+        ):
+            yield
 
     def write(self, data: bytes) -> None:
         """The next bytes of the snapshot."""
-        with os_errors(self._new, "written"):
+        with self._errors():
             self._file.write(data)
         self.written += len(data)
 
@@ -93,7 +106,7 @@ class Writer:
         Raises:
             MalformedMessage: it is not the snapshot that it should be.
         """
-        with os_errors(self._new, "written"):
+        with self._errors():
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
@@ -105,7 +118,8 @@ class Writer:
 
     def abandon(self) -> None:
         """Leave nothing behind."""
-        self._file.close()
+        with contextlib.suppress(OSError):
+            self._file.close()  # It may still have something to write.
         with contextlib.suppress(OSError):
             os.unlink(self._new)
 
@@ -161,8 +175,9 @@ class Backup:
 
     def part(self, number: int) -> bytes:
         """The part of that number of the snapshot's bytes."""
-        self._file.seek(self._start + number * _PART_BYTES)
-        return self._file.read(min(_PART_BYTES, self.snapshot.size - number * _PART_BYTES))
+        with os_errors(self.path, "read"):
+            self._file.seek(self._start + number * _PART_BYTES)
+            return self._file.read(min(_PART_BYTES, self.snapshot.size - number * _PART_BYTES))
 
     def verify(self, progress: Progress = _ignore) -> None:
         """Read all of it.
@@ -244,9 +259,16 @@ def restore(
     voters = check_ids(peers)
     if check_id(id) not in voters or len(set(voters)) != len(voters):
         raise InvalidArgument(f"peers: name every node of the new cluster once, {id!r} among them")
-    directory = os.path.abspath(data_dir)
-    if os.path.lexists(directory) and not (os.path.isdir(directory) and not os.listdir(directory)):
-        raise InvalidArgument(f"{data_dir} is not empty: give a directory that is not there yet")
+    directory = path_of(data_dir)
+    with os_errors(directory, "read"):
+        if os.path.lexists(directory):
+            if not os.path.isdir(directory):
+                raise InvalidArgument(f"{directory} is no directory: give one that is not there yet")
+            if os.listdir(directory):
+                raise InvalidArgument(f"{directory} is not empty: give a directory that is not there yet")
+            if os.path.ismount(directory):
+                raise InvalidArgument(f"{directory} is a mount point: give a directory in it")
+        directory = os.path.realpath(directory)
     with Backup(file) as backup:
         if group is not None and group != backup.group:
             raise InvalidArgument(f"{backup.path} is of group {backup.group!r}, not {group!r}")
@@ -255,21 +277,46 @@ def restore(
         configuration = core.Configuration(voters).plain()
         uuid = restored_cluster(backup.group, voters, backup.snapshot)
         piece_bytes = settings_of(settings).snapshot_piece_bytes
-        new = directory + ".restoring"
-        shutil.rmtree(new, ignore_errors=True)
+        with (
+            _made(directory, backup.snapshot.size) as new,
+            contextlib.closing(SQLiteStorage(new, id, cluster=uuid, bootstrap=True)) as storage,
+        ):
+            storage.create(backup.group, plain.encode(configuration))
+            made = fill(storage, backup.group, backup.snapshot, reader, configuration, piece_bytes, progress)
+        return Restored(directory, uuid, made)
+
+
+@contextlib.contextmanager
+def _made(directory: str, size: int) -> Iterator[str]:
+    """The path at which to make a directory that gets its name when it is complete; if it fails, nothing is left."""
+    new = directory + ".restoring"
+    with os_errors(directory, "made"):
+        _remove_unfinished(new)
+        made = missing(os.path.dirname(directory))
         try:
-            with contextlib.closing(SQLiteStorage(new, id, cluster=uuid, bootstrap=True)) as storage:
-                storage.create(backup.group, plain.encode(configuration))
-                made = fill(storage, backup.group, backup.snapshot, reader, configuration, piece_bytes, progress)
-            with os_errors(directory, "made"):
-                if os.path.isdir(directory):
-                    os.rmdir(directory)
-                os.rename(new, directory)
-                sync(os.path.dirname(directory))
+            above = os.path.dirname(made[0] if made else directory)
+            with room(above, size, "what is in the backup"):
+                yield new
+            os.rename(new, directory)
+            sync(os.path.dirname(directory))
         except BaseException:
             shutil.rmtree(new, ignore_errors=True)
+            remove_empty(made)
             raise
-        return Restored(directory, uuid, made)
+
+
+def _remove_unfinished(path: str) -> None:
+    """Remove what a restore has left that was killed.
+
+    Raises:
+        DirectoryInUse: it is still at work.
+        InvalidArgument: it is something else.
+    """
+    with contextlib.closing(Directory(path, FILE_NAME)) as unfinished:
+        if unfinished.lock():
+            if set(os.listdir(path)) - unfinished.parts():
+                raise InvalidArgument(f"{path} holds something else than a restore that did not end: move it away")
+            shutil.rmtree(path)
 
 
 def fill(

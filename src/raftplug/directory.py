@@ -14,7 +14,7 @@ import logging
 import os
 import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from raftplug.errors import DirectoryInUse, DiskFull, InvalidArgument, StorageError, StorageFailed
@@ -31,23 +31,24 @@ _OTHERS: Final = 0o077  # What a mode must not hold: rights of other users.
 _RESTORE: Final = "put back what was there and start the node again, or replace it by a new one with a new id"
 
 
-def path_of(data_dir: Any) -> str:
-    """The absolute path of a data directory.
+def path_of(given: Any, what: str = "the data directory") -> str:
+    """The absolute path that a caller gave.
 
     Args:
-        data_dir: a str, bytes or os.PathLike; relative to the working directory.
+        given: a str, bytes or os.PathLike; relative to the working directory.
+        what: what it is of, for the message.
 
     Raises:
         InvalidArgument: it is no path, or an empty one.
         StorageFailed: there is no working directory.
     """
     try:
-        path = os.fsdecode(data_dir)
+        path = os.fsdecode(given)
         os.fsencode(path)
     except (TypeError, ValueError):
-        raise InvalidArgument(f"the data directory must be a path, not {data_dir!a}") from None
+        raise InvalidArgument(f"{what} must be a path, not {type(given).__name__}") from None
     if not path or "\0" in path:
-        raise InvalidArgument(f"the data directory must be a path that names a directory, not {path!r}")
+        raise InvalidArgument(f"{what} must be a path, not {'an empty one' if not path else ascii(path)}")
     with os_errors(path, "found"):
         return os.path.abspath(path)
 
@@ -69,6 +70,29 @@ def parts(names: Iterable[str], database: str) -> set[str]:
     """Those of the names in a directory that a node has put there, without what a founding left that did not end."""
     unfinished = database + ".new"
     return {n for n in names if n == PID_NAME or (n.startswith(database) and not n.startswith(unfinished))}
+
+
+def missing(path: str) -> list[str]:
+    """The directories that have to be made for `path` to be one, outermost first.
+
+    Raises:
+        StorageFailed: one of them is a symbolic link that leads nowhere.
+        OSError: nothing can be said.
+    """
+    found: list[str] = []
+    while not exists(path):
+        if os.path.islink(path):
+            raise StorageFailed(f"{path} is a symbolic link that leads nowhere: make the directory that it names")
+        found.append(path)
+        path = os.path.dirname(path)
+    return found[::-1]
+
+
+def remove_empty(paths: Sequence[str]) -> None:
+    """Remove directories that `missing` named and that were made since, if they hold nothing."""
+    for path in reversed(paths):
+        with contextlib.suppress(OSError):
+            os.rmdir(path)
 
 
 def sync(path: str) -> None:
@@ -112,6 +136,8 @@ def room(directory: str, size: int, what: str) -> Iterator[None]:
         raise full(free)
     try:
         yield
+    except DiskFull:
+        raise full(free) from None
     except OSError as error:
         if error.errno not in _FULL:
             raise
@@ -234,6 +260,8 @@ class Directory:
                 self._remove(PID_NAME)
         self.forked()
 
+    close = release
+
     def forked(self) -> None:
         """Let go, and leave everything as it is: what a forked child does with its parent's directory."""
         place, self._place = self._place, -1
@@ -259,6 +287,15 @@ class Directory:
         except FileNotFoundError:
             return -1
 
+    def read_all(self) -> None:
+        """Read the files to their ends, to see whether the disk gives them."""
+        at = 0
+        while part := os.pread(self._database, 1 << 20, at):
+            at += len(part)
+        with contextlib.suppress(FileNotFoundError), open(self.file + WAL, "rb", 0) as log:
+            while log.read(1 << 20):
+                pass
+
     def is_linked(self) -> bool:
         """Whether the database has another name, so that what is written to it would be written there, too."""
         return os.fstat(self._database).st_nlink > 1
@@ -279,13 +316,7 @@ class Directory:
         """
         if self._place >= 0:
             return
-        missing, path = [], self.path
-        while not exists(path):
-            if os.path.islink(path):
-                raise StorageFailed(f"{path} is a symbolic link to nothing: make the directory that it names")
-            missing.append(path)
-            path = os.path.dirname(path)
-        for path in reversed(missing):
+        for path in missing(self.path):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(path, 0o700)
                 self._made.append(path)
@@ -299,9 +330,7 @@ class Directory:
         if self._place >= 0:
             for suffix in ("", WAL, "-journal", ".new", ".new-journal", ".new-wal"):
                 self.remove(suffix)
-        for path in reversed(self._made):
-            with contextlib.suppress(OSError):
-                os.rmdir(path)
+        remove_empty(self._made)
 
     def renew(self) -> None:
         """Copy, sync and rename the files of a process that did not end well.

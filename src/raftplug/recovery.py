@@ -13,14 +13,14 @@ import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from raftplug import core, plain, snapshots
 from raftplug.constants import CONFIGURATION, HIGHEST
+from raftplug.directory import path_of
 from raftplug.errors import Corrupt, InvalidArgument, MalformedMessage
 from raftplug.frames import Id, founding_id
-from raftplug.storage import FILE_NAME, Identity, RecordStorage, SQLiteStorage, Stored, Write
+from raftplug.storage import Identity, RecordStorage, SQLiteStorage, Stored, Write, is_new
 
 _TERMS_AHEAD = 1 << 20
 """How far the new term is ahead: the lost nodes may have been in terms that this one never heard of, and an entry of
@@ -44,9 +44,9 @@ def recover(data_dir: str | os.PathLike[str], id: Id) -> list[dict[str, Any]]:
         WrongDirectory, DirectoryInUse, Corrupt, StorageFailed: nothing was changed.
         InvalidArgument: there is no node's data in it, or it is a witness's.
     """
-    if not any(Path(data_dir).glob(f"{FILE_NAME}*")):
-        raise InvalidArgument(f"there is nothing to recover in {data_dir}: it holds no node's data")
-    with contextlib.closing(SQLiteStorage(data_dir, id)) as storage:
+    if is_new(path_of(data_dir)):
+        raise InvalidArgument(f"there is nothing to recover in {path_of(data_dir)}: it holds no node's data")
+    with contextlib.closing(SQLiteStorage(data_dir, id, begin=False)) as storage:
         writes, told = [], []
         for group in storage.groups():
             write, report = sole_voter(storage, group, id)

@@ -25,28 +25,23 @@ from __future__ import annotations
 
 import os
 import secrets
-import sqlite3
 import threading
 from abc import ABC, abstractmethod
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from struct import Struct
 from typing import Any, Final, NamedTuple
-from urllib.parse import quote
 from zlib import crc32
 
 import msgpack
 
 from raftplug import core
 from raftplug.constants import ENTRY_HEADER_BYTES, LIMIT
-from raftplug.directory import PID_NAME as PID_NAME
-from raftplug.directory import WAL, Directory, create, exists, os_error, os_errors, parts, path_of, sync
+from raftplug.directory import WAL, Directory, exists, os_errors, parts, path_of
 from raftplug.errors import (
     Corrupt,
-    DirectoryInUse,
     DiskFull,
     InvalidArgument,
     InvariantViolated,
@@ -55,24 +50,16 @@ from raftplug.errors import (
     StorageFailed,
     WrongDirectory,
 )
-from raftplug.forks import follow, keep_for_ever
+from raftplug.forks import follow
+from raftplug.rows import REPLACE, Planned, SQLiteRows, Transactional, translated
+from raftplug.rows import Delete as Delete
+from raftplug.rows import MemoryRows as MemoryRows
+from raftplug.rows import Put as Put
 
 FILE_NAME: Final = "raftplug.sqlite3"
 
-_APPLICATION_ID: Final = 0x52414654  # "RAFT"
-_SCHEMA_VERSION: Final = 2
-_IN_USE: Final = 1 << 16  # Added to it, from a node's start until it has ended well: see `SQLiteRows.begin`.
-_TABLES: Final = ("node", "configuration", "state", "snapshot", "piece", "log")
-# Not REPLACE: what is updated in its place leaves the page of the index alone.
-_PUT: Final = {
-    table: f"INSERT INTO {table} (name, number, value) VALUES (?, ?, ?) "
-    "ON CONFLICT DO UPDATE SET value = excluded.value"
-    for table in _TABLES
-}
 _LAST_NUMBER: Final = LIMIT - 1
 _ROW_BYTES: Final = 1 << 20
-_CHECKPOINT_BYTES: Final = 4 << 20
-_VERSION_AT: Final = 60  # Where the header of an SQLite file has it.
 _WAL_HEADER_BYTES: Final = 32
 _HEADER: Final = Struct("<QQBII")
 _CHECKED_BYTES: Final = 21
@@ -83,7 +70,6 @@ _PAST: Final = 4_096  # Lives of ours that we remember.
 _SLOT: Final = 1 << 32  # Numbers of pieces from one slot to the next.
 _SEAL: Final = Struct("<I")
 _PLACES_REMEMBERED: Final = 4_096
-_REPLACE: Final = "replace this node by a new one, with an empty directory and a new id"
 
 
 # ------------------------------------------------------------------------------------------------------ what is stored
@@ -344,413 +330,6 @@ class Storage(ABC):
         """Let go of it.  May be called again."""
 
 
-# ------------------------------------------------------------------------------------------------ rows in transactions
-
-
-class Put(NamedTuple):
-    """Write a row, in the place of the one that was there."""
-
-    table: str
-    name: str
-    number: int
-    value: bytes
-
-
-class Delete(NamedTuple):
-    """Remove the rows of `name` whose numbers lie in [low, high]."""
-
-    table: str
-    name: str
-    low: int
-    high: int
-
-
-class Transactional(ABC):
-    """Rows (table, name, number) -> bytes, changed in transactions: all that `RecordStorage` asks of a disk.
-
-    All methods raise only StorageError.  `apply` is called by one thread at a time, the others by any, also meanwhile;
-    they see what is durable.
-    """
-
-    where: str
-    """What an error message calls it: the file."""
-
-    @abstractmethod
-    def names(self, table: str) -> list[str]:
-        """Every name that has a row numbered 0 in `table`, sorted."""
-
-    @abstractmethod
-    def get(self, table: str, name: str, number: int) -> bytes | None:
-        """A row's value, or None."""
-
-    @abstractmethod
-    def floor(self, table: str, name: str, number: int) -> tuple[int, bytes] | None:
-        """The row of the greatest number that is not above `number`: its number and value, or None."""
-
-    @abstractmethod
-    def scan(self, table: str, name: str) -> list[tuple[int, bytes]]:
-        """All rows of a name as (number, value), ascending."""
-
-    @abstractmethod
-    def apply(self, changes: Sequence[Put | Delete]) -> None:
-        """Make the changes in their order, all or none; return when they are durable.
-
-        Raises:
-            DiskFull: no space; nothing was changed.
-            StorageFailed: anything else.
-        """
-
-    @abstractmethod
-    def close(self) -> None:
-        """Let go of it.  May be called again."""
-
-
-class MemoryRows(Transactional):
-    """Rows in a dict: as durable as the object."""
-
-    def __init__(self) -> None:
-        self.where = "memory"
-        self._values: dict[tuple[str, str], dict[int, bytes]] = {}
-        self._numbers: dict[tuple[str, str], list[int]] = {}
-        self._lock = threading.Lock()
-
-    def names(self, table: str) -> list[str]:
-        with self._lock:
-            return sorted(name for (of, name), rows in self._values.items() if of == table and 0 in rows)
-
-    def get(self, table: str, name: str, number: int) -> bytes | None:
-        with self._lock:
-            return self._values.get((table, name), {}).get(number)
-
-    def floor(self, table: str, name: str, number: int) -> tuple[int, bytes] | None:
-        with self._lock:
-            numbers = self._numbers.get((table, name), [])
-            at = bisect_right(numbers, number)
-            return (numbers[at - 1], self._values[table, name][numbers[at - 1]]) if at else None
-
-    def scan(self, table: str, name: str) -> list[tuple[int, bytes]]:
-        with self._lock:
-            rows = self._values.get((table, name), {})
-            return [(number, rows[number]) for number in self._numbers.get((table, name), [])]
-
-    def apply(self, changes: Sequence[Put | Delete]) -> None:
-        with self._lock:
-            for change in changes:
-                rows = self._values.setdefault((change.table, change.name), {})
-                numbers = self._numbers.setdefault((change.table, change.name), [])
-                if isinstance(change, Put):
-                    if change.number not in rows:
-                        insort(numbers, change.number)
-                    rows[change.number] = change.value
-                else:
-                    low, high = bisect_left(numbers, change.low), bisect_right(numbers, change.high)
-                    for number in numbers[low:high]:
-                        del rows[number]
-                    del numbers[low:high]
-
-    def close(self) -> None:
-        pass
-
-
-class Planned(Transactional):
-    """Rows that are to be written, over those that are there: a start that is refused has written nothing.
-
-    Args:
-        base: those that are there; closed with this object.
-    """
-
-    def __init__(self, base: Transactional) -> None:
-        self.where = base.where
-        self.changes: list[Put | Delete] = []
-        self._base = base
-        self._new = MemoryRows()  # Whole names only, but for the node's own row.
-
-    def names(self, table: str) -> list[str]:
-        return sorted({*self._base.names(table), *self._new.names(table)})
-
-    def get(self, table: str, name: str, number: int) -> bytes | None:
-        found = self._new.get(table, name, number)
-        return self._base.get(table, name, number) if found is None else found
-
-    def floor(self, table: str, name: str, number: int) -> tuple[int, bytes] | None:
-        return self._base.floor(table, name, number)
-
-    def scan(self, table: str, name: str) -> list[tuple[int, bytes]]:
-        return self._base.scan(table, name)
-
-    def apply(self, changes: Sequence[Put | Delete]) -> None:
-        self._new.apply(changes)
-        self.changes += changes
-
-    def close(self) -> None:
-        self._base.close()
-
-
-class SQLiteRows(Transactional):
-    """Rows in one SQLite file, in WAL mode: a transaction is one sequential write and one sync.
-
-    The file's header says from `begin` to `finish` that it is in use: that tells a database whose write-ahead log is
-    missing from one that was closed.
-
-    Args:
-        path: the file; it exists.
-        synchronous: FULL, but for tests that want to see something lost.
-        directory: what is asked before and after each transaction whether the files are still the ones of the path.
-        only_read: whether nothing is written, not even by SQLite; the file was closed, so it has no write-ahead log.
-        checked: whether all of it was read before, and found whole.
-
-    Raises:
-        Corrupt: not an SQLite file, not ours, of another version, or damaged.
-        DirectoryInUse: another program has it open.
-        StorageFailed: it cannot be opened.
-    """
-
-    def __init__(
-        self,
-        path: str,
-        synchronous: str = "FULL",
-        directory: Directory | None = None,
-        *,
-        only_read: bool = False,
-        checked: bool = False,
-    ) -> None:
-        if synchronous not in ("OFF", "NORMAL", "FULL", "EXTRA"):
-            raise InvalidArgument(f"synchronous must be OFF, NORMAL, FULL or EXTRA, not {synchronous!r}")
-        self.where = path
-        self._directory = directory
-        self._since_checkpoint = 0
-        self._read_lock = threading.Lock()
-        # In this order: the last connection to be closed, also by the interpreter's end, can only read.  A writer would
-        # move the write-ahead log into the database then, ignore every error, and delete it by its name.
-        self._writer: sqlite3.Connection | None = None
-        self._reader: sqlite3.Connection | None = None
-        follow(self)
-        try:
-            with self._translated("opened"):
-                if os.path.getsize(path) < 512:
-                    raise Corrupt(f"{path} is cut off, not a database: {_REPLACE}")
-                if not only_read:
-                    # unix-excl: no other process opens it, and the index of the write-ahead log is no file.
-                    self._writer = _connect(path, "vfs=unix-excl")
-                    self._check(self._writer.execute, checked)
-                    self._prepare(self._writer.execute, synchronous)
-                # A connection of its own: a reader never waits for the sync of a commit.
-                self._reader = _connect(path, f"mode=ro&{'immutable=1' if only_read else 'vfs=unix-excl'}")
-                if only_read:
-                    self._check(self._reader.execute, checked)
-                self._reader.execute("SELECT count(*) FROM node").fetchone()  # From here on it keeps the writer's lock.
-        except BaseException:
-            self.close()
-            raise
-
-    def _check(self, execute: Callable[[str], sqlite3.Cursor], checked: bool) -> None:
-        """Refuse what is not ours, before anything is written."""
-        if execute("PRAGMA application_id").fetchone() != (_APPLICATION_ID,):
-            raise Corrupt(f"{self.where} is not a database of raftplug's: {_REPLACE}")
-        (version,) = execute("PRAGMA user_version").fetchone()
-        if version & ~_IN_USE != _SCHEMA_VERSION:
-            text = f"{self.where} has format {version & ~_IN_USE}, this raftplug reads format {_SCHEMA_VERSION}"
-            raise Corrupt(f"{text}: run the raftplug that wrote it")
-        (verdict,) = ("ok",) if checked else execute("PRAGMA quick_check(1)").fetchone()
-        if verdict != "ok":
-            raise Corrupt(f"{self.where} is damaged ({' '.join(str(verdict).split())}): {_REPLACE}")
-
-    def _prepare(self, execute: Callable[[str], sqlite3.Cursor], synchronous: str) -> None:
-        if execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
-            raise StorageFailed(f"{self.where}: the file system cannot keep a write-ahead log: use a local one")
-        execute(f"PRAGMA synchronous = {synchronous}")
-        # SQLite's own checkpoints swallow their errors, a failed sync among them; ours do not.
-        execute("PRAGMA wal_autocheckpoint = 0")
-        execute(f"PRAGMA journal_size_limit = {16 * _CHECKPOINT_BYTES}")
-        # Some builds overwrite what is deleted: compaction would write as much as it frees.
-        execute("PRAGMA secure_delete = OFF")
-
-    @staticmethod
-    def make(path: str) -> None:
-        """Make an empty file of our format; it appears under its name only when it is complete and durable."""
-        new = path + ".new"
-        for leftover in (new, new + "-journal", new + WAL):
-            if os.path.exists(leftover):
-                os.unlink(leftover)
-        os.close(create(new))  # What SQLite puts beside it gets the same mode.
-        connection = _connect(new, "vfs=unix-excl")
-        try:
-            connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
-            for table in _TABLES:
-                # With a rowid: the blobs lie in leaves of their own kind, which hold 4 times more of a row before they
-                # overflow.  Measured against WITHOUT ROWID: as fast at 100 bytes, 1.6 times as fast at 256 KB.
-                connection.execute(
-                    f"CREATE TABLE {table} (name TEXT NOT NULL, number INTEGER NOT NULL, value BLOB NOT NULL, "
-                    "PRIMARY KEY (name, number))"
-                )
-            connection.execute("PRAGMA journal_mode = WAL")
-        finally:
-            connection.close()
-        sync(new)
-        os.replace(new, path)
-        sync(os.path.dirname(path) or ".")
-
-    @staticmethod
-    def is_in_use(header: bytes) -> bool:
-        """Whether an SQLite file's first bytes say that it was not closed well: then the rest is in its log."""
-        return bool(int.from_bytes(header[_VERSION_AT : _VERSION_AT + 4], "big") & _IN_USE)
-
-    def begin(self, changes: Sequence[Put | Delete]) -> None:
-        """Make the first changes, and write into the database itself that it is in use.
-
-        Raises:
-            DiskFull, StorageFailed: as from `apply`.
-        """
-        self._mark(_SCHEMA_VERSION | _IN_USE, changes)
-
-    def finish(self) -> None:
-        """Move everything into the database, and write there that it is closed.
-
-        Raises:
-            DiskFull, StorageFailed: it is still in use.
-        """
-        self._mark(_SCHEMA_VERSION, ())
-        self._checkpoint("TRUNCATE")
-
-    def _mark(self, version: int, changes: Sequence[Put | Delete]) -> None:
-        self._apply(changes, f"PRAGMA user_version = {version}")
-        self._checkpoint("FULL")
-
-    def names(self, table: str) -> list[str]:
-        return [name for (name,) in self._read(f"SELECT name FROM {table} WHERE number = 0 ORDER BY name")]
-
-    def get(self, table: str, name: str, number: int) -> bytes | None:
-        rows = self._read(f"SELECT number, value FROM {table} WHERE name = ? AND number = ?", name, number)
-        return rows[0][1] if rows else None
-
-    def floor(self, table: str, name: str, number: int) -> tuple[int, bytes] | None:
-        where = "name = ? AND number <= ? ORDER BY number DESC LIMIT 1"
-        rows = self._read(f"SELECT number, value FROM {table} WHERE {where}", name, number)
-        return rows[0] if rows else None
-
-    def scan(self, table: str, name: str) -> list[tuple[int, bytes]]:
-        return self._read(f"SELECT number, value FROM {table} WHERE name = ? ORDER BY number", name)
-
-    def _read(self, query: str, *arguments: str | int) -> list[Any]:
-        with self._read_lock, self._translated("read"):
-            rows: list[Any] = self._opened(self._reader).execute(query, arguments).fetchall()
-        for row in rows:
-            # SQLite keeps a type with each value: damage can make a number of a blob.
-            if tuple(map(type, row)) not in ((str,), (int, bytes)):
-                raise Corrupt(f"{self.where} is damaged (a value of another type): {_REPLACE}")
-        return rows
-
-    def apply(self, changes: Sequence[Put | Delete]) -> None:
-        self._apply(changes)
-        if self._since_checkpoint >= _CHECKPOINT_BYTES:
-            self._since_checkpoint = 0
-            try:
-                self._checkpoint("PASSIVE")
-            except DiskFull:
-                pass  # The transaction is durable in the write-ahead log; that grows until there is space.
-
-    def _apply(self, changes: Sequence[Put | Delete], *more: str) -> None:
-        writer, directory = self._opened(self._writer), self._directory
-        if directory is not None:
-            directory.verify()  # Nothing is written into what another process has changed.
-        try:
-            self._transact(writer, changes, *more)
-        except (OSError, sqlite3.Error) as error:
-            raise self._translation(error, "written") from None
-        finally:
-            if directory is not None:
-                directory.note()  # Nor does it count when it went into files that nobody will find.
-
-    def _transact(self, writer: sqlite3.Connection, changes: Sequence[Put | Delete], *more: str) -> None:
-        execute = writer.execute
-        try:
-            execute("BEGIN IMMEDIATE")
-            for change in changes:
-                if isinstance(change, Put):
-                    execute(_PUT[change.table], change[1:])
-                    self._since_checkpoint += len(change.value) + 4096
-                else:
-                    execute(f"DELETE FROM {change.table} WHERE name = ? AND number BETWEEN ? AND ?", change[1:])
-            for statement in more:
-                execute(statement)
-            execute("COMMIT")
-        except BaseException:
-            if writer.in_transaction:
-                execute("ROLLBACK")
-            raise
-
-    def _checkpoint(self, mode: str) -> None:
-        with self._translated("checkpointed"):
-            ((busy, _, _),) = self._opened(self._writer).execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
-        if busy and mode != "PASSIVE":
-            raise StorageFailed(f"{self.where} could not be checkpointed: another program reads it")
-        if self._directory is not None:
-            self._directory.note()
-
-    def forked(self) -> None:
-        """In a child: leave the files as they are.
-
-        SQLite would write at the end of a connection, from what it knew at the fork; so there must be no end.
-        """
-        self._read_lock = threading.Lock()  # A thread of the parent's may have had it.
-        keep_for_ever((self._writer, self._reader))
-        self._writer = self._reader = None
-
-    def close(self) -> None:
-        writer, self._writer = self._writer, None
-        reader, self._reader = self._reader, None
-        with self._read_lock, self._translated("closed"):
-            for connection in (writer, reader):
-                if connection is not None:
-                    connection.close()
-
-    def _opened(self, connection: sqlite3.Connection | None) -> sqlite3.Connection:
-        if connection is None:
-            raise StorageFailed(f"{self.where} is closed")
-        return connection
-
-    @contextmanager
-    def _translated(self, done: str) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, sqlite3.Error) as error:
-            raise self._translation(error, done) from None
-
-    def _translation(self, error: OSError | sqlite3.Error, done: str) -> StorageError:
-        if isinstance(error, OSError):
-            return os_error(error, self.where, done)
-        extended = getattr(error, "sqlite_errorcode", 0)
-        code = extended & 0xFF
-        text = " ".join(str(error).split())
-        # The second: the shared index of the write-ahead log could not grow.
-        if code == sqlite3.SQLITE_FULL or extended == sqlite3.SQLITE_IOERR_SHMSIZE:
-            return DiskFull(f"{self.where}: no space left on the disk, nothing was written: make some")
-        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            return DirectoryInUse(f"{self.where} is open in another program, such as sqlite3: end that one")
-        # What has no code was raised by the Python module, over a value that it could not make sense of.
-        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR) or (
-            code == 0 and isinstance(error, sqlite3.OperationalError)
-        ):
-            return Corrupt(f"{self.where} is damaged ({text}): {_REPLACE}")
-        return StorageFailed(f"{self.where} could not be {done} ({text}): look at the disk")
-
-
-def is_new(data_dir: str) -> bool:
-    """Whether a data directory holds nothing of a node, or is not there.
-
-    Raises:
-        StorageFailed: it is no directory, or may not be read.
-    """
-    with os_errors(data_dir, "read"):
-        return not exists(data_dir) or not parts(os.listdir(data_dir), FILE_NAME)
-
-
-def _connect(path: str, options: str) -> sqlite3.Connection:
-    uri = f"file:{quote(os.fsencode(path))}?{options}"
-    return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
-
-
 # --------------------------------------------------------------------------------------------------------- the records
 
 
@@ -849,7 +428,7 @@ class RecordStorage(Storage):
         extends = bool(groups.intersection(used)) and not groups.issubset(used)
         record = self._unsealed("node", "")
         if record is None and used:
-            raise Corrupt(f"{where}: the row that says whose it is is gone: {_REPLACE}")
+            raise Corrupt(f"{where}: the row that says whose it is is gone: {REPLACE}")
         found: Identity | None = None
         if record is not None:
             found, heard = self._read_identity(record)
@@ -923,7 +502,7 @@ class RecordStorage(Storage):
 
     def _corrupt(self, group: str, what: str) -> Corrupt:
         of = f"group {group!r}: " if group else ""
-        return Corrupt(f"{self._rows.where}: {of}{what}: {_REPLACE}")
+        return Corrupt(f"{self._rows.where}: {of}{what}: {REPLACE}")
 
     def _apply(self, changes: Sequence[Put | Delete]) -> None:
         """Apply; after a failure never again: a second sync may report success for pages that the first one lost."""
@@ -1240,6 +819,16 @@ class MemoryStorage(RecordStorage):
         super().__init__(MemoryRows() if rows is None else rows, node, cluster=cluster, bootstrap=rows is None)
 
 
+def is_new(data_dir: str) -> bool:
+    """Whether a data directory holds nothing of a node, or is not there.
+
+    Raises:
+        StorageFailed: it is no directory, or may not be read.
+    """
+    with os_errors(data_dir, "read"):
+        return not exists(data_dir) or not parts(os.listdir(data_dir), FILE_NAME)
+
+
 class SQLiteStorage(RecordStorage):
     """One SQLite file in a data directory that belongs to one process at a time.
 
@@ -1278,7 +867,7 @@ class SQLiteStorage(RecordStorage):
         self._is_new = self._is_unclean = False
         rows: Transactional | None = None
         try:
-            with self._translated("opened"):
+            with translated(self._directory.path, "opened"):
                 rows = self._found(bootstrap)
             super().__init__(Planned(rows), node, cluster=cluster, bootstrap=bootstrap, groups=groups)
             follow(self)
@@ -1298,7 +887,7 @@ class SQLiteStorage(RecordStorage):
         if FILE_NAME not in found:
             if found:
                 there = ", ".join(sorted(found))
-                raise Corrupt(f"{path} is missing, though {there} is there: put it back, or {_REPLACE}")
+                raise Corrupt(f"{path} is missing, though {there} is there: put it back, or {REPLACE}")
             if not bootstrap:
                 raise _is_new(directory.path)
             self._is_new = True
@@ -1310,18 +899,9 @@ class SQLiteStorage(RecordStorage):
         if SQLiteRows.is_in_use(directory.header()) and log_bytes < _WAL_HEADER_BYTES:
             how = "missing" if log_bytes < 0 else "cut off"
             text = f"{path}{WAL} is {how}: it held what the database does not, since no process has closed it"
-            raise Corrupt(f"{text}: put it back, or {_REPLACE}")
+            raise Corrupt(f"{text}: put it back, or {REPLACE}")
         self._is_unclean = log_bytes >= 0 or directory.is_linked()
-        return SQLiteRows(path, self._synchronous, only_read=log_bytes < 0)
-
-    @contextmanager
-    def _translated(self, done: str) -> Iterator[None]:
-        with os_errors(self._directory.path, done):
-            try:
-                yield
-            except sqlite3.Error as error:
-                text = f"{self._directory.file} could not be {done} ({error})"
-                raise StorageFailed(f"{text}: look at the disk") from None
+        return SQLiteRows(path, self._synchronous, directory, only_read=log_bytes < 0)
 
     def begin(self) -> None:
         with self._lock:
@@ -1332,7 +912,7 @@ class SQLiteStorage(RecordStorage):
                 raise StorageFailed(self._failed)
             self._failed = "its start failed"
             planned.close()
-            with self._translated("written"):
+            with translated(self._directory.path, "written"):
                 self._begin(planned.changes)
             self._failed = None
 

@@ -10,7 +10,7 @@ from raftplug.cli import options, output
 
 
 @click.command("backup")
-@click.argument("file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE")
+@click.argument("file", type=options.NamedPath(dir_okay=False, path_type=Path), metavar="FILE")
 @click.option("--id", type=options.NODE_ID, metavar="ID", help="The node to take it from; without it, the leader.")
 @click.option("--force", is_flag=True, help="Replace FILE if it is there.")
 @options.redis

@@ -56,7 +56,7 @@ class _Check:
 @click.option(
     "--data-dir",
     metavar="DIR",
-    type=click.Path(path_type=Path),
+    type=options.NamedPath(path_type=Path),
     help="The data directory whose disk to check; a file is written there and removed again.",
 )
 @options.prefix

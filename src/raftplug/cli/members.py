@@ -190,7 +190,7 @@ Take the directory of the node whose log is longest: `raftplug status`, or the l
 @click.option("--id", type=options.NODE_ID, required=True, metavar="ID", help="The node whose directory it is.")
 @click.option(
     "--data-dir",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=options.NamedPath(exists=True, file_okay=False, path_type=Path),
     required=True,
     metavar="DIR",
     help="Its data directory; the node must not run.",

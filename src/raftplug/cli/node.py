@@ -56,7 +56,7 @@ _MOST_TOLD = 100  # A node of more groups would tell of nothing else.
     "--data-dir",
     required=True,
     metavar="DIR",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=options.NamedPath(file_okay=False, path_type=Path),
     help="The directory of this node's durable state, of one process at a time.",
 )
 @click.option(

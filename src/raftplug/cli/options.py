@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -75,6 +76,15 @@ class _KeyFile(_ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
         return value if isinstance(value, tuple) else read_key_file(value)
+
+
+class NamedPath(click.Path):
+    """A path that is not empty: pathlib would take an empty one for the working directory."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not os.fspath(value):
+            self.fail("the path is empty: name a file or directory", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 SECONDS = _Seconds()

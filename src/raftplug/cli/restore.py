@@ -21,7 +21,7 @@ from raftplug.cli import options, output
 )
 @click.option(
     "--data-dir",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=options.NamedPath(file_okay=False, path_type=Path),
     required=True,
     metavar="DIR",
     help="Its data directory: not there yet, or empty.",
