@@ -14,7 +14,7 @@ from raftplug.client import ClientLoop
 from raftplug.cluster import MemoryCluster, MemoryHub
 from raftplug.constants import LEADER, LEASE, LINEARIZABLE, REQUEST, STALE, UNKNOWN
 from raftplug.core import Future
-from raftplug.errors import InvalidArgument, OutcomeUnknown, Overloaded, Unavailable
+from raftplug.errors import InvalidArgument, NotLeader, OutcomeUnknown, Overloaded, Unavailable
 from raftplug.frames import address, cluster_uuid
 from raftplug.node import NodeLoop
 from raftplug.settings import Settings
@@ -395,6 +395,27 @@ def test_a_future_whose_outcome_nobody_can_know_says_so_in_time(world: World) ->
     future = world.propose(leader, {"add": 1}, timeout_ms=2_000)
     world.run(2_100)
     assert isinstance(future.exception(0), OutcomeUnknown)
+
+
+def test_an_answer_is_not_lost_when_an_index_is_proposed_for_again(world: World) -> None:
+    """Found by `raftplug sim --seed 2 --faults deaf_leader`: the second future took the first one's place."""
+    first = world.elect()
+    world.cut = {first}
+    lost = [world.propose(first, {"add": 100}) for _ in range(8)]  # On its own disk, and nowhere else.
+    world.until(lambda: world.leader() not in (None, first))
+    second = world.elect()
+    world.cut = set()
+    world.until(
+        lambda: world.raft(first).commit == world.raft(second).log.last_index == world.raft(first).log.last_index
+    )
+    assert not all(future.done() for future in lost)  # Some of their places were taken, the others are free again.
+    world.raft(second).transfer(first)
+    world.until(lambda: world.leader() == first)
+    futures = [world.propose(first, {"add": 1}) for _ in range(4)]
+    assert [world.result(future) for future in futures] == [1, 2, 3, 4]
+    for _ in range(4):
+        world.result(world.propose(first, {"add": 1}))
+    assert [type(future.exception(0)) for future in lost] == [NotLeader] * 8
 
 
 def test_the_same_seed_gives_the_same_history(core: Any) -> None:

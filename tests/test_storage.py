@@ -324,6 +324,25 @@ def test_what_was_fetched_is_there_after_a_reopen(disk: Disk) -> None:
     assert (loaded(disk.open()).incoming, data_of(disk.open())) == (None, b"of somebody else's")
 
 
+def test_a_snapshot_that_is_fetched_no_more_leaves_neither_a_piece_nor_its_name(disk: Disk) -> None:
+    """Found by `raftplug sim --seed 5`: the row that named it stayed."""
+    opened = disk.found()
+    fetched = snapshot_of(9, 3, 77, b"of somebody else's", slot=2)
+    opened.commit([Write(GROUP, 3, None, pieces=fetched["pieces"][:3], incoming=Incoming(fetched["snapshot"], "n2"))])
+    opened.commit([Write(GROUP, 3, None, discard=[Discarded(2, 1, 3)])])
+    assert loaded(disk.open()).incoming == Incoming(fetched["snapshot"], "n2", 1)  # The rest goes with a later write.
+    opened = disk.open()
+    opened.commit([Write(GROUP, 3, None, discard=[Discarded(7, 0, 1)])])
+    assert loaded(disk.open()).incoming is not None
+    opened = disk.open()
+    other = snapshot_of(12, 3, 78, b"another one", slot=3)
+    opened.commit([Write(GROUP, 3, None, discard=[Discarded(2, 0, 1)], incoming=Incoming(other["snapshot"], "n3"))])
+    assert loaded(disk.open()).incoming == Incoming(other["snapshot"], "n3")
+    opened = disk.open()
+    opened.commit([Write(GROUP, 3, None, discard=[Discarded(3, 0, 1)])])
+    assert (loaded(disk.open()).incoming, loaded(disk.open()).leftovers) == (None, ())
+
+
 def test_an_overtaken_snapshot_stays_until_it_is_discarded_from_its_end_on(disk: Disk) -> None:
     opened = disk.found()
     old, new = snapshot_of(1, 1, 1, b"the old state"), snapshot_of(2, 1, 2, b"the new state", slot=1)

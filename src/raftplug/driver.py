@@ -227,6 +227,7 @@ class Driver:
         self._on_event = on_event or ignore
         self._more_status = more_status or dict
         self._pending: dict[int, tuple[int, int, Future | Asker]] = {}  # index -> term, deadline, whom to answer
+        self._cut: list[tuple[int, int, int, Future | Asker]] = []  # Likewise of entries that our log has no more.
         self._truncated: dict[int, list[tuple[Any, ...]]] = {}  # index -> kind, term, payload of what was there
         self._next_expiry = _NEVER  # Nothing that is pending, and no read, has an earlier deadline.
         self._confirming: dict[Read, None] = {}  # Those that the rules have, for a quorum to confirm.
@@ -473,9 +474,8 @@ class Driver:
         self._tick_snapshots(now)
         self._look_after_successor()
         ready = self.raft.ready(may_write)
-        if self._observes():
-            for index, *entry in ready.truncated:
-                self._truncated.setdefault(index, []).append(tuple(entry))
+        if ready.truncated:
+            self._notice_truncated(ready.truncated)
         for message in ready.messages:
             if message.kind == SNAPSHOT:
                 self._fill_offer(message)
@@ -513,6 +513,14 @@ class Driver:
         if not may_write:
             return None
         return self._write(ready)
+
+    def _notice_truncated(self, entries: Sequence[tuple[Any, ...]]) -> None:
+        """Entries are gone from our log, not for certain for good: their indexes may be proposed for again first."""
+        for index, kind, term, payload in entries:
+            if self._observes():
+                self._truncated.setdefault(index, []).append((kind, term, payload))
+            if index in self._pending and self._pending[index][0] == term:
+                self._cut.append((index, *self._pending.pop(index)))
 
     def _tell_committed(self) -> None:
         """Send the notices that nothing has overtaken: a busy leader's appends tell its followers what is committed.
@@ -561,9 +569,10 @@ class Driver:
         """Answer everything that is pending: what was accepted may still be executed by the others."""
         self._closed = True
         self.requester.close()
-        for _, _, whom in self._pending.values():
+        for whom in [each[2] for each in self._pending.values()] + [each[3] for each in self._cut]:
             self._resolve_error(whom, OutcomeUnknown("this node stopped before the transition was applied"), UNKNOWN)
         self._pending.clear()
+        self._cut.clear()
         waiting, self._waiting, self._moving_until = self._waiting, [], 0
         self.raft.resign()
         for request in waiting:
@@ -1176,7 +1185,7 @@ class Driver:
 
     def _answer(self, first: int, entries: Sequence[tuple[int, int, bytes]], outcomes: list[Outcome]) -> None:
         """Entries from index `first` on were applied, as many as there are outcomes: tell who waits for them."""
-        usual = not self._truncated and self.diverged is None
+        usual = not (self._truncated or self._cut) and self.diverged is None
         self.core.answer(first, entries, outcomes, self._pending, usual, self._answer_one)
         self._applied = self.applier.applied
         if self.applier.digests:
@@ -1187,9 +1196,15 @@ class Driver:
             self._apply_configuration(index)
         if self._truncated and index in self._truncated:
             self._register_overwritten(index, term)
-        if pended is None:
-            return
-        proposed_term, _, whom = pended
+        if self._cut:
+            for _, proposed_term, _, whom in [each for each in self._cut if each[0] == index]:
+                self._answer_to(whom, proposed_term, term, code, value)
+            self._cut = [each for each in self._cut if each[0] != index]
+        if pended is not None:
+            self._answer_to(pended[2], pended[0], term, code, value)
+
+    def _answer_to(self, whom: Future | Asker, proposed_term: int, term: int, code: int, value: Any) -> None:
+        """Tell who proposed an entry in `proposed_term` what became of the one of `term` in its place."""
         if proposed_term != term:
             self._resolve_error(whom, _overwritten(), REFUSED_UNAVAILABLE)
         elif self.diverged is not None:
@@ -1545,8 +1560,10 @@ class Driver:
         """A snapshot covers entries that were proposed here: whether it holds them cannot be told."""
         for truncated in [truncated for truncated in self._truncated if truncated <= index]:
             del self._truncated[truncated]
-        for pended in [pended for pended in self._pending if pended <= index]:
-            _, _, whom = self._pending.pop(pended)
+        covered = [self._pending.pop(pended) for pended in [pended for pended in self._pending if pended <= index]]
+        covered += [(term, deadline, whom) for at, term, deadline, whom in self._cut if at <= index]
+        self._cut = [each for each in self._cut if each[0] > index]
+        for _, _, whom in covered:
             text = "a snapshot of the leader's replaced the log before the transition was applied here"
             self._resolve_error(whom, OutcomeUnknown(text), UNKNOWN)
 
@@ -1560,8 +1577,10 @@ class Driver:
         """Futures whose time is up: transitions were appended, so nobody knows; reads were not answered."""
         if now < self._next_expiry:
             return
-        for index in [index for index, (_, deadline, _) in self._pending.items() if deadline <= now]:
-            _, _, whom = self._pending.pop(index)
+        past = [self._pending.pop(index) for index in [i for i, each in self._pending.items() if each[1] <= now]]
+        past += [(term, deadline, whom) for _, term, deadline, whom in self._cut if deadline <= now]
+        self._cut = [each for each in self._cut if each[2] > now]
+        for _, _, whom in past:
             self._resolve_error(whom, OutcomeUnknown("no quorum confirmed the transition in time"), UNKNOWN)
         late = [read for read in (*self._confirming, *self._reads, *self._looking) if read.deadline <= now]
         if late:
@@ -1569,7 +1588,7 @@ class Driver:
             self._reads = deque(read for read in self._reads if read.deadline > now)
         for read in late:
             read.finish(Unavailable("this replica did not hear in time of what it was to show"))
-        deadlines = [deadline for _, deadline, _ in self._pending.values()]
+        deadlines = [deadline for _, deadline, _ in self._pending.values()] + [each[2] for each in self._cut]
         waiting = (*self._confirming, *self._reads, *self._looking)
         deadlines += [read.deadline for read in waiting if read.deadline > now]
         self._next_expiry = min(deadlines, default=_NEVER)

@@ -495,7 +495,9 @@ class Snapshots:
     def abandon_fetch(self) -> None:
         """What was fetched is not needed, or not what it should be."""
         for slot, count in [
-            *([(self.fetch.snapshot.slot, self.fetch.have)] if self.fetch else []),
+            *(
+                [(self.fetch.snapshot.slot, max(1, self.fetch.have))] if self.fetch else []
+            ),  # And the row that names it.
             *([(self.fetched.slot, self.fetched.count)] if self.fetched else []),
         ]:
             self._discard(slot, count)

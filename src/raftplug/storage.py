@@ -139,7 +139,7 @@ class Write(NamedTuple):
         compact: what lies in the log up to this index may be deleted, as far as the stored snapshot covers it.
         pieces: of a snapshot that is being made or fetched.
         incoming: the snapshot that is being fetched from now on; None leaves that as it is.
-        discard: pieces that go first.
+        discard: pieces that go first; with the first piece of the snapshot that was being fetched, also its name.
         resets_term: the term may go back: for `recovery` only, with which another cluster begins.
     """
 
@@ -549,6 +549,10 @@ class RecordStorage(Storage):
         snapshot = StoredSnapshot(*_SNAPSHOT.unpack_from(body))
         return Incoming(snapshot, source, self._pieces_in(group, snapshot.slot))
 
+    def _incoming_slot(self, group: str) -> int | None:
+        body = self._unsealed("snapshot", group, _INCOMING)
+        return StoredSnapshot(*_SNAPSHOT.unpack_from(body)).slot if body is not None else None
+
     def piece(self, group: str, slot: int, number: int) -> bytes:
         body = self._unsealed("piece", group, slot * _SLOT + number)
         if body is None:
@@ -687,6 +691,8 @@ class RecordStorage(Storage):
         starts: list[int] = []
         for slot, low, high in write.discard:
             changes.append(Delete("piece", group, slot * _SLOT + low, slot * _SLOT + high - 1))
+            if not low and slot == self._incoming_slot(group):  # Nothing of it is left, and nobody fetches it.
+                changes.append(Delete("snapshot", group, _INCOMING, _INCOMING))
         for slot, number, data in write.pieces:
             changes.append(self._sealed("piece", group, data, slot * _SLOT + number))
         if write.incoming is not None:

@@ -38,7 +38,8 @@ class Callers(Part):
             return future
 
         def ended(_: Future) -> None:
-            if future.exception(0) is None:
+            # What was forwarded was answered when it left, and may have been on its way since.
+            if future.exception(0) is None and future.transition_id is not None:
                 self.world.answers.check_state(process.id, driver, future.result(0))
 
         future.add_done_callback(ended)

@@ -43,6 +43,7 @@ class Client:
     def _start(self) -> None:
         world = self.world
         self._lives += 1
+        self._wake_at = -1
         self.id = f"~c{self._number}.{self._lives}"
         link = Link(world, self.id, self.turn)
         world.network.links[self.id] = link
@@ -52,6 +53,7 @@ class Client:
             group=GROUP,
             settings=world.plan.settings,
             generator=random.Random(world.random.getrandbits(32)),
+            session=self.session(),
             keys=world.keys.of(self.id),
         )
         self.deadlines = Deadlines(self.id)
@@ -59,6 +61,10 @@ class Client:
         self._expired_after = -1  # How many faults had ended sessions when it began what it was told was too late.
         if not self._idle:
             world.after(world.random.randint(0, 100 * MS), self._next, self._lives)
+
+    def session(self) -> str | None:
+        """The name of its session."""
+        return None
 
     def crash(self) -> None:
         """Be gone; another client takes over.  What was under way is unknown."""

@@ -7,12 +7,14 @@ claims nothing; every other error claims that the transition was not executed, a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from raftplug import plain
 from raftplug.core import Future
 from raftplug.errors import OutcomeUnknown, RaftplugError, TransitionFailed
 from raftplug.frames import Id
+from raftplug.sessions import NAMED_SESSION_TIMEOUT_US
 from raftplug.testing.simulation.machines import is_wrong
 from raftplug.testing.simulation.part import Part
 from raftplug.testing.simulation.report import Violation
@@ -21,22 +23,21 @@ if TYPE_CHECKING:
     from raftplug.testing.simulation.world import Simulation
 
 
-class _Call(NamedTuple):
+@dataclass(slots=True, eq=False)
+class _Call:
     """One proposal of a transition.
 
     Args:
         who: proposed it.
         id: of the transition.
         future: how it ended.
-        again: whether it was proposed before, by an earlier call.
-        known: whether such a call was told that it was executed: then its result need not be kept any more.
+        known: whether, when it ended, such a call had been told that it was executed: its result need not be kept then.
     """
 
     who: Id
-    id: str
+    id: int
     future: Future
-    again: bool
-    known: bool
+    known: bool = False
 
 
 class Ledger(Part):
@@ -46,7 +47,10 @@ class Ledger(Part):
         super().__init__(world)
         self._names = 0
         self._histories: dict[int, int] = {0: 0}  # Of what was executed, by its number.
-        self._outcomes: dict[str, Any] = {}  # Of each transition that was executed, by its id; in that order.
+        self._outcomes: dict[int, Any] = {}  # Of each transition that was executed, by its id; in that order.
+        self._in_sessions: dict[int, bool] = {}  # Those in a session with a name: whether somebody heard of an outcome.
+        self._again: set[int] = set()  # Those of them that were proposed by several calls.
+        self._repeated: set[int] = set()  # Those of them that were executed again once their session had expired.
         self._calls: list[_Call] = []
 
     def named(self, transition: dict[str, Any]) -> dict[str, Any]:
@@ -60,11 +64,22 @@ class Ledger(Part):
         self.propose(who, named, future)
         return plain.encode(named)
 
-    def propose(
-        self, who: Id, transition: dict[str, Any], future: Future, *, again: bool = False, known: bool = False
-    ) -> None:
-        """Somebody proposes a transition that is named: see `_Call`."""
-        self._calls.append(_Call(who, transition["id"], future, again, known))
+    def propose(self, who: Id, transition: dict[str, Any], future: Future, *, again: bool | None = None) -> None:
+        """Somebody proposes a transition that is named: see `_Call`.  In a session with a name, `again` is not None."""
+        id, heard = transition["id"], self._in_sessions
+        call = _Call(who, id, future)
+        self._calls.append(call)
+        if again is None:
+            return
+        heard.setdefault(id, False)
+        if again:
+            self._again.add(id)
+
+        def ended(_: Future) -> None:
+            call.known = heard[id]
+            heard[id] = heard[id] or isinstance(future.exception(0), (type(None), TransitionFailed))
+
+        future.add_done_callback(ended)
 
     # -- what machines tell ------------------------------------------------------------------------------------------
 
@@ -83,16 +98,22 @@ class Ledger(Part):
             return
         self._histories[count] = history
         id = transition["id"]
-        if id in self._outcomes:
+        if id in self._outcomes and not self._may_repeat(id):
             self.world.raise_soon(Violation(f"exactly once: transition {transition} was executed twice"))
         self._outcomes[id] = outcome
+
+    def _may_repeat(self, id: int) -> bool:
+        """Whether a transition was executed in a session with a name that may have been forgotten since."""
+        if id in self._in_sessions and self.world.invariants.leapt_us + self.world.now > NAMED_SESSION_TIMEOUT_US:
+            self._repeated.add(id)
+        return id in self._repeated
 
     # -- what callers were told --------------------------------------------------------------------------------------
 
     def check(self) -> None:
         """Compare what everybody was told with what happened."""
         for call in self._calls:
-            if call.future.done():
+            if call.future.done() and call.id not in self._repeated:
                 self._check_answer(call)
 
     def _check_answer(self, call: _Call) -> None:
@@ -114,5 +135,5 @@ class Ledger(Part):
                 raise Violation(f"{told} failed, and it was not executed")
             if (error.kind, error.message) != (type(outcome).__name__, str(outcome)):
                 raise Violation(f"{told} failed with {error}, and it gave {outcome!r}")
-        elif executed and not call.again:
+        elif executed and call.id not in self._again:
             raise Violation(f"{told} was certainly not executed ({type(error).__name__}: {error}), and it was")

@@ -98,6 +98,7 @@ class Liveness(Part):
             ):
                 self.world.companions.check_counters()
                 self._divergence(chosen, client)
+                self.world.settled.reach(chosen)
                 return
         if self._unwanted():
             raise Violation(f"identity: {', '.join(self._unwanted())} runs on, though all others know a later life")

@@ -43,6 +43,7 @@ class Plan:
         ids: theirs, and those of nodes that may be added.
         witnesses: which of them are witnesses.
         reluctant: which of them prefers not to lead, where there is that fault.
+        named: whether there is a client whose session has a name.
     """
 
     faults: frozenset[str]
@@ -58,6 +59,7 @@ class Plan:
     ids: list[str]
     witnesses: set[str]
     reluctant: str
+    named: bool
 
 
 def draw(seed: int, chance: random.Random, nodes: int, operations: int, faults: Sequence[str] | None) -> Plan:
@@ -137,4 +139,5 @@ def draw(seed: int, chance: random.Random, nodes: int, operations: int, faults: 
         ids=ids,
         witnesses=set(witnesses),
         reluctant=chance.choice(ids),
+        named=chance.random() < 0.5,
     )

@@ -308,6 +308,13 @@ class Process(Part):
         if restart_after is not None:
             self.world.after(restart_after, self.boot_if_down)
 
+    def end(self, restart_after: int | None) -> None:
+        """Stop as a node does that is told to, or must: whoever waits for it is answered; then be gone."""
+        if self.node is not None:
+            self.node.close()
+            self.deadlines.check_closed()
+        self.kill(restart_after)
+
     def wake(self, delay: int = 0) -> None:
         """Take a turn in so many µs, or before."""
         now = self.world.now
@@ -345,20 +352,20 @@ class Process(Part):
             if not (self.displaced or self.mistaken):
                 raise Violation(f"no crash: {self.id} is not known by its own disk") from None
             self.world.note("stops", self.id, "WrongDirectory")
-            self.kill(None)
+            self.end(None)
             if not self.displaced:
                 self.displaced = True
                 self.world.faults.directories.replace(self.id)
             return
         except (StorageFailed, Removed) as error:
             self.world.note("stops", self.id, type(error).__name__)
-            self.kill(self.random.randint(1, 2_000) * MS)
+            self.end(self.random.randint(1, 2_000) * MS)
             return
         except Corrupt as error:  # In a snapshot that it is asked for, and did not read itself when it started.
             if not self.rows.mend_pieces():
                 raise Violation(f"durability: {self.id} finds damage that nobody did: {error}") from None
             self.world.note("stops", self.id, "Corrupt")
-            self.kill(self.random.randint(1, 2_000) * MS)
+            self.end(self.random.randint(1, 2_000) * MS)
             return
         except Violation:
             raise

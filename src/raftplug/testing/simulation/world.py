@@ -22,10 +22,12 @@ from raftplug.testing.simulation.keys import Keys
 from raftplug.testing.simulation.ledger import Ledger
 from raftplug.testing.simulation.liveness import Liveness
 from raftplug.testing.simulation.messages import Messages
+from raftplug.testing.simulation.named import NamedClient
 from raftplug.testing.simulation.network import Network
 from raftplug.testing.simulation.plan import EVENTS, GROUP, MS, draw
 from raftplug.testing.simulation.process import Process
 from raftplug.testing.simulation.report import Report, Violation
+from raftplug.testing.simulation.settled import Settled
 
 
 class Simulation:
@@ -79,6 +81,7 @@ class Simulation:
         self.answers = Answers(self)
         self.faults = Faults(self)
         self.liveness = Liveness(self)
+        self.settled = Settled(self)
         founders, witnesses = self.plan.founders, self.plan.witnesses
         self.uuid = cluster_uuid(GROUP, founders)
         self.processes: dict[Id, Process] = {}
@@ -88,6 +91,8 @@ class Simulation:
             process = self.processes[id] = Process(self, id, first)
             process.boot()
         self.clients: list[Client] = [Client(self, number) for number in range(clients)]
+        if self.plan.named:
+            self.clients.append(NamedClient(self, clients))
 
     def run(self) -> Report:
         """Run to the end or to the first violation."""

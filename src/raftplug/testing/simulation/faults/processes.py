@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from raftplug.constants import LEADER, LINEARIZABLE, STALE
-from raftplug.sessions import SESSION_TIMEOUT_US
+from raftplug.errors import RaftplugError
+from raftplug.sessions import NAMED_SESSION_TIMEOUT_US, SESSION_TIMEOUT_US
 from raftplug.testing.simulation.faults.kind import Kind
 from raftplug.testing.simulation.plan import MS
 
@@ -28,6 +30,34 @@ class ProcessFaults(Kind):
         if node is not None:
             self.world.fault("crash", node.id)
             node.kill(self.down_for())
+
+    def do_stop(self) -> None:
+        """As a node does that is told to stop: a leader hands over first, and has an election timeout for that."""
+        node = self.world.some_node()
+        if node is None or node.node is None:
+            return
+        self.world.fault("stop", node.id)
+        if self.random.random() < 0.7:  # Somebody waits for it, or asks when it is about to go.
+            self.world.callers.burst(node)
+            self.world.answers.probe(node)
+        loop, driver, until = node.node, node.driver(), self.world.now + self.plan.settings.election_timeout_ms * MS
+
+        def hand_over() -> None:
+            with contextlib.suppress(RaftplugError):
+                loop.attend(driver)
+                driver.raft.transfer(None)
+
+        loop.call(hand_over)
+        node.wake()
+        self.world.after(2 * MS, self._stop, node, node.life, until)
+
+    def _stop(self, node: Process, life: int, until: int) -> None:
+        if self.world.quiet or node.node is None or node.life != life:
+            return
+        if self.world.now < until and node.driver().leader in (None, node.id):
+            self.world.after(2 * MS, self._stop, node, life, until)
+        else:
+            node.end(self.down_for())
 
     def do_crash_after_sync(self) -> None:
         fitting = [each for each in self.world.processes.values() if each.job is not None and not each.rows.full]
@@ -93,7 +123,8 @@ class ProcessFaults(Kind):
             self.world.after(1, self._leap, leader, life, True)
             return
         self.world.fault("session_expiry", leader.id)
-        leap_us = self.random.randint(SESSION_TIMEOUT_US // 2, 2 * SESSION_TIMEOUT_US)
+        timeout_us = NAMED_SESSION_TIMEOUT_US if self.random.random() < 0.2 else SESSION_TIMEOUT_US
+        leap_us = self.random.randint(timeout_us // 2, 2 * timeout_us)
         leader.offset += leap_us
         self.world.invariants.leapt_us += leap_us
         leader.paused_until = self.world.now + 20 * MS
