@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -79,6 +79,10 @@ def installed(directory: Path, name: str, source: str) -> str:
     return os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
+LOG_LINE: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (DEBUG|INFO|WARNING|ERROR) ")
+"""What a line of a node's log begins with; the node and what happened follow."""
+
+
 class Running:
     """A `raftplug` process that was started and runs; what it prints goes to files."""
 
@@ -103,11 +107,12 @@ class Running:
         return self._err.read_text()
 
     def wait_for_line(self, pattern: str) -> str:
-        """Wait until a line on stderr matches; fail at once when the process ends without."""
+        """Wait until a line on stderr, less time and level, matches; fail at once when the process ends without."""
 
         def look() -> str | None:
             ended = self.process.poll() is not None
-            found = next((line for line in self.stderr().splitlines() if re.search(pattern, line)), None)
+            lines = [LOG_LINE.sub("", line) for line in self.stderr().splitlines()]
+            found = next((line for line in lines if re.search(pattern, line)), None)
             assert found or not ended, f"ended with {self.process.returncode}: {self.stderr()}"
             return found
 

@@ -17,7 +17,7 @@ import redis
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from processes import Cluster, raftplug, refused, succeeded
+from processes import Cluster, Running, raftplug, refused, succeeded
 from processes import cluster as cluster
 from processes import server as server
 from raftplug.embedded import EmbeddedServer
@@ -177,9 +177,14 @@ def test_a_corrupt_database_is_named_and_left_alone(server: EmbeddedServer, used
 # -- the Redis -------------------------------------------------------------------------------------------------------
 
 
-def test_a_node_does_not_begin_without_its_redis(tmp_path: Path) -> None:
-    refused(node(tmp_path / "n1", NOWHERE), 1, "127.0.0.1:1")
-    assert list(tmp_path.iterdir()) == []
+def test_a_node_does_not_begin_without_its_redis_and_waits_for_it(tmp_path: Path) -> None:
+    options = ("--id", "n1", "--peers", "n1", "--bootstrap", "--machine", "kv", "--data-dir", str(tmp_path / "n1"))
+    waiting = Running(tmp_path / "log", "node", *options, "--redis", NOWHERE)
+    try:
+        waiting.wait_for_line("^n1: waits for its Redis: redis 127.0.0.1:1: ")
+    finally:
+        assert waiting.end(15) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
 
 
 def test_a_node_does_not_begin_at_a_port_that_is_no_redis(http_server: str, tmp_path: Path) -> None:
@@ -310,7 +315,7 @@ def test_an_unknown_core_in_the_environment_is_refused(server: EmbeddedServer, t
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_was_refused_once_works_when_it_is_mended(cluster: Cluster) -> None:
-    refused(node(cluster.directory / "n1", NOWHERE), 1)
+def test_what_was_refused_once_works_when_it_is_mended(cluster: Cluster, http_server: str) -> None:
+    refused(node(cluster.directory / "n1", http_server), 1)
     cluster.start("n1", "n2", "n3", bootstrap=True)
     succeeded(cluster.run("propose", '{"op":"put","key":"k","value":1}'))

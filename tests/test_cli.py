@@ -19,7 +19,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from processes import PEERS, Cluster, Running, raftplug, refused, succeeded, wait_until
+from processes import LOG_LINE, PEERS, Cluster, Running, raftplug, refused, succeeded, wait_until
 from processes import cluster as cluster
 from processes import server as server
 from raftplug import Client
@@ -111,7 +111,7 @@ def test_a_signal_stops_a_node_cleanly(cluster: Cluster, number: signal.Signals)
     cluster.start("n1", bootstrap=True)
     node = cluster.nodes["n1"]
     assert node.end(number) == 0
-    assert node.stderr().splitlines()[-1] == "n1: stopped"
+    assert re.fullmatch(rf"{LOG_LINE.pattern}n1: stopped", node.stderr().splitlines()[-1])
     assert "Traceback" not in node.stderr()
     assert node.stdout() == ""
 
@@ -130,7 +130,8 @@ def test_peers_that_differ_from_the_stored_membership_are_warned_of(cluster: Clu
     cluster.kill("n1")
     where = ("--id", "n1", "--machine", "kv", "--data-dir", str(cluster.directory / "n1"))
     node = cluster.begin("node", *where, "--peers", "n2,n9")
-    node.wait_for_line("WARNING .*membership")
+    node.wait_for_line("^n1: .*differs from the stored membership")
+    assert re.search(r" WARNING n1: .*membership", node.stderr())
     node.wait_for_line("node of group")
 
 
@@ -145,7 +146,8 @@ def test_a_node_warns_of_a_server_that_evicts_and_goes_on(tmp_path: Path) -> Non
         cluster = Cluster(server, tmp_path)
         try:
             cluster.start("n1", bootstrap=True)
-            cluster.nodes["n1"].wait_for_line("^n1: WARNING .*noeviction")
+            cluster.nodes["n1"].wait_for_line("^n1: .*noeviction")
+            assert re.search(r" WARNING n1: .*noeviction", cluster.nodes["n1"].stderr())
         finally:
             cluster.end()
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import logging
 import re
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +20,18 @@ import redis
 
 import raftplug
 import servers
+from processes import LOG_LINE, Running, installed
+from processes import raftplug as run_raftplug
+from raftplug.cli import output
 from raftplug.embedded import EmbeddedServer
-from raftplug.errors import InvalidArgument, Unavailable
+from raftplug.errors import InvalidArgument, TransportError, Unavailable
 from raftplug.redis_streams import RedisStreams
 from raftplug.status import has_quorum
 
 valkey_server = servers.valkey_server
 redis_server = servers.redis_server
 start_server = servers.start_server
+http_server = servers.http_server
 start_redis_cluster = servers.start_redis_cluster
 wait_until = servers.wait_until
 
@@ -281,3 +289,200 @@ def test_a_redis_that_refuses_is_named_by_nodes_their_logs_and_status_with_what_
         wait_until(lambda: [t for t in caplog.messages if "it is over: redis" in t], "the log says so")
     assert len([t for t in caplog.messages if text in t]) < 60, "it is not told again and again"
     control.close()
+
+
+# -- the log of a node, and its start --------------------------------------------------------------------------------
+
+
+def one_node(server: EmbeddedServer | str, directory: Path, *more: str, **environment: str) -> Running:
+    url = server if isinstance(server, str) else server.url
+    options = ("--id", "n1", "--peers", "n1", "--machine", "kv", "--data-dir", str(directory / "n1"), "--bootstrap")
+    return Running(directory / "log", "node", *options, "--redis", url, *more, **environment)
+
+
+def test_every_line_of_a_nodes_log_has_time_level_and_node(valkey_server: EmbeddedServer, tmp_path: Path) -> None:
+    node = one_node(valkey_server, tmp_path)
+    try:
+        node.wait_for_line("^n1: leads in term 1$")
+        node.wait_for_line("^n1: node of group default, ")
+    finally:
+        assert node.end(signal.SIGTERM) == 0
+    lines = node.stderr().splitlines()
+    assert len(lines) >= 4
+    assert all(re.match(LOG_LINE.pattern + "n1: ", line) for line in lines), lines
+    assert not any("n1: n1: " in line for line in lines)
+    times = [line.split(" ")[0] for line in lines]
+    written = datetime.fromisoformat(times[0])
+    assert abs((datetime.now(UTC) - written).total_seconds()) < 120
+    assert node.stdout() == ""
+
+
+def test_a_verbose_log_in_json_is_one_object_a_line_to_the_end(valkey_server: EmbeddedServer, tmp_path: Path) -> None:
+    node = one_node(valkey_server, tmp_path, "-v", "--log-format", "json")
+    try:
+        node.wait_for_line("leads in term 1")
+        second = one_node(valkey_server, tmp_path, "--log-format", "json")
+        assert second.wait() == 1, "its data directory is in use"
+    finally:
+        assert node.end(signal.SIGTERM) == 0
+    for process in (node, second):
+        lines = [json.loads(line) for line in process.stderr().splitlines()]
+        assert all(list(line) == ["time", "level", "node", "logger", "message"] for line in lines)
+        assert {line["node"] for line in lines} == {"n1"}
+    assert (lines[-1]["level"], "in use" in lines[-1]["message"]) == ("CRITICAL", True)
+    lines = [json.loads(line) for line in node.stderr().splitlines()]
+    assert {"DEBUG", "INFO"} <= {line["level"] for line in lines}
+    assert any("election_timeout_ms 500" in line["message"] for line in lines)
+    assert lines[-1]["message"] == "stopped"
+
+
+def test_what_a_plugin_logs_has_the_same_format(valkey_server: EmbeddedServer, tmp_path: Path) -> None:
+    source = (
+        "import logging, raftplug\n"
+        "logging.getLogger('noisy').warning('two\\nlines')\n"
+        "class Noisy(raftplug.StateMachine):\n"
+        "    def apply_transition(self, transition): ...\n"
+        "@raftplug.hookimpl\n"
+        "def raftplug_state_machines(): return {'noisy': Noisy}\n"
+    )
+    node = one_node(
+        valkey_server, tmp_path, "--machine", "noisy", "--log-format", "json",
+        PYTHONPATH=installed(tmp_path, "noisy", source),
+    )  # fmt: skip
+    try:
+        node.wait_for_line("leads in term")
+    finally:
+        node.end(signal.SIGTERM)
+    lines = [json.loads(line) for line in node.stderr().splitlines()]
+    assert {"logger": "noisy", "level": "WARNING", "message": "two lines"}.items() <= lines[0].items()
+
+
+def test_a_node_waits_for_its_redis_at_the_start_and_says_so(valkey_server: EmbeddedServer, tmp_path: Path) -> None:
+    valkey_server.kill()
+    node = one_node(valkey_server, tmp_path)
+    try:
+        node.wait_for_line("^n1: waits for its Redis: redis 127.0.0.1:.*connection refused")
+        time.sleep(1.0)
+        assert node.process.poll() is None
+        assert not (tmp_path / "n1").exists(), "a start that has not happened writes nothing"
+        valkey_server.start()
+        node.wait_for_line("^n1: leads in term 1$")
+        assert len(re.findall("waits for its Redis", node.stderr())) == 1
+    finally:
+        assert node.end(signal.SIGTERM) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_node_that_waits_for_its_redis_can_be_stopped(tmp_path: Path, number: signal.Signals) -> None:
+    node = one_node("redis://127.0.0.1:1", tmp_path)
+    try:
+        node.wait_for_line("waits for its Redis")
+    finally:
+        assert node.end(number) == 0
+    assert node.stderr().splitlines()[-1].endswith(" INFO n1: stopped")
+
+
+def test_a_node_does_not_wait_for_what_only_a_human_can_mend(
+    start_server: Callable[..., EmbeddedServer], tmp_path: Path, http_server: servers.TcpServer
+) -> None:
+    locked = start_server("--requirepass", "s3cret")
+    for url, text in (
+        (locked.url, "wants a password"),
+        (locked.url.replace("//", "//:wr0ng@"), "refuses the user name or password"),
+        (f"redis://127.0.0.1:{http_server.port}", "is no Redis"),
+    ):
+        node = one_node(url, tmp_path)
+        try:
+            assert node.wait() == 1
+        finally:
+            node.end()
+        assert re.search(f"^Error: redis 127.0.0.1:.*{text}", node.stderr(), re.MULTILINE), node.stderr()
+
+
+def test_the_start_of_a_node_in_a_program_raises_at_once_and_says_whether_to_wait(tmp_path: Path) -> None:
+    options: Any = {"data_dir": tmp_path / "n1", "state_machine": Sum(), "bootstrap": True}
+    node = raftplug.Node("n1", peers=["n1"], redis="redis://127.0.0.1:1", **options)
+    for _ in range(2):  # It may be tried again.
+        with pytest.raises(TransportError, match="connection refused") as caught:
+            node.start()
+        assert caught.value.may_pass
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- arguments and options -------------------------------------------------------------------------------------------
+
+SOURCE = Path(raftplug.__file__).parent
+
+
+def texts(path: Path) -> Iterator[str]:
+    """The strings in a file's code, less its docstrings."""
+    tree = ast.parse(path.read_text())
+    documentation = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and isinstance(node.body[0], ast.Expr)
+    }
+    alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation | alone:
+            yield node.value
+
+
+def test_no_error_of_the_library_names_an_option() -> None:
+    programs = {"cli", "benchmarks", "testing", "embedded.py"}
+    files = [path for path in SOURCE.rglob("*.py") if path.relative_to(SOURCE).parts[0] not in programs]
+    assert len(files) > 40
+    found = [(path.name, text) for path in files for text in texts(path) if re.search(r"(^|\s)--[a-z]", text)]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (
+            ("node", "--id", "n1", "--bootstrap", "--join", "--peers", "n1"),
+            "give --bootstrap to found a cluster, or --join",
+        ),
+        (("node", "--id", "n1", "--bootstrap", "--peers", "n2"), "'n1' itself is missing in --peers: name every"),
+        (("node", "--id", "n1", "--bootstrap", "--peers", "n1,n1"), "an id stands twice in --peers"),
+        (
+            ("node", "--id", "n1"),
+            "is new: start with --bootstrap and --peers to found a cluster, or with --join to become",
+        ),
+        (("status", "--redis", "redis://192.0.2.1"), "in RAFTPLUG_CLUSTER_KEY or --key-file; make one with"),
+        (("status", "--timeout", "0.5"), "is one running, with this --group and --prefix?"),
+    ],
+)
+def test_an_error_of_a_command_names_its_options(
+    valkey_server: EmbeddedServer, tmp_path: Path, arguments: tuple[str, ...], option: str
+) -> None:
+    more = () if "--redis" in arguments else ("--redis", valkey_server.url)
+    if arguments[0] == "node":
+        more += ("--machine", "kv", "--data-dir", str(tmp_path / "n1"))
+    done = run_raftplug(*arguments, *more)
+    assert done.returncode in (1, 2)
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    assert option in line
+    assert not re.search(r"[a-z]=", line)
+
+
+def test_a_backup_over_a_file_names_the_option_and_the_argument(
+    start: Start, valkey_server: EmbeddedServer, tmp_path: Path
+) -> None:
+    start("n1", valkey_server.url, peers=("n1",)).propose(1, timeout=30).result(timeout=31)
+    (tmp_path / "file").write_text("mine")
+    with raftplug.Client(valkey_server.url, key=KEY) as client, pytest.raises(InvalidArgument, match="overwrite=True"):
+        client.backup(tmp_path / "file")
+    done = run_raftplug("backup", str(tmp_path / "file"), "--redis", valkey_server.url, RAFTPLUG_CLUSTER_KEY=KEY)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "or --force" in done.stderr
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_what_a_state_machine_said_keeps_its_words() -> None:
+    assert output.with_options("give key= or bootstrap=True: or data_dir=, and group=?") == (
+        "give --key-file or --bootstrap: or --data-dir, and --group?"
+    )
+    assert output.with_options("monkey= my_id= key=5 id=x bootstrap=Truely") == (
+        "monkey= my_id= key=5 id=x bootstrap=Truely"
+    )

@@ -758,14 +758,14 @@ def test_a_used_directory_cannot_be_bootstrapped(disk: Disk) -> None:
     for cluster in (CLUSTER, b"another cluster!"):
         with pytest.raises(errors.WrongDirectory) as caught:
             disk.open(bootstrap=True, cluster=cluster)
-        assert "is in use already: start without --bootstrap" in one_line(caught)
+        assert "is in use already: start without bootstrap=True" in one_line(caught)
     assert disk.open().groups() == [GROUP]
 
 
 def test_a_new_directory_needs_bootstrap_and_is_left_untouched(disk: Disk, tmp_path: Path) -> None:
     with pytest.raises(errors.WrongDirectory) as caught:
         disk.open()
-    assert "is new: start with --bootstrap and --peers to found a cluster" in one_line(caught)
+    assert "is new: start with bootstrap=True and peers= to found a cluster, or with join=True" in one_line(caught)
     assert list(tmp_path.iterdir()) == []
     disk.directory.mkdir()
     with pytest.raises(errors.WrongDirectory):

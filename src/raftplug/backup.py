@@ -258,7 +258,7 @@ def restore(
     """
     voters = check_ids(peers)
     if check_id(id) not in voters or len(set(voters)) != len(voters):
-        raise InvalidArgument(f"peers: name every node of the new cluster once, {id!r} among them")
+        raise InvalidArgument(f"name every node of the new cluster once in peers=, {id!r} among them")
     directory = path_of(data_dir)
     with os_errors(directory, "read"):
         if os.path.lexists(directory):

@@ -263,7 +263,7 @@ class ClientLoop:
                 one, other = (id or names for names, id in alive[:2])
                 self._end_all(
                     f"group {self._group!r} is served by two clusters, {one.hex()} and {other.hex()}: "
-                    "give one of them another group name or prefix"
+                    "give one of them another group= or prefix="
                 )
                 return
             if alive:
@@ -333,7 +333,7 @@ class ClientLoop:
         if self._refused is not None:
             return f"what arrived was refused: {self._refused}"
         if not self._nodes:
-            return f"no node of group {self._group!r} was found: is one running, with this group and prefix?"
+            return f"no node of group {self._group!r} was found: is one running, with this group= and prefix=?"
         return ""
 
     # -- inside: frames --------------------------------------------------------------------------------------------
@@ -480,12 +480,12 @@ class Client(forks.OfOneProcess):
     ) -> None:
         check_group(group)
         if (redis is None) == (cluster is None):
-            raise InvalidArgument("give either a Redis URL or a cluster")
+            raise InvalidArgument("give either redis=, a Redis URL, or cluster=, an open transport")
         if not isinstance(prefix, str):
             raise InvalidArgument(f"prefix {short(prefix)} cannot be: it must be text")
         settings = settings_of(settings)
         if cluster is None and id is not None:
-            raise InvalidArgument("an id belongs to a cluster that you opened: leave it out, or give cluster=")
+            raise InvalidArgument("id= belongs to a transport that you opened: leave it out, or give cluster=")
         if cluster is not None and not (isinstance(id, str) and is_client(id) and len(id) > 1):
             raise InvalidArgument("cluster= needs id=, the id under which it was opened: '~' and something unique")
         if cluster is not None:
@@ -748,7 +748,7 @@ class Client(forks.OfOneProcess):
         if id is not None:
             check_id(id)
         if not overwrite and os.path.lexists(file):
-            raise InvalidArgument(f"{os.fspath(file)} is there already: give another name, or overwrite it")
+            raise InvalidArgument(f"{os.fspath(file)} is there already: give another name, or overwrite=True")
         index = self._submit(self._loop.ask, _left(until), "index", [False]).result()
         node = self._node(id, until)
         snapshot = self._snapshot_at(node, index, until)

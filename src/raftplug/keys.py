@@ -96,7 +96,7 @@ def require_key(url: str, keys: Sequence[Key]) -> bool:
     if not route(url).is_local:
         raise InvalidArgument(
             "a Redis that is not on this machine's loopback or a unix socket needs a cluster key, the same for every "
-            f"node and client, in {VARIABLE} or a --key-file; {_MAKE}"
+            f"node and client, in {VARIABLE} or key=; {_MAKE}"
         )
     return True
 
@@ -122,7 +122,7 @@ def unsigned(url: str, keys: Sequence[Key]) -> str | None:
 
 def other_key(group: str, keys: Sequence[Key]) -> str:
     """What to say where the nodes of a group are found, and none of the `keys` signed what they say."""
-    how = f"give theirs as {VARIABLE} or with --key-file"
+    how = f"give theirs as {VARIABLE} or key="
     if keys:
         return f"the nodes of group {group!r} have another cluster key, or none: {how}"
     return f"the nodes of group {group!r} have a cluster key, and none was given here: {how}"

@@ -633,7 +633,8 @@ class NodeLoop:
             if len(self.refused) > 100:
                 self.refused.clear()
             _logger.warning("%s: refused %s", self.id, reason)
-        self.refused[reason] = self.refused.get(reason, 0) + 1
+        self.refused[reason] = count = self.refused.get(reason, 0) + 1
+        _logger.debug("%s: refused %s (%d times)", self.id, reason, count)
 
     def _learn_of_lives(self, source: Id, kind: int, body: bytes) -> None:
         """Take what somebody says of the lives of our directory, or asks; what is meant for another one is for that."""
@@ -641,7 +642,7 @@ class NodeLoop:
             raise WrongDirectory(
                 f"the others know {self.id} by another data directory; this one is new, or old, or a copy, and may "
                 f"lack what that one acknowledged. If that one is lost: raftplug members remove {self.id}, "
-                f"then start with --join on a new directory, and raftplug members add {self.id}"
+                f"then start with join=True on a new directory, and raftplug members add {self.id}"
             )
         if kind == LIVES_WANTED and (boot := boot_wanted(self._identity, body)) is not None:
             self._outgoing.setdefault(source, []).append((NO_GROUP, LIVES, tell_lives(self._identity, boot)))
@@ -777,7 +778,8 @@ class Node(forks.OfOneProcess):
         InvalidArgument, UnknownMachine: the arguments cannot be.
         WrongDirectory, DirectoryInUse, Corrupt, StorageError: from `start`, the data directory.
         MachineFailed: from `start`, a state machine cannot take over the stored snapshot.
-        TransportError: from `start`, the Redis cannot be used.
+        TransportError: from `start`, at once: the Redis cannot be used.  Its `may_pass` says whether that may pass by
+            itself; then nothing was written, and `start` may be called again, as `raftplug node` does.
         Unavailable: from `start`, no thread could be started.
     """
 
@@ -806,21 +808,25 @@ class Node(forks.OfOneProcess):
         self.id = check_id(id)
         self._peers = check_ids(peers)
         if len(set(self._peers)) != len(self._peers):
-            raise InvalidArgument("peers: an id stands twice")
+            raise InvalidArgument("an id stands twice in peers=")
         if bootstrap and self.id not in self._peers:
             raise InvalidArgument(
-                f"peers: {self.id!r} itself is missing: name every first member, the same on every node"
+                f"{self.id!r} itself is missing in peers=: name every first member, the same on every node"
             )
         if (redis is None) == (cluster is None):
-            raise InvalidArgument("give either a Redis URL or a cluster")
+            raise InvalidArgument("give either redis=, a Redis URL, or cluster=, an open transport")
         if (data_dir is None) == (storage is None):
-            raise InvalidArgument("give a data directory: what a node acknowledged must survive it")
+            raise InvalidArgument(
+                "give data_dir=, a data directory, or storage=: what a node acknowledged must survive it"
+            )
         if groups is None:
             if (state_machine is None) == (machine is None):
-                raise InvalidArgument("give either a state machine or the name of an installed one")
+                raise InvalidArgument(
+                    "give either state_machine=, a state machine, or machine=, the name of an installed one"
+                )
             groups = {check_group(group): state_machine if machine is None else machine}
         elif state_machine is not None or machine is not None or not isinstance(groups, Mapping) or not groups:
-            raise InvalidArgument("groups: give the state machine of each group there, of one group at least")
+            raise InvalidArgument("give the state machine of each group in groups=, of one group at least")
         for name in groups:
             check_group(name)
         self._plugins = plugins or default()
@@ -841,7 +847,7 @@ class Node(forks.OfOneProcess):
         self._data_dir = None if data_dir is None else path_of(data_dir)
         self._storage = storage
         if bootstrap and join:
-            raise InvalidArgument("give bootstrap to found a cluster, or join to become a member of one")
+            raise InvalidArgument("give bootstrap=True to found a cluster, or join=True to become a member of one")
         self._bootstrap = bootstrap
         self._join = join
         self._prefix = prefix
@@ -1181,7 +1187,7 @@ class Node(forks.OfOneProcess):
                 found = {uuid for uuid, record in named if is_ours(record, self._keys)}
                 strangers = bool(named)
                 if len(found) > 1:
-                    raise InvalidArgument(f"{groups} is served by two clusters: give another prefix")
+                    raise InvalidArgument(f"{groups} is served by two clusters: give one of them another prefix=")
                 if found:
                     return found.pop()
                 directory.wait(0.05)
@@ -1190,7 +1196,7 @@ class Node(forks.OfOneProcess):
                 directory.close()
         if strangers:
             raise Unavailable(other_key(self.group, self._keys))
-        raise Unavailable(f"no node of {groups} was found to join: is one running, with this prefix?")
+        raise Unavailable(f"no node of {groups} was found to join: is one running, with this prefix= and group=?")
 
     def _found(self, storage: Storage) -> None:
         """Write the bootstrap configuration into a new storage; in a used one, the stored membership wins."""
@@ -1199,7 +1205,7 @@ class Node(forks.OfOneProcess):
         if new and not (self._bootstrap or self._join):
             raise InvalidArgument(
                 f"the data directory carries no group {new[0]!r}; it carries: {_named(carried)}; to found another one, "
-                "give bootstrap and peers, alike on every node"
+                "give bootstrap=True and peers=, alike on every node"
             )
         founders = chosen_core.Configuration(tuple(self._peers if self._bootstrap else ()))
         if new:
@@ -1210,7 +1216,7 @@ class Node(forks.OfOneProcess):
         for group in self._machines if self._peers and not self._join else ():
             stored = chosen_core.Configuration.from_plain(plain.decode(storage.configuration(group)))
             if stored != founders and set(self._peers) != set(stored.members()):
-                text = "--peers differs from the stored membership %s of group %s, which wins"
+                text = "peers= differs from the stored membership %s of group %s, which wins"
                 _logger.warning(text, stored.members(), group)
 
     def _run(self, loop: NodeLoop, thread: LoopThread) -> None:

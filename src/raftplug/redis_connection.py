@@ -38,10 +38,7 @@ _ENCODE: Final = (
     "blank, percent-encode it (@ is %40, : is %3A, / is %2F, ? is %3F, # is %23, % is %25, a blank is %20)"
 )
 _RAW: Final = re.compile(r"[\s\[\]:@]|%(?![0-9A-Fa-f]{2})")
-_FAR: Final = (
-    "names {host}, which other machines can reach: that needs a cluster key, in RAFTPLUG_CLUSTER_KEY, a --key-file "
-    "or key="
-)
+_FAR: Final = "names {host}, which other machines can reach: that needs a cluster key, in RAFTPLUG_CLUSTER_KEY or key="
 
 # What an error reply means, by its first word, and what to do about it.
 REPLIES: Final = {

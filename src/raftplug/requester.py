@@ -238,10 +238,10 @@ class Requester:
             sequence: of a named session: which transition this is, from 1.
         """
         if self._name is None and sequence is not None:
-            future.set_exception(InvalidArgument("a sequence needs a session with a name: give session=NAME"))
+            future.set_exception(InvalidArgument("a sequence needs a session with a name: give session="))
             return
         if self._name is not None and (type(sequence) is not int or not 1 <= sequence < LIMIT):
-            text = "a session with a name needs the sequence of each transition, a whole number from 1"
+            text = "a session with a name needs sequence= with each transition, a whole number from 1"
             future.set_exception(InvalidArgument(text))
             return
         if self._expired:

@@ -439,7 +439,7 @@ class RecordStorage(Storage):
                 text = f"{where} belongs to node {found.node!r}, not {node!r}"
                 raise WrongDirectory(f"{text}: start that node, or give this one a directory of its own")
             if bootstrap and not extends:
-                raise WrongDirectory(f"{where} is in use already: start without --bootstrap")
+                raise WrongDirectory(f"{where} is in use already: start without bootstrap=True")
             if cluster is not None and not bootstrap and found.cluster != cluster:
                 text = f"{where} belongs to cluster {found.cluster.hex()}, not {cluster.hex()}"
                 raise WrongDirectory(f"{text}: give this node a directory of its own")
@@ -809,7 +809,8 @@ def _wrong(write: Write, what: str) -> InvariantViolated:
 
 
 def _is_new(where: str) -> WrongDirectory:
-    return WrongDirectory(f"{where} is new: start with --bootstrap and --peers to found a cluster")
+    what = "start with bootstrap=True and peers= to found a cluster, or with join=True to become a member of one"
+    return WrongDirectory(f"{where} is new: {what}")
 
 
 class MemoryStorage(RecordStorage):

@@ -17,7 +17,7 @@ from typing import Any, Final
 import click
 
 from raftplug.cli import output
-from raftplug.errors import InvalidArgument, RaftplugError
+from raftplug.errors import InvalidArgument, QueryFailed, RaftplugError, TransitionFailed
 from raftplug.foreign import described, text_of
 
 INTERRUPTED: Final = 130
@@ -90,7 +90,9 @@ def _one_line_errors() -> Iterator[None]:
     try:
         yield
     except RaftplugError as error:
-        output.error(described(error))
+        text = described(error)
+        is_machines = isinstance(error, TransitionFailed | QueryFailed)  # What a state machine said is not changed.
+        output.error(text if is_machines else output.with_options(text))
         raise click.exceptions.Exit(2 if isinstance(error, InvalidArgument) else 1) from None
     except click.exceptions.NoArgsIsHelpError:
         raise

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import platform
 import queue
 import signal
 import sys
 import threading
+import time
 import warnings
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from raftplug.cli import options, output
-from raftplug.errors import InvalidArgument, RaftplugError, Removed, StorageFailed
+from raftplug.errors import InvalidArgument, RaftplugError, Removed, StorageFailed, TransportError
 from raftplug.foreign import described, text_of
 from raftplug.frames import check_group
+from raftplug.version import VERSION
 
 if TYPE_CHECKING:
     from raftplug.events import Event
@@ -25,6 +31,8 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("raftplug")
 _MOST_TOLD = 100  # A node of more groups would tell of nothing else.
+_BACKOFF_S: Final = (0.2, 5.0)  # Between two looks for a Redis that is not there yet.
+_END: Final = {"is_end": True}  # Of the log record that says why the process ends, where that is no line of its own.
 
 
 @click.command("node")
@@ -82,7 +90,14 @@ _MOST_TOLD = 100  # A node of more groups would tell of nothing else.
     type=click.Choice(["auto", "cython", "python"]),
     help="Which core to run. Also from the environment: RAFTPLUG_CORE.",
 )
-@click.option("-v", "--verbose", is_flag=True, help="Log more.")
+@click.option("-v", "--verbose", is_flag=True, help="Log more: versions, settings, each frame that is refused.")
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="json: one object a line, with time, level, node and message.",
+)
 def command(
     id: str,
     peers: tuple[str, ...],
@@ -97,11 +112,17 @@ def command(
     config: Path | None,
     core: str | None,
     verbose: bool,
+    log_format: str,
 ) -> None:
     """Run a node until it is told to stop.
 
     SIGTERM and SIGINT stop it cleanly; a leader hands over first. Everything that it acknowledged is in its data
-    directory: start it again without --bootstrap.
+    directory: start it again without --bootstrap. A Redis that is not there yet is waited for.
+
+    The log goes to stderr, a line each: time (UTC), level, node, and what happened.
+
+    \b
+    Exit codes: 0 stopped by a signal, or removed from its groups; 1 it could not run, or not go on; 2 a wrong option.
 
     \b
     Example, the first time, and alike for n2 and n3:
@@ -118,7 +139,24 @@ def command(
     wishes: queue.SimpleQueue[None] = queue.SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: wishes.put(None))
-    _log_to_stderr(id, verbose)
+    _log_to_stderr(id, verbose, log_format == "json")
+    with _logged_end() if log_format == "json" else contextlib.nullcontext():
+        _run_node(
+            id, wishes, machines, core=core, config=config, peers=peers, redis=redis, data_dir=data_dir,
+            bootstrap=bootstrap, join=join, prefix=prefix, key=key,
+        )  # fmt: skip
+
+
+def _run_node(
+    id: str,
+    wishes: queue.SimpleQueue[None],
+    machines: dict[str, str],
+    *,
+    core: str | None,
+    config: Path | None,
+    **more: Any,
+) -> None:
+    """Run the node until there is a wish, or it stops by itself; `more` is what `Node` takes."""
     if core is not None:
         os.environ["RAFTPLUG_CORE"] = core  # The core is chosen when it is first imported: below.
     from raftplug import core as chosen
@@ -127,38 +165,52 @@ def command(
     from raftplug.settings import Settings
 
     settings = Settings.load(config)
+    _logger.debug("raftplug %s, Python %s, %s core: %s", VERSION, platform.python_version(), chosen.name, chosen.why)
+    _logger.debug("settings: %s", ", ".join(f"{name} {value}" for name, value in asdict(settings).items()))
     plugins = default()
     for problem in plugins.problems():
         _logger.warning("%s", problem)
-    node = Node(
-        id,
-        peers=peers,
-        redis=redis,
-        data_dir=data_dir,
-        groups=machines,
-        bootstrap=bootstrap,
-        join=join,
-        prefix=prefix,
-        settings=settings,
-        key=key,
-        plugins=plugins,
-    )
+    node = Node(id, groups=machines, settings=settings, plugins=plugins, **more)
     node.subscribe(*_Teller.KINDS, callback=_Teller(len(machines)))
-    node.start()
+    if not _start(node, wishes):
+        _logger.info("stopped")
+        return
     leader = node.leader
     following = "no leader yet" if leader is None else "leading" if leader == id else f"following {leader}"
     carried = f"group {node.group}" if len(machines) == 1 else f"{len(machines)} groups"
-    output.note(f"{id}: node of {carried}, {chosen.name} core, {following}")
+    _logger.info("node of %s, %s core, %s", carried, chosen.name, following)
     threading.Thread(target=_watch, args=(node, wishes), daemon=True).start()
     wishes.get()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # A second Ctrl-C ends what hangs.
     node.stop()
     if isinstance(node.failure, Removed):
-        output.note(f"{id}: stopped: {node.failure}")  # As an operator wished: no error.
+        _logger.info("stopped: %s", node.failure)  # As an operator wished: no error.
         return
     if node.failure is not None:
         raise _as_error(node.failure)
-    output.note(f"{id}: stopped")
+    _logger.info("stopped")
+
+
+def _start(node: Node, wishes: queue.SimpleQueue[None]) -> bool:
+    """Start the node as soon as its Redis can be used; returns False if there was a wish to stop before."""
+    pause, told = _BACKOFF_S[0], ""
+    while True:
+        try:
+            node.start()
+        except TransportError as error:
+            if not error.may_pass:
+                raise
+            if str(error) != told:
+                told = str(error)
+                _logger.warning("waits for its Redis: %s", told)
+        else:
+            return True
+        try:
+            wishes.get(timeout=pause)
+        except queue.Empty:
+            pause = min(2 * pause, _BACKOFF_S[1])
+        else:
+            return False
 
 
 def _machines(groups: tuple[str, ...], machine: str | None) -> dict[str, str]:
@@ -187,19 +239,51 @@ def _as_error(failure: BaseException) -> RaftplugError:
     return InvalidArgument(text) if isinstance(failure, InvalidArgument) else StorageFailed(text)
 
 
-def _log_to_stderr(id: str, verbose: bool) -> None:
+@contextlib.contextmanager
+def _logged_end() -> Iterator[None]:
+    """Log why the process ends, in place of the line that other commands print."""
+    try:
+        yield
+    except RaftplugError as error:
+        _logger.critical("%s", error, extra=_END)
+        raise click.exceptions.Exit(2 if isinstance(error, InvalidArgument) else 1) from None
+
+
+def _log_to_stderr(id: str, verbose: bool, as_json: bool) -> None:
     """Log lines go to stderr, each in one line; what the command itself tells as its error is not told twice."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_OneLine(f"{id}: %(levelname)s %(message)s"))
-    handler.addFilter(lambda record: record.levelno < logging.CRITICAL)
-    _logger.addHandler(handler)
+    handler.setFormatter((_JsonLine if as_json else _OneLine)(id))
+    handler.addFilter(lambda record: record.levelno < logging.CRITICAL or hasattr(record, "is_end"))
+    logging.getLogger().addHandler(handler)  # Of plugins, too.
     _logger.setLevel(logging.DEBUG if verbose else logging.INFO)
     warnings.showwarning = lambda message, *_, **__: _logger.warning("%s", text_of(message))
 
 
 class _OneLine(logging.Formatter):
+    """Time, level, node and message, such as `2026-01-31T12:00:00.123Z INFO n1: leads in term 2`."""
+
+    def __init__(self, id: str) -> None:
+        super().__init__()
+        self._id = id
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        """ISO 8601, UTC, milliseconds."""
+        return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03}Z"
+
     def format(self, record: logging.LogRecord) -> str:
-        return output.clean(super().format(record))
+        return f"{self.formatTime(record)} {record.levelname} {self._id}: {output.clean(self._text(record))}"
+
+    def _text(self, record: logging.LogRecord) -> str:
+        text = output.with_options(record.getMessage().removeprefix(f"{self._id}: "))
+        return text if record.exc_info is None else f"{text}: {self.formatException(record.exc_info)}"
+
+
+class _JsonLine(_OneLine):
+    """The same as an object."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {"time": self.formatTime(record), "level": record.levelname, "node": self._id}
+        return output.as_json({**line, "logger": record.name, "message": output.clean(self._text(record))})
 
 
 class _Teller:
@@ -236,4 +320,4 @@ class _Teller:
             text = f"{details['peer']} is {'heard again' if details['reachable'] else 'silent'}"
         else:
             text = f"{details['count']} events were lost"
-        output.note(f"{event.node}: {where}{text}")
+        _logger.info("%s%s", where, text)

@@ -9,12 +9,32 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
 import click
+
+# What an error of the library calls an argument, and a command an option.
+_OPTIONS: Final = {
+    "bootstrap": "--bootstrap",
+    "data_dir": "--data-dir",
+    "group": "--group",
+    "groups": "--group",
+    "id": "--id",
+    "join": "--join",
+    "key": "--key-file",
+    "machine": "--machine",
+    "overwrite": "--force",
+    "peers": "--peers",
+    "prefix": "--prefix",
+    "redis": "--redis",
+    "session": "--session",
+    "timeout": "--timeout",
+}
+_ARGUMENT: Final = re.compile(rf"\b({'|'.join(_OPTIONS)})=(True\b)?(?=[\s:;,.)?]|$)")
 
 MISSING: Final = "-"
 """What a table shows for a value that was not measured."""
@@ -29,6 +49,11 @@ def as_json(value: Any) -> str:
         return json.dumps(value, allow_nan=False, default=_bytes)
     except ValueError:  # Rare, so only now a copy is made.
         return json.dumps(_finite(value), allow_nan=False, default=_bytes)
+
+
+def with_options(text: str) -> str:
+    """The text of an error of the library, with options in place of the arguments that it names."""
+    return _ARGUMENT.sub(lambda found: _OPTIONS[found[1]], text)
 
 
 def emit_json(obj: Any) -> None:

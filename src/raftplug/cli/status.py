@@ -61,7 +61,7 @@ def _watch(client: Client, timeout: float, as_json: bool) -> None:
         try:
             status = client.status(timeout=timeout)
         except RaftplugError as error:
-            output.error(str(error))  # It may come back: that is what one watches for.
+            output.error(output.with_options(str(error)))  # It may come back: that is what one watches for.
         else:
             if not as_json:
                 click.clear()
