@@ -674,8 +674,8 @@ class Driver:
     def _loss(self, member: Id) -> str:
         return (
             f"{member} has lost entries that it had acknowledged, up to {self._lost[member]}: its disk is damaged or "
-            f"older. Replace it: raftplug members remove {member}, start it with --join on a new data directory, and "
-            f"raftplug members add {member}"
+            f"older. Replace it: raftplug members remove {member}, start it with join=True on a new data directory, "
+            f"and raftplug members add {member}"
         )
 
     def _is_known(self, answer: Any, source: Id, storage: bytes) -> bool:
@@ -750,8 +750,8 @@ class Driver:
         if not self._joined and self.raft.configuration.cluster and self.raft.is_displaced():
             raise WrongDirectory(
                 f"group {self.group!r} was founded with another data directory of {self.id}: if that one is lost, "
-                f"raftplug members remove {self.id}, then start with --join on a new directory, and raftplug members "
-                f"add {self.id}"
+                f"raftplug members remove {self.id}, then start with join=True on a new directory, and raftplug "
+                f"members add {self.id}"
             )
 
     def _fill_offer(self, message: Any) -> None:

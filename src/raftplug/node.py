@@ -577,7 +577,9 @@ class NodeLoop:
                 return
             verdict = self._founding.judge(frame)
             if verdict == FOREIGN:
-                text = f"a frame of another cluster, from {frame.source!r}: is its --prefix or --group ours by mistake?"
+                text = (
+                    f"a frame of another cluster, from {frame.source!r}: does it use our prefix and group by mistake?"
+                )
                 self._refuse(text)
                 return
             if verdict == BELIEVED:

@@ -74,7 +74,8 @@ def _show(status: dict[str, Any], as_json: bool) -> None:
         output.emit_json(status)
         return
     click.echo(output.clean(headline(status)))
-    output.table(_COLUMNS, [[node[column] for column in _COLUMNS] for node in status["nodes"]])
+    rows = [{**node, "problems": list(map(output.with_options, node["problems"]))} for node in status["nodes"]]
+    output.table(_COLUMNS, [[row[column] for column in _COLUMNS] for row in rows])
     for node in status["nodes"]:
         for note in node.get("notes", []):
             click.echo(output.clean(f"{node['id']}: {note}"))
