@@ -16,7 +16,7 @@ from raftplug.core import Future
 from raftplug.errors import InvalidTransition, MalformedMessage, OutcomeUnknown, WrongDirectory
 from raftplug.settings import Settings
 from raftplug.snapshots import PLAIN, STREAM, Fetch, Making, Reader
-from raftplug.storage import MemoryStorage, StoredSnapshot
+from raftplug.storage import MemoryStorage, Stored, StoredSnapshot
 from raftplug.threads import run_here
 from test_fake_clock import GROUP, IDS, Counter, World
 
@@ -166,6 +166,35 @@ def test_a_piece_that_came_before_another_source_was_asked_is_stored_all_the_sam
     fetch.take(2, b"ef", 602)
     assert [(piece.number, piece.data) for piece in fetch.storable()] == [(2, b"ef")]
     assert fetch.is_complete()
+
+
+def test_who_turns_to_another_source_asks_it_though_the_first_one_has_nothing_more() -> None:
+    snapshot, pieces = made(bytes(100))
+    fetch = Fetch(snapshot, "n1", 0, 20, 500)
+    assert fetch.wanted(0) == [0, 1]
+    fetch.take(0, None, 1)
+    assert fetch.gone and fetch.wanted(2) == [] and fetch.is_silent(2, 1_000)
+    fetch.turn_to("n2")
+    assert fetch.wanted(3) == [0, 1] and not fetch.is_silent(3, 1_000)
+    fetch.take(0, pieces[0], 4)
+    assert [piece.data for piece in fetch.storable()] == pieces[:1]
+
+
+def test_no_snapshot_is_made_while_the_one_before_and_the_current_one_are_fetched() -> None:
+    """A third one would take the first away from who fetches it."""
+    first, second = (StoredSnapshot(index, 1, 7, 6, 3, bytes([index]) * 32, slot=index) for index in (10, 20))
+    stored = Stored(1, None, first, [], 11)
+    kept = snapshots.Snapshots(
+        stored=stored, settings=SMALL, send=lambda target, kind, body: None, read=lambda slot, number: b"ab"
+    )
+    kept.on_request("n2", snapshots.encode_request(first, 0), 1)
+    assert kept.may_make(2)
+    kept.adopt(second, 3)
+    kept.on_request("n3", snapshots.encode_request(second, 0), 4)
+    assert not kept.may_make(5)
+    later = kept.deadline()
+    kept.tick(later)
+    assert kept.may_make(later)
 
 
 def test_what_was_not_asked_for_changes_nothing() -> None:
@@ -321,6 +350,25 @@ def test_a_fetch_goes_on_after_a_restart_where_it_stopped(core: Any) -> None:
     traffic.watch(lagging)
     caught_up(world, lagging)
     assert min(traffic.numbers(lagging)) >= have, "what was stored is not asked for again"
+
+
+def test_a_fetch_that_a_restart_finds_complete_is_taken_over(core: Any) -> None:
+    """Nothing else is written on that disk, so nothing else notices."""
+    world, _, leader, lagging = behind(core)
+    fetch = in_the_middle(world, lagging)
+    jobs = world.stuck[lagging] = []
+    while not (jobs and fetch.is_complete()):
+        while jobs:
+            jobs.pop()()
+        world.run(1)
+    jobs.pop()()  # Its last pieces are durable, and it dies before it hears of that.
+    del world.stuck[lagging]
+    stored = world.storages[lagging].load(GROUP)
+    assert stored is not None and stored.incoming is not None
+    assert stored.incoming.have == stored.incoming.snapshot.count
+    world.boot(lagging)
+    most = len(world.machines[leader].executed)
+    world.until(lambda: len(world.machines[lagging].executed) == most, 3_000)
 
 
 def test_a_fetch_goes_on_while_another_leader_offers_another_snapshot(core: Any) -> None:
@@ -489,6 +537,32 @@ def test_a_snapshot_in_the_making_that_is_overtaken_leaves_nothing_on_the_disk(c
     caught_up(world, lagging)
     world.run(15_000)
     nothing_is_left(world, lagging)
+
+
+def test_what_a_restart_finds_of_a_snapshot_in_the_making_goes_and_harms_no_other(core: Any) -> None:
+    world = Slow.world = World(core, settings=SMALL, machine=Slow)
+    leader = world.elect()
+    other = next(id for id in IDS if id != leader)
+
+    def write(count: int) -> None:
+        for number in range(count):
+            world.result(world.propose(leader, {"add": 1, "tag": f"tag number {number:500}"}))
+
+    write(10)
+    world.until(lambda: (making := snapshots_of(world, other).making) is not None and making.count > 75)
+    world.boot(other)
+    stored = world.storages[other].load(GROUP)
+    assert stored is not None and stored.leftovers
+    own = snapshots_of(world, other)
+    world.stuck[other] = []
+    world.until(lambda: own.making is not None)  # It begins before all that was left over is gone.
+    for job in world.stuck.pop(other):
+        job()
+    write(5)
+    world.until(lambda: own.making is None and own.current is not None and not own.is_at_work(), 5_000)
+    nothing_is_left(world, other)
+    world.boot(other)
+    caught_up(world, other)
 
 
 def test_any_number_may_fetch_at_once_each_at_its_own_pace(core: Any) -> None:
