@@ -150,6 +150,14 @@ def test_a_transitions_exception_in_a_batch_is_its_result_alone() -> None:
     assert outcomes[3][2] == ("ValueError", "no number: 'three'")
 
 
+@pytest.mark.parametrize("machine", [Adder, Batcher])
+def test_who_repeats_what_failed_is_told_the_same_failure(machine: type[Adder]) -> None:
+    applying = applier(machine())
+    applying.apply(1, [(SESSION_OPEN, 1, encode_open(0))], FOREVER, tell=False)
+    told = [applying.apply(index, [once(1, 1, "two")], FOREVER, tell=False) for index in (2, 3)]
+    assert told == [[(FAILED, ["ValueError", "no number: 'two'"])]] * 2
+
+
 class Careless(Batcher):
     """Breaks the contract of apply_batch in one way."""
 

@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raftplug import plain, snapshots
-from raftplug.constants import PIECE, PIECE_REQUEST, SNAPSHOT
+from raftplug.apply import Applier
+from raftplug.constants import OK, PIECE, PIECE_REQUEST, SESSION_OPEN, SESSION_TRANSITION, SNAPSHOT, UNKNOWN
 from raftplug.core import Future
 from raftplug.errors import InvalidTransition, MalformedMessage, OutcomeUnknown, WrongDirectory
+from raftplug.sessions import Sessions, encode_open, encode_transition
 from raftplug.settings import Settings
 from raftplug.snapshots import PLAIN, STREAM, Fetch, Making, Reader
 from raftplug.storage import MemoryStorage, Stored, StoredSnapshot
@@ -677,6 +679,7 @@ class OnDisk(Streaming):
         super().__init__()
         self.disk: dict[str, Any] = {"index": 0, "state": [0, []]}
         self.given = 0
+        self.told: list[int] = []
 
     def open(self, disk: dict[str, Any]) -> None:
         self.disk = disk
@@ -694,6 +697,7 @@ class OnDisk(Streaming):
         return int(self.disk["index"])
 
     def set_applied_index(self, index: int) -> None:
+        self.told.append(index)
         if index % 7 == 0:
             self.disk.update(index=index, state=[self.value, self.executed[:]])
 
@@ -776,6 +780,24 @@ def test_a_transition_that_a_machine_on_disk_has_is_not_executed_again_for_who_r
     assert all(on_disk(world, id).executed == list(range(1, 31)) for id in IDS)
 
 
+def test_what_a_machine_on_disk_has_is_executed_for_good_and_its_table_of_sessions_can_be_read() -> None:
+    machine = OnDisk()
+    machine.disk["index"] = 3
+    applying = Applier(group="g", machine=machine, settings=Settings(), clock=lambda: 0)
+    applying.start(3)
+
+    def once(sequence: int) -> tuple[int, int, bytes]:
+        return SESSION_TRANSITION, 1, encode_transition(0, 1, sequence, 1, plain.encode({"add": 1}))
+
+    for first, entries in ((1, [(SESSION_OPEN, 1, encode_open(0)), once(1), once(2)]), (4, [once(1), once(2)])):
+        outcomes = applying.apply(first, entries, 1 << 62, tell=False)
+        assert [code for code, _ in outcomes[-2:]] == [UNKNOWN, UNKNOWN], "nobody kept what they returned"
+        table = applying.sessions.snapshot()
+        assert Sessions.restore(table).snapshot() == table
+    assert machine.given == 0
+    assert applying.apply(6, [once(3)], 1 << 62, tell=False) == [(OK, plain.encode(1))]
+
+
 def test_a_machine_on_disk_that_is_far_behind_is_given_a_snapshot_and_told_its_index(core: Any) -> None:
     world = DiskWorld(core, SMALL)
     leader = world.elect()
@@ -786,6 +808,8 @@ def test_a_machine_on_disk_that_is_far_behind_is_given_a_snapshot_and_told_its_i
     world.cut.clear()
     caught_up(world, lagging)
     assert on_disk(world, lagging).given > 1_000
+    current = snapshots_of(world, lagging).current
+    assert current is not None and current.index in on_disk(world, lagging).told
     world.propose(leader, {"add": 1, "tag": "more"})
     world.run(1_000)
     assert all(on_disk(world, id).value == 61 for id in IDS)
