@@ -79,6 +79,25 @@ def test_a_stop_ends_everything_that_somebody_waits_for(start: Callable[..., Nod
     assert not seen.is_alive()
 
 
+def test_a_node_that_fails_ends_everything_that_somebody_waits_for(start: Callable[..., Node]) -> None:
+    class Exhausted(Sum):
+        def apply_transition(self, transition: Any) -> Any:
+            raise MemoryError("no memory")
+
+    node = start(state_machine=Exhausted())
+    events = node.subscribe("leader_changed")
+    seen = threading.Thread(target=lambda: list(events), daemon=True)
+    seen.start()
+    futures = [node.propose(1, timeout=600) for _ in range(3)]
+    assert all(isinstance(future.exception(PATIENCE_S), (OutcomeUnknown, Unavailable)) for future in futures)
+    seen.join(PATIENCE_S)
+    assert not seen.is_alive(), "nobody stops or joins the node"
+    assert node.join(PATIENCE_S)
+    assert isinstance(node.failure, MemoryError)
+    with pytest.raises(Unavailable, match="no memory"):
+        node.propose(1)
+
+
 def test_a_leader_that_stops_has_a_successor_before_it_is_gone(start: Callable[..., Node]) -> None:
     ids = ("n1", "n2", "n3")
     patient = Settings(election_timeout_ms=1_500)  # The hand-over may take as long on a busy machine.
