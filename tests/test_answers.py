@@ -63,6 +63,12 @@ class SlowDigested(DigestedCounter, Slow):
     """Takes as long as a transition says, and has a digest."""
 
 
+def error_of(future: Any) -> BaseException | None:
+    assert future.done(), "nobody answers"
+    error: BaseException | None = future.exception(0)
+    return error
+
+
 def others_of(id: str) -> list[str]:
     return [each for each in IDS if each != id]
 
@@ -82,7 +88,7 @@ def test_what_a_snapshot_covers_ends_as_unknown_as_soon_as_it_is_taken_over(core
     assert not any(future.done() for future in futures)
     world.cut.clear()
     world.until(lambda: all(future.done() for future in futures))
-    assert all(isinstance(future.exception(0), OutcomeUnknown) for future in futures)
+    assert all(isinstance(error_of(future), OutcomeUnknown) for future in futures)
     assert told.codes() == {1: UNKNOWN}
 
 
@@ -117,7 +123,7 @@ def test_the_rejection_by_another_directory_confirms_no_read(core: Any) -> None:
             break
         world.nodes[fresh].turn()
     assert fresh in rejections
-    assert not future.done() or isinstance(future.exception(0), Unavailable)
+    assert not future.done() or isinstance(error_of(future), Unavailable)
 
 
 def test_what_was_read_of_a_state_is_not_told_once_the_state_is_known_to_be_wrong(core: Any) -> None:
@@ -136,7 +142,7 @@ def test_what_was_read_of_a_state_is_not_told_once_the_state_is_known_to_be_wron
     world.hold = False
     world.release()
     world.until(future.done)
-    assert isinstance(future.exception(0), Diverged)
+    assert isinstance(error_of(future), Diverged)
 
 
 def test_a_leader_that_has_diverged_appends_nothing_of_anybody(core: Any) -> None:
@@ -152,7 +158,7 @@ def test_a_leader_that_has_diverged_appends_nothing_of_anybody(core: Any) -> Non
     told.ask(2, "index", False)
     future = world.propose(leader, {"add": 1})
     world.until(future.done)
-    assert isinstance(future.exception(0), Diverged)
+    assert isinstance(error_of(future), Diverged)
     assert driver.raft.log.last_index == last
     world.until(lambda: world.leader() not in (None, leader))
     world.run(500)
@@ -173,9 +179,9 @@ def test_when_a_node_stops_everybody_who_waits_is_told_what_is_known(world: Worl
     late_write, late_read = world.propose(leader, {"add": 1}), world.read(leader)
     world.nodes[leader].close()
     after_write, after_read = world.propose(leader, {"add": 1}), world.read(leader)
-    assert isinstance(write.exception(0), OutcomeUnknown)
+    assert isinstance(error_of(write), OutcomeUnknown)
     for future in (read, late_write, late_read, after_write, after_read):
-        assert isinstance(future.exception(0), Unavailable)
+        assert isinstance(error_of(future), Unavailable)
     assert told.codes() == {1: UNKNOWN, 2: REFUSED_NOT_LEADER}
 
 
@@ -188,7 +194,7 @@ def test_when_a_node_stops_a_read_that_looks_at_the_machine_ends(core: Any) -> N
     waiting = world.read(leader, timeout_ms=600_000, consistency=STALE)
     world.run(5)
     world.nodes[leader].close()
-    assert all(isinstance(each.exception(0), Unavailable) for each in (looking, waiting))
+    assert all(isinstance(error_of(each), Unavailable) for each in (looking, waiting))
     world.release()
 
 
@@ -200,7 +206,7 @@ def test_a_read_that_looks_at_the_machine_ends_at_its_deadline(core: Any) -> Non
     world.until(lambda: bool(world.jobs[leader]))
     waiting = world.read(leader, timeout_ms=1_000, consistency=STALE)
     world.run(1_002)
-    assert all(isinstance(each.exception(0), Unavailable) for each in (looking, waiting))
+    assert all(isinstance(error_of(each), Unavailable) for each in (looking, waiting))
 
 
 def test_an_answer_to_an_earlier_life_of_a_node_is_not_taken(world: World) -> None:
@@ -261,4 +267,4 @@ def test_a_leader_that_steps_down_says_of_what_it_appended_that_it_is_unknown(wo
     new = world.elect()
     world.result(world.propose(new, {"add": 1}))
     world.until(own.done)
-    assert isinstance(own.exception(0), NotLeader)
+    assert isinstance(error_of(own), NotLeader)

@@ -22,6 +22,7 @@ from raftplug.constants import (
     UNKNOWN,
 )
 from raftplug.core import Future
+from raftplug.divergence import KEPT, Digests
 from raftplug.errors import Diverged, MachineFailed, Overloaded, TransitionFailed, Unavailable
 from raftplug.sessions import SESSION_TIMEOUT_US, encode_open, encode_transition
 from raftplug.settings import Settings
@@ -251,6 +252,23 @@ def test_a_machine_that_gives_no_digest_is_a_problem_and_nothing_else(digest: An
     assert applying.applied == 10 and machine.total == 10
     assert applying.digests == []
     assert applying.problem is not None and "digest" in applying.problem
+
+
+def test_half_of_the_voters_are_no_majority_then_the_leaders_state_is_right() -> None:
+    digests = Digests("n1", 1_000)
+    for replica in ("n3", "n4", "n2", "n1"):
+        digests.add(replica, 10, b"wrong" if replica in ("n3", "n4") else b"right")
+    index, wrong, right = digests.judge(["n3", "n4", "n2", "n1"], 0)
+    assert (index, {each.replica for each in wrong}, right) == (10, {"n3", "n4"}, {"n1", "n2"})
+
+
+def test_digests_of_few_indexes_are_remembered() -> None:
+    digests = Digests("n1", 1_000)
+    for index in range(1, 100):
+        digests.add("n2", index, b"x")
+        digests.add("n1", index, b"x")
+    assert [index for index, _ in digests.latest()] == list(range(100 - KEPT, 100))
+    assert len(digests._known) == KEPT
 
 
 class DigestedCounter(Counter):
