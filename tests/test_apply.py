@@ -12,6 +12,7 @@ from raftplug import plain
 from raftplug.apply import Applier
 from raftplug.constants import (
     ALREADY,
+    CONFIGURATION,
     FAILED,
     NOOP,
     OK,
@@ -752,3 +753,34 @@ def test_a_closed_replica_takes_no_result_any_more(core: Any) -> None:
     world.release()
     world.hold = False
     assert world.elect() != leader
+
+
+@pytest.mark.parametrize(
+    ("kind", "payload"),
+    [
+        (SESSION_TRANSITION, b""),
+        (SESSION_TRANSITION, b"x"),
+        (SESSION_TRANSITION, b"\xff" * 40),
+        (SESSION_OPEN, b""),
+        (SESSION_OPEN, b"\0" * 8 + b"\xff"),
+        (SESSION_OPEN, b"\xff" * 8),
+        (CONFIGURATION, b"\xc1"),
+        (TRANSITION, b"\xc1"),
+        (200, b"\xc1"),
+    ],
+)
+@pytest.mark.parametrize("machine", [Counter, type("BatchCounter", (Batching, Counter), {})])
+def test_an_entry_that_cannot_be_decoded_stops_no_replica_also_not_at_a_restart(
+    core: Any, machine: Any, kind: int, payload: bytes
+) -> None:
+    world = World(core, machine=machine)
+    leader = world.elect()
+    world.raft(leader).propose(kind, payload)
+    assert world.result(world.propose(leader, {"add": 1})) == 1
+    world.until(lambda: all(world.machines[id].value == 1 for id in IDS))
+    for id in IDS:
+        world.boot(id)
+    assert world.result(world.propose(world.elect(), {"add": 1})) == 2
+    world.until(lambda: all(world.machines[id].value == 2 for id in IDS))
+    sessions = [world.nodes[id].drivers[GROUP].sessions.snapshot() for id in IDS]
+    assert sessions[0] == sessions[1] == sessions[2]

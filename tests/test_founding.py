@@ -9,12 +9,13 @@ import pytest
 import test_fake_clock
 from raftplug import plain
 from raftplug.client import ClientLoop
-from raftplug.constants import REQUEST
+from raftplug.constants import HIGHEST, REQUEST, TRANSITION
 from raftplug.core import Future
 from raftplug.errors import ChangeRefused, WrongDirectory
 from raftplug.frames import NO_CLUSTER, Sender, decode_frame, group_number
 from raftplug.recovery import commit, sole_voter
-from raftplug.storage import MemoryStorage
+from raftplug.settings import Settings
+from raftplug.storage import MemoryStorage, Write
 from test_fake_clock import GROUP, IDS
 
 
@@ -301,3 +302,36 @@ def test_a_client_that_was_forgotten_is_asked_to_count_on_and_goes_on(core: Any)
     assert world.machines["n1"].value == value
     assert world.result(world.ask(client, {"add": 1})) == 2
     assert isinstance(client, ClientLoop) and client._sender.boot == 1
+
+
+@pytest.mark.parametrize("entries", [False, True])
+@pytest.mark.parametrize("snapshot", [False, True])
+def test_a_directory_whose_terms_are_used_up_can_be_recovered(core: Any, entries: bool, snapshot: bool) -> None:
+    """An attacker, before there was a bound, could leave no term for an election."""
+    settings = Settings(snapshot_entries=5, keep_entries=2) if snapshot else None
+    world = World(core, settings=settings)
+    world.founded()
+    world.add(12)
+    world.run(1_000)
+    storage, raft = world.storages["n1"], world.raft("n1")
+    last, end = raft.log.last_index, HIGHEST - 1
+    if entries:
+        log = core.Log(last, raft.log.last_term, raft.log.check_at(last))
+        log.append(end, TRANSITION, plain.encode({"add": 5}))
+        storage.commit([Write(GROUP, end, None, first=last + 1, block=log.slice(last + 1, last + 2))])
+    else:
+        storage.commit([Write(GROUP, end, None)])
+    for node in IDS[1:]:
+        del world.nodes[node]
+    world.restart("n1")
+    write, told = sole_voter(world.storages["n1"], GROUP, "n1")
+    assert told["term"] == end and sorted(told["voters_before"]) == list(IDS)
+    commit(world.storages["n1"], [write])
+    world.restart("n1")
+    assert world.result(world.propose(world.elect(), {"add": 1})) == 13 + 5 * entries
+    assert world.raft("n1").term < 1 << 40
+    world.wipe("n2", ())
+    world.hub.records.clear()
+    change(world, "add", "n2")
+    world.until(lambda: "n2" in world.raft("n1").configuration.voters)
+    world.until(lambda: world.machines["n2"].value == 13 + 5 * entries)

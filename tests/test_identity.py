@@ -206,3 +206,35 @@ def test_two_who_do_not_believe_each_other_do_not_go_on_about_it(world: World) -
     with pytest.raises(WrongDirectory):
         world.run(2_000)
     assert len([each for each in world.said if "n3" not in each]) < 20
+
+
+def test_a_follower_that_lost_what_it_acknowledged_is_reported_and_stops(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its disk is as it was before: to the others that looks like a restart, and the leader sends it nothing more."""
+    group = world.names[0]
+    leader = world.leader(group)
+    assert leader is not None
+    follower = next(id for id in PEERS if id != leader)
+    world.run(200)
+    rows = world.rows(follower)
+    older = {place: dict(found) for place, found in rows._values.items()}
+    numbers = {place: list(found) for place, found in rows._numbers.items()}
+    for _ in range(5):
+        world.result(world.propose(leader, group, 1))
+    world.run(200)
+    acknowledged = world.driver(leader, group).raft.progress[follower].match
+    told: list[tuple[str, dict[str, Any]]] = []
+    world.driver(leader, group)._on_event = lambda name, **arguments: told.append((name, arguments))
+    rows._values, rows._numbers = older, numbers
+    world.boot(follower)
+    with pytest.raises(WrongDirectory, match="may lack what that one acknowledged"):
+        world.run(3_000)
+    assert ("raftplug_lost_entries", {"replica": follower, "acknowledged": acknowledged}) in [
+        (name, {key: each[key] for key in ("replica", "acknowledged") if key in each}) for name, each in told
+    ]
+    text = f"{follower} has lost entries that it had acknowledged, up to {acknowledged}"
+    assert any(text in problem for problem in world.driver(leader, group).status()["problems"])
+    assert any(text in record.getMessage() and record.levelname == "ERROR" for record in caplog.records)
+    del world.nodes[follower]
+    assert world.result(world.propose(leader, group, 1)) is not None

@@ -21,12 +21,14 @@ from raftplug.constants import (
     HIGHEST,
     INSTALL,
     LEADER,
+    LIMIT,
     PRE_CANDIDATE,
     PRE_VOTE,
     PRE_VOTE_RESPONSE,
     PROBE,
     REPLICATE,
     SNAPSHOT,
+    TERMS_AHEAD,
     TRANSITION,
     VOTE,
     VOTE_RESPONSE,
@@ -343,6 +345,37 @@ def test_a_configuration_is_forgotten_with_the_entries_that_are_not_taken(core: 
         net.step(1, 2, net.message(APPEND, 1, index=1, log_term=1, data=log.slice(2, 4)))
     net.append(1, source=2, term=1, previous=(1, 1), terms=[1, 1])
     assert net.rafts[1].configuration == core.Configuration((1, 2, 3))
+
+
+@pytest.mark.parametrize("kind", [APPEND_RESPONSE, VOTE_RESPONSE, PRE_VOTE_RESPONSE, APPEND, SNAPSHOT])
+def test_one_message_does_not_use_up_the_terms(core: Any, kind: int) -> None:
+    """A forged acknowledgement of term 2^63 - 3 left no term for an election."""
+    net = Net(core, 3)
+    leader = net.elect(1)
+    net.step(1, 2, net.message(kind, LIMIT - 3, index=1, log_term=1))
+    assert (leader.role, leader.term, leader.leader) == (FOLLOWER, 1 + TERMS_AHEAD, None)
+    for _ in range(2):
+        for id in net.rafts:
+            net.rafts[id].set_time(net.now + 2 * ELECTION)
+        net.campaign(1)
+        net.deliver()
+    assert leader.role == LEADER and TERMS_AHEAD < leader.term < TERMS_AHEAD + 10
+    assert {raft.term for raft in net.rafts.values()} == {leader.term}
+
+
+def test_nodes_whose_terms_are_far_apart_reach_the_highest_in_steps(core: Any) -> None:
+    net = Net(core, 3)
+    net.elect(1)
+    for steps, id in ((5, 2), (3, 3)):
+        for _ in range(steps):
+            net.step(id, 1, net.message(APPEND_RESPONSE, LIMIT - 3))
+    for _ in range(20):
+        for id in (1, 2, 3):
+            net.campaign(id)
+            net.deliver()
+    assert len({raft.term for raft in net.rafts.values()}) == 1
+    assert 5 * TERMS_AHEAD < net.rafts[1].term < 6 * TERMS_AHEAD
+    assert [raft.role for raft in net.rafts.values()].count(LEADER) == 1
 
 
 def test_a_restart_from_a_compacted_log_begins_at_its_base(core: Any) -> None:

@@ -15,7 +15,7 @@ HIGHEST: Final = LIMIT - 2
 """The highest term and index, so that the next one, and one more, are still in range."""
 
 TERMS_AHEAD: Final = 1 << 32
-"""How far one message may raise a term: a single forged one must not use up all that there are."""
+"""How far one message raises a term at most: a forged one must not use up all terms; a true one is reached in steps."""
 
 ENTRY_HEADER_BYTES: Final = 25
 """Of an entry besides its payload: see `_core_py`.  `_core.pyx` has it as HEADER_BYTES, known when it is compiled."""

@@ -699,20 +699,19 @@ class Driver:
         now, founding = self.raft.configuration, self._founding
         if self._storage is None or self.raft.role != LEADER:
             return False
-        if now.cluster and {self.id, *self._heard_storages} <= now.storages.keys():
+        fixes = founding is not None and self.group == founding.group and not now.cluster
+        if not fixes and {self.id, *self._heard_storages} <= now.storages.keys():
             return False
         members, cluster = now.members(), now.cluster
         known = {self.id: self._storage, **self._heard_storages, **now.storages}
         storages = {id: uuid for id, uuid in known.items() if id in members}
-        if founding is not None and not cluster:
-            late = self.raft.now >= self._pin_at()
-            if founding.id is not None:
-                cluster = founding.id
-            elif self.group == founding.group and (late or len(storages) >= len(members)):
-                cluster = founding.fix(storages)
-            else:
+        if founding is not None and founding.id is not None:
+            cluster = founding.id  # Of other groups, too: a node that joins only those learns it there.
+        elif founding is not None and fixes:
+            if self.raft.now < self._pin_at() and len(storages) < len(members):
                 return False
-        elif len(storages) == len(now.storages):
+            cluster = founding.fix(storages)
+        if not fixes and len(storages) == len(now.storages):
             return False
         target = self.core.Configuration(now.voters, (), now.learners, now.joining, storages, now.witnesses, cluster)
         with contextlib.suppress(ChangeRefused, NotLeader):  # It waits until no other change is under way.
@@ -736,6 +735,10 @@ class Driver:
         cluster = self.raft.configuration_at(self.raft.commit).cluster
         if cluster and (leader == self.id or founding.id_for(leader) in (founding.names, cluster)):
             founding.id = cluster
+
+    def has_waiting(self) -> bool:
+        """Whether requests wait for the cluster's id, or for leadership to settle."""
+        return bool(self._waiting)
 
     def _is_founding(self) -> bool:
         """Whether the cluster has no id yet, as far as we know: until then nothing is acknowledged."""
@@ -940,6 +943,9 @@ class Driver:
                 asker, MOVED, "the members have changed since the request was made: look at them, and try again"
             )
         elif target != now:
+            if self._founding is not None:  # A node that joins learns the id from the entry that names it.
+                cluster = self._founding.id or b""
+                target = self.core.Configuration(voters, (), learners, joining, now.storages, witnesses, cluster)
             self._changes.append((self.raft.change(target), asker))
         elif self.raft.commit < self.raft.configuration_index:  # It may be rolled back yet.
             self._changes.append((self.raft.configuration_index, asker))

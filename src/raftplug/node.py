@@ -502,7 +502,8 @@ class NodeLoop:
         self._sender.cluster = id
         self._storage.found(id)
         for driver in self.drivers.values():
-            self.attend(driver)  # What waited for it goes on.
+            if driver.has_waiting():
+                self.attend(driver)  # What waited for it goes on.
 
     # ------------------------------------------------------------------ disk
 

@@ -266,8 +266,8 @@ class Raft:
         """
         kind: cython.longlong = message.kind
         message.peer = source
-        if message.term > min(HIGHEST, self.term + TERMS_AHEAD):
-            raise MalformedMessage(f"a message of term {message.term}, too far ahead of term {self.term}")
+        if message.term > HIGHEST:
+            raise MalformedMessage("a term that leaves no room for an election")
         if self.quiet:
             self.wake()
         if kind == PRE_VOTE:
@@ -283,6 +283,8 @@ class Raft:
         elif message.term < self.term:
             self._refuse_stale(message)
             return
+        if message.term > self.term:
+            return  # Its term is reached in steps: see `_become_follower`.
         if kind == APPEND:
             self._on_append(message)
         elif kind == APPEND_RESPONSE:
@@ -544,8 +546,9 @@ class Raft:
 
     @cython.cfunc
     def _become_follower(self, term: cython.longlong, leader: Any) -> None:
+        """Follow in this term; in a higher one, as far as one message may raise it, so that no forged one ends all."""
         if term > self.term:
-            self._enter_term(term, None)
+            self._enter_term(term if term - self.term < TERMS_AHEAD else self.term + TERMS_AHEAD, None)
         if self.role == LEADER:
             self.draw_election_timer()
             self._failed_reads.extend(self._new_reads)

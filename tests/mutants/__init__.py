@@ -3,13 +3,14 @@
 A bug is added as one `Mutant` at the end of its file; when a function moves, only its name changes here.
 """
 
-from mutants import client, driver, node, rules, sessions, snapshots, storage, transport
+from mutants import client, driver, identity, node, rules, sessions, snapshots, storage, transport
 from mutants.mutant import Mutant
 
 AREAS: dict[str, tuple[Mutant, ...]] = {
     "rules": rules.MUTANTS,
     "driver": driver.MUTANTS,
     "node": node.MUTANTS,
+    "identity": identity.MUTANTS,
     "sessions": sessions.MUTANTS,
     "snapshots": snapshots.MUTANTS,
     "storage": storage.MUTANTS,

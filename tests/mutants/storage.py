@@ -29,13 +29,6 @@ MUTANTS = (
         "",
     ),
     Mutant(
-        "recovery in the next term only",
-        RECOVERY,
-        "",
-        "_TERMS_AHEAD = 1 << 20",
-        "_TERMS_AHEAD = 1",
-    ),
-    Mutant(
         "recovery keeps the lost voters",
         RECOVERY,
         "sole_voter",

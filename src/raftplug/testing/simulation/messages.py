@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from raftplug.cluster import is_client
 from raftplug.constants import PIECE, PIECE_REQUEST, SNAPSHOT, VOTE, VOTE_RESPONSE
 from raftplug.frames import Id
 from raftplug.testing.simulation.disk import flipped
@@ -74,6 +75,8 @@ class Messages(Part):
 
         def hear(source: Id, nonce: int, kind: int, body: bytes, storage: bytes) -> None:
             boot = self.boots.get(nonce)
+            if boot is None and not is_client(source):
+                raise Violation(f"identity: {process.id} takes what {source} of another cluster says")
             if boot is not None and source != process.id:
                 last, known = process.heard_lives.get((source, storage), (0, 0))
                 if boot < last or (boot == last and nonce != known):

@@ -83,6 +83,8 @@ class Link(Cluster):
         """Put a frame on its way."""
         world, network = self.world, self.world.network
         chance, link, now = world.random, (self.id, to_id), world.now
+        if network.tap is not None:
+            network.tap.append((self.id, to_id, message))
         if now < network.down_until or network.cut_until.get(link, 0) > now:
             return
         if link in network.clogged:
@@ -132,6 +134,7 @@ class Network(Part):
         self.streams: defaultdict[Id, Stream] = defaultdict(Stream)
         self.cut_until: dict[tuple[Id, Id], int] = {}
         self.clogged: dict[tuple[Id, Id], list[bytes]] = {}
+        self.tap: list[tuple[Id, Id, bytes]] | None = None  # Takes all that is sent.
         self.down_until = 0  # The Redis takes and gives nothing before.
         self.last_arrival: dict[tuple[Id, Id], int] = {}
         self.has_faults = bool(self.plan.faults & {"drop", "frame_damaged", "duplicate", "delay", "reorder"})

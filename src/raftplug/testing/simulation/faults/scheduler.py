@@ -14,6 +14,7 @@ from raftplug.testing.simulation.faults.moments import Moments
 from raftplug.testing.simulation.faults.network import NetworkFaults
 from raftplug.testing.simulation.faults.operators import Operators
 from raftplug.testing.simulation.faults.processes import ProcessFaults
+from raftplug.testing.simulation.faults.strangers import Strangers
 from raftplug.testing.simulation.faults.table import FAULTS, LEASED
 from raftplug.testing.simulation.part import Part
 from raftplug.testing.simulation.plan import MS
@@ -34,9 +35,10 @@ class Faults(Part):
         self.operators = Operators(world)
         self.leaders = LeaderFaults(world)
         self.callers = CallerFaults(world)
+        self.strangers = Strangers(world)
         self.moments = Moments(world)
         kinds: list[Kind] = [self.network, self.processes, self.disks, self.directories, self.operators]
-        kinds += [self.leaders, self.callers]
+        kinds += [self.leaders, self.callers, self.strangers]
         # What does each that may happen, in the order of the table; some wait for their moment and are not here.
         self._do: dict[str, Callable[[], None]] = {
             name: getattr(kind, f"do_{name}")

@@ -9,6 +9,7 @@ FAULTS: dict[str, str] = {
     "delay": "a frame takes up to two seconds",
     "reorder": "a frame overtakes those before it",
     "replay": "an old frame is delivered again",
+    "foreign_frames": "frames of another cluster of the same names, and of its founding, are delivered",
     "resend": "a node says something again, up to two seconds later, as if it were new",
     "late_vote": "the answer to a vote request takes up to two seconds",
     "lose_snapshot": "a snapshot that a leader offers is not heard of",
