@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from raftplug import plain
-from raftplug.constants import APPEND, LEADER
+from raftplug.constants import APPEND
 from raftplug.errors import DiskFull
 from raftplug.frames import decode_frame
 from raftplug.node import _FRAME_BYTES
@@ -95,24 +94,6 @@ def test_no_frame_is_longer_than_it_may_be_however_much_there_is_to_say(core: An
     assert [world.result(each) for each in futures] == list(range(1, 13))
     assert max(appends) > 1, "several appends share a frame"
     assert max(sizes) <= _FRAME_BYTES + 200_000 + 1_000
-
-
-def test_a_member_whose_disk_was_lost_before_anything_was_committed_is_heard_in_the_next_term(core: Any) -> None:
-    """What it said of its first directory, in an earlier term, is no reason to count nothing that it says."""
-    world = World(core)
-    gone = IDS[2]
-    world.cut.add(gone)
-    world.until(lambda: any(world.raft(id).role == LEADER for id in IDS))
-    old = world.elect()
-    other = next(id for id in IDS if id not in (old, gone))
-    assert world.raft(old).commit == 0
-    world.cut.add(other)
-    world.run(3_000)
-    world.storages[other] = MemoryStorage(other, cluster=world.uuid)
-    world.storages[other].create(GROUP, plain.encode(core.Configuration(IDS).plain()))
-    world.boot(other)
-    world.cut.remove(other)
-    assert world.result(world.propose(world.elect(), {"add": 1})) == 1
 
 
 def test_what_a_node_remembers_of_frames_that_it_refused_is_bounded(world: World) -> None:
