@@ -50,7 +50,7 @@ class Founding:
         if self.id is not None:
             if frame.cluster == self.id:
                 return BELIEVED
-            return UNKNOWN if frame.cluster == self.names and not is_client(frame.source) else FOREIGN
+            return UNKNOWN if frame.cluster == self.names else FOREIGN
         if is_client(frame.source):
             return BELIEVED if frame.cluster == self.names else UNKNOWN
         if any(item.kind == GREETING and item.body == self._greeting for item in frame.items):

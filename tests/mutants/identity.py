@@ -18,7 +18,7 @@ MUTANTS = (
         "a frame of another cluster is believed",
         FOUNDING,
         "Founding.judge",
-        "return UNKNOWN if frame.cluster == self.names and not is_client(frame.source) else FOREIGN",
+        "return UNKNOWN if frame.cluster == self.names else FOREIGN",
         "return BELIEVED",
         faults=_FOREIGN,
     ),
