@@ -339,7 +339,7 @@ def test_a_node_that_writes_nothing_finds_within_a_second_what_was_done_to_its_f
 ) -> None:
     url = f"memory://{tmp_path}"
     node = raftplug.Node("n1", peers=["n1"], redis=url, data_dir=tmp_path / "n1", state_machine=Sum(), bootstrap=True)
-    with node:
+    with node, node.subscribe("stopped") as events:
         assert node.propose(1).result(10) == 1
         damage(tmp_path / "n1" / name)
         began = time.monotonic()
@@ -350,6 +350,8 @@ def test_a_node_that_writes_nothing_finds_within_a_second_what_was_done_to_its_f
         with pytest.raises(errors.Unavailable, match="by another process"):
             node.propose(1)
         assert "node n1 stops: StorageFailed" in caplog.text
+        event = events.get(10)
+        assert event is not None and event.details["error"] == f"StorageFailed: {node.failure}"
 
 
 def test_what_else_lies_in_the_directory_may_come_and_go(tmp_path: Path) -> None:
@@ -856,6 +858,24 @@ opened.commit([test_directory.Write("default", 7, None)])
         opened = SQLiteStorage(tmp_path / "n1", "n1")
         assert term_of(opened) == 7
         opened.close()
+
+
+def test_every_directory_that_a_founding_makes_is_synced_in_the_one_above_it(tmp_path: Path) -> None:
+    """A loss of power must not take the directory of a node that has voted."""
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not installed")
+    path = tmp_path / "a" / "b" / "n1"
+    code = f"import sys; sys.path[:0] = {sys.path!r}; import test_directory as t; t.founded(t.Path({str(path)!r}))"
+    trace = ["strace", "-f", "-qq", "-y", "-o", str(tmp_path / "trace"), "-e", "trace=mkdir,rename,fsync,fdatasync"]
+    subprocess.run([*trace, sys.executable, "-c", code], check=True)
+    calls = (tmp_path / "trace").read_text().splitlines()
+
+    def at(text: str, after: int = -1) -> int:
+        return next(number for number, call in enumerate(calls) if number > after and text in call)
+
+    for made in (path, path.parent, path.parent.parent):
+        at(f"<{made.parent}>)", after=at(f'mkdir("{made}"'))
+    at(f"<{path}>)", after=at(f'"{path / NAME}.new", "{path / NAME}"'))
 
 
 # -------------------------------------------------------------------------------------------------- a disk that fails

@@ -467,7 +467,7 @@ def test_a_raising_observer_is_logged_once_and_the_others_are_called(caplog: pyt
 def test_every_hook_is_documented_with_all_its_arguments_and_has_a_docstring() -> None:
     text = DOCUMENT.read_text()
     specs = {name: spec for name, spec in vars(hooks).items() if name.startswith("raftplug_")}
-    assert len(specs) == 11
+    assert len(specs) == 12
     for name, spec in specs.items():
         arguments = ", ".join(inspect.signature(spec).parameters)
         assert f"### {name}({arguments})\n" in text, f"docs/plugins.md has no section {name}({arguments})"

@@ -41,6 +41,7 @@ KINDS: Final = (
     "diverged",
     "lost_entries",
     "peer",
+    "stopped",
 )
 LOST: Final = "lost"
 """The kind of the event that tells a slow observer how many it missed: details["count"]."""

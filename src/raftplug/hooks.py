@@ -151,3 +151,13 @@ def raftplug_peer(node: int | str, peer: int | str, reachable: bool) -> None:
         peer: id of the other one.
         reachable: whether it is heard now.
     """
+
+
+@hookspec
+def raftplug_stopped(node: int | str, error: str) -> None:
+    """Observe that a node stops by itself: its disk failed, another process took its files, it was removed.
+
+    Args:
+        node: id of the node.
+        error: the class and the text of the error, as `Node.failure` has it.
+    """

@@ -1234,6 +1234,7 @@ class Node(forks.OfOneProcess):
             self.failure = error
             text = " ".join([text_of(error), *notes_of(error)])
             _logger.critical("node %s stops: %s: %s", self.id, type_name(error), text)
+            self._events.publish("raftplug_stopped", node=self.id, error=f"{type_name(error)}: {text}")
         for step in (
             self._finish_applies,
             loop.close,
