@@ -111,7 +111,9 @@ def test_every_mutant_has_a_name_of_its_own_and_names_what_exists() -> None:
         for test in mutant.tests:
             file, _, name = test.partition("::")
             text = (mutation_gate.ROOT / file).read_text()
-            assert f"def {name.partition('[')[0]}(" in text, (mutant.name, test)
+            # A function, or one of Hypothesis's state machines.
+            first = name.partition("::")[0].partition("[")[0]
+            assert f"def {first}(" in text or f"\n{first} = " in text or f"\nclass {first}" in text, (mutant.name, test)
 
 
 def test_sim_prints_one_object_and_names_the_command_that_replays() -> None:

@@ -2,14 +2,14 @@
 
 from mutants.mutant import Mutant
 
-REDIS_STREAMS = "redis_streams.py"
+STREAM_IDS = "stream_ids.py"
 
 MUTANTS = (
     Mutant(
         "cursor not reset",
-        REDIS_STREAMS,
+        STREAM_IDS,
         "Cursor.compare",
-        "if self.id is not None and _number(last) < _number(self.id):",
+        "if self.id is not None and number(last) < number(self.id):",
         "if False:",
     ),
 )
