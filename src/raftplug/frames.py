@@ -48,16 +48,33 @@ _ID_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz
 def check_id(value: object, what: str = "id") -> Id:
     """Return `value` if it can name a node: an int in [0, 2^63), or 1 to 64 of the characters A-Z a-z 0-9 . _ -
 
+    A text of digits alone is refused: people, the command line and the names of streams cannot tell it from the int.
+
     Raises:
         InvalidArgument: it cannot.
     """
     if type(value) is int and 0 <= value < LIMIT:
         return value
     if type(value) is str and 1 <= len(value) <= 64 and _ID_CHARACTERS.issuperset(value):
-        return value
+        if not value.isdigit():
+            return value
+        raise InvalidArgument(f"{what} {short(value)} cannot be: an id of digits alone is a whole number, give an int")
     raise InvalidArgument(
         f"{what} {short(value)} cannot be: use 1 to 64 letters, digits, '.', '_' or '-', or a whole number"
     )
+
+
+def parse_id(text: str, what: str = "id") -> Id:
+    """The id that `text` says on a command line: digits alone are a whole number.
+
+    Raises:
+        InvalidArgument: it says none.
+    """
+    if text.isascii() and text.isdigit():
+        if len(text) > 1 and text.startswith("0"):
+            raise InvalidArgument(f"{what} {text} cannot be: a whole number does not begin with 0")
+        return check_id(int(text) if len(text) < 20 else -1, what)
+    return check_id(text, what)
 
 
 def check_group(value: object) -> str:

@@ -754,7 +754,7 @@ class Node(forks.OfOneProcess):
     anything.
 
     Args:
-        id: this node: a whole number, or up to 64 letters, digits, '.', '_' and '-'.
+        id: this node: a whole number, or up to 64 letters, digits, '.', '_' and '-', but not of digits alone.
         peers: ids of the first voters, itself among them.  Counts only with `bootstrap`; later the log's membership
             wins.
         redis: URL of the Redis that carries the messages: redis://, rediss://, unix://, or another transport's.

@@ -76,7 +76,7 @@ def stopping(group: str, machine: object, error: BaseException) -> BaseException
     if isinstance(error, RaftplugError) or is_interrupt(error):
         return error
     if isinstance(error, RecursionError) or is_exhausted(error):
-        advice = "start this node again once there is room"
+        advice = "start this node again once the cause is gone"
         if isinstance(error, RecursionError):
             advice = (
                 "raise the recursion limit (sys.setrecursionlimit) alike on every node, or let the machine go less "

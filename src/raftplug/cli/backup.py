@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from raftplug.cli import options, output
+from raftplug.frames import Id
 
 
 @click.command("backup")
@@ -21,7 +22,7 @@ from raftplug.cli import options, output
 @options.as_json
 def command(
     file: Path,
-    id: str | None,
+    id: Id | None,
     force: bool,
     redis: str,
     group: str,

@@ -11,6 +11,7 @@ import click
 
 from raftplug.cli import options, output
 from raftplug.errors import InvalidArgument, Unavailable
+from raftplug.frames import Id
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _LOOK_S: Final = 0.1
@@ -60,7 +61,7 @@ def list_(redis: str, group: str, prefix: str, key: options.KeyOption, timeout: 
 @click.option("--witness", is_flag=True, help="It votes and holds the log, keeps no state machine, and never leads.")
 @_asks
 def add(
-    id: str,
+    id: Id,
     learner: bool,
     witness: bool,
     redis: str,
@@ -90,7 +91,7 @@ def add(
 @command.command("remove")
 @_id("id")
 @_asks
-def remove(id: str, redis: str, group: str, prefix: str, key: options.KeyOption, timeout: float, as_json: bool) -> None:
+def remove(id: Id, redis: str, group: str, prefix: str, key: options.KeyOption, timeout: float, as_json: bool) -> None:
     """Remove a node; it stops by itself when it learns of it.
 
     \b
@@ -106,9 +107,7 @@ def remove(id: str, redis: str, group: str, prefix: str, key: options.KeyOption,
 @command.command("promote")
 @_id("id")
 @_asks
-def promote(
-    id: str, redis: str, group: str, prefix: str, key: options.KeyOption, timeout: float, as_json: bool
-) -> None:
+def promote(id: Id, redis: str, group: str, prefix: str, key: options.KeyOption, timeout: float, as_json: bool) -> None:
     """Make a learner a voter once it has caught up.
 
     \b
@@ -124,7 +123,7 @@ def promote(
 @command.command("demote")
 @_id("id")
 @_asks
-def demote(id: str, redis: str, group: str, prefix: str, key: options.KeyOption, timeout: float, as_json: bool) -> None:
+def demote(id: Id, redis: str, group: str, prefix: str, key: options.KeyOption, timeout: float, as_json: bool) -> None:
     """Make a voter a learner.
 
     \b
@@ -140,7 +139,7 @@ def demote(id: str, redis: str, group: str, prefix: str, key: options.KeyOption,
 @_id("new", "NEW")
 @_asks
 def replace(
-    old: str, new: str, redis: str, group: str, prefix: str, key: options.KeyOption, timeout: float, as_json: bool
+    old: Id, new: Id, redis: str, group: str, prefix: str, key: options.KeyOption, timeout: float, as_json: bool
 ) -> None:
     """Add NEW, wait until it votes, then remove OLD: there is never a voter less.
 
@@ -156,7 +155,7 @@ def replace(
 @click.argument("id", type=options.NODE_ID, metavar="[ID]", required=False)
 @_asks
 def transfer(
-    id: str | None, redis: str, group: str, prefix: str, key: options.KeyOption, timeout: float, as_json: bool
+    id: Id | None, redis: str, group: str, prefix: str, key: options.KeyOption, timeout: float, as_json: bool
 ) -> None:
     """Have the leader hand over to ID, or to whom it thinks best.
 
@@ -169,7 +168,7 @@ def transfer(
         target = client.transfer_leadership(id, timeout=timeout)
         while (leader := client.status(timeout=3.0)["leader"]) != target:
             if time.monotonic() > until:
-                raise Unavailable(f"{target} did not take over in time: {leader or 'nobody'} leads")
+                raise Unavailable(f"{target} did not take over in time: {'nobody' if leader is None else leader} leads")
             time.sleep(_LOOK_S)
         if as_json:
             output.emit_json({"leader": target})
@@ -197,7 +196,7 @@ Take the directory of the node whose log is longest: `raftplug status`, or the l
 )
 @click.option("--unsafe", is_flag=True, help="Do it, though acknowledged transitions may be lost.")
 @options.as_json
-def recover(id: str, data_dir: Path, unsafe: bool, as_json: bool) -> None:
+def recover(id: Id, data_dir: Path, unsafe: bool, as_json: bool) -> None:
     """Go on from one data directory after most nodes were lost for good. Offline.
 
     \b
@@ -213,7 +212,9 @@ def recover(id: str, data_dir: Path, unsafe: bool, as_json: bool) -> None:
     if as_json:
         output.emit_json({"node": id, "groups": groups})
     else:
-        rows = [(each["group"], each["last"], each["term"], ", ".join(each["voters_before"])) for each in groups]
+        rows = [
+            (each["group"], each["last"], each["term"], ", ".join(map(str, each["voters_before"]))) for each in groups
+        ]
         output.table(("group", "last", "term", "voters before"), rows)
         click.echo(f"{id} is the only voter now: start it as before, without --bootstrap")
 

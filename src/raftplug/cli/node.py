@@ -22,7 +22,7 @@ import click
 from raftplug.cli import options, output
 from raftplug.errors import InvalidArgument, RaftplugError, Removed, StorageFailed, TransportError
 from raftplug.foreign import described, text_of
-from raftplug.frames import check_group
+from raftplug.frames import Id, check_group
 from raftplug.version import VERSION
 
 if TYPE_CHECKING:
@@ -99,8 +99,8 @@ _END: Final = {"is_end": True}  # Of the log record that says why the process en
     help="json: one object a line, with time, level, node and message.",
 )
 def command(
-    id: str,
-    peers: tuple[str, ...],
+    id: Id,
+    peers: tuple[Id, ...],
     redis: str,
     groups: tuple[str, ...],
     machine: str | None,
@@ -148,7 +148,7 @@ def command(
 
 
 def _run_node(
-    id: str,
+    id: Id,
     wishes: queue.SimpleQueue[None],
     machines: dict[str, str],
     *,
@@ -249,7 +249,7 @@ def _logged_end() -> Iterator[None]:
         raise click.exceptions.Exit(2 if isinstance(error, InvalidArgument) else 1) from None
 
 
-def _log_to_stderr(id: str, verbose: bool, as_json: bool) -> None:
+def _log_to_stderr(id: Id, verbose: bool, as_json: bool) -> None:
     """Log lines go to stderr, each in one line; what the command itself tells as its error is not told twice."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter((_JsonLine if as_json else _OneLine)(id))
@@ -262,7 +262,7 @@ def _log_to_stderr(id: str, verbose: bool, as_json: bool) -> None:
 class _OneLine(logging.Formatter):
     """Time, level, node and message, such as `2026-01-31T12:00:00.123Z INFO n1: leads in term 2`."""
 
-    def __init__(self, id: str) -> None:
+    def __init__(self, id: Id) -> None:
         super().__init__()
         self._id = id
 
@@ -275,7 +275,10 @@ class _OneLine(logging.Formatter):
 
     def _text(self, record: logging.LogRecord) -> str:
         text = output.with_options(record.getMessage().removeprefix(f"{self._id}: "))
-        return text if record.exc_info is None else f"{text}: {self.formatException(record.exc_info)}"
+        if record.exc_info is None:
+            return text
+        # What foreign code raised comes with a text that is safe to show: see `foreign.log_raised`.
+        return f"{text}: {record.exc_text or self.formatException(record.exc_info)}"
 
 
 class _JsonLine(_OneLine):

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from raftplug.errors import InvalidArgument
-from raftplug.frames import check_id
+from raftplug.foreign import short
+from raftplug.frames import Id, check_group, check_id, parse_id
 from raftplug.keys import read_key_file
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -41,16 +42,22 @@ class _Seconds(_ParamType):
         return seconds
 
 
-class _Name(_ParamType):
-    """A node's id, or a group's name."""
+class _Id(_ParamType):
+    """A node's id: what `raftplug members list` prints."""
+
+    name = "id"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Id:
+        return parse_id(value) if isinstance(value, str) else check_id(value)
+
+
+class _Group(_ParamType):
+    """A group's name."""
 
     name = "name"
 
-    def __init__(self, what: str) -> None:
-        self._what = what
-
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        return _checked(value, self._what)
+        return check_group(value)
 
 
 class _Names(_ParamType):
@@ -58,7 +65,7 @@ class _Names(_ParamType):
 
     name = "ids"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Id, ...]:
         if isinstance(value, tuple):  # The default.
             return value
         ids = [part.strip() for part in str(value).split(",")]
@@ -66,7 +73,7 @@ class _Names(_ParamType):
             self.fail(
                 f"an id is missing in {value!r}: write ids with commas between them, such as n1,n2,n3", param, ctx
             )
-        return tuple(_checked(id, "id") for id in ids)
+        return tuple(parse_id(id) for id in ids)
 
 
 class _KeyFile(_ParamType):
@@ -88,8 +95,9 @@ class NamedPath(click.Path):
 
 
 SECONDS = _Seconds()
-NODE_ID = _Name("id")
+NODE_ID = _Id()
 NODE_IDS = _Names()
+GROUP = _Group()
 
 redis = click.option(
     "--redis",
@@ -99,9 +107,7 @@ redis = click.option(
     help="The Redis that carries the messages, such as redis://localhost:6379, or another installed transport. "
     "Also from the environment: RAFTPLUG_REDIS.",
 )
-group = click.option(
-    "--group", type=_Name("group"), metavar="NAME", default="default", show_default=True, help="The group."
-)
+group = click.option("--group", type=GROUP, metavar="NAME", default="default", show_default=True, help="The group.")
 prefix = click.option(
     "--prefix", metavar="TEXT", default="raftplug", show_default=True, help="What every key in Redis begins with."
 )
@@ -149,7 +155,7 @@ def parse_json(text: str | bytes, what: str) -> Any:
     try:
         if isinstance(text, bytes):
             text = text.decode()
-        return json.loads(text, parse_constant=_no_constant)
+        return json.loads(text, parse_constant=_no_constant, parse_float=_finite)
     except UnicodeDecodeError as error:
         raise InvalidArgument(f"{what} is not JSON: byte {error.start + 1} is not UTF-8") from None
     except json.JSONDecodeError as error:
@@ -165,6 +171,8 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _checked(value: str, what: str) -> str:
-    check_id(value, what)
-    return value
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):  # Which JSON cannot say, so that what is stored could not be printed again.
+        raise ValueError(f"{short(digits, 20)} is larger than a float can be")
+    return number

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from raftplug.cli import options, output
+from raftplug.frames import Id
 
 
 @click.command("restore")
@@ -26,9 +27,9 @@ from raftplug.cli import options, output
     metavar="DIR",
     help="Its data directory: not there yet, or empty.",
 )
-@click.option("--group", type=options.NODE_ID, metavar="NAME", help="Refuse a file that is of another group.")
+@click.option("--group", type=options.GROUP, metavar="NAME", help="Refuse a file that is of another group.")
 @options.as_json
-def command(id: str, peers: tuple[str, ...], file: Path, data_dir: Path, group: str | None, as_json: bool) -> None:
+def command(id: Id, peers: tuple[Id, ...], file: Path, data_dir: Path, group: str | None, as_json: bool) -> None:
     """Make a node's data directory from such a file.
 
     FILE is what `raftplug backup` wrote. Do so for every node of the new cluster, from the same file and with the
@@ -53,7 +54,9 @@ def command(id: str, peers: tuple[str, ...], file: Path, data_dir: Path, group: 
     if as_json:
         output.emit_json({"node": id, "data_dir": str(data_dir), "cluster": restored.cluster.hex(), **told})
     else:
-        click.echo(f"{data_dir}: node {id} of {', '.join(peers)}, group {told['group']} up to entry {told['index']}")
+        click.echo(
+            f"{data_dir}: node {id} of {', '.join(map(str, peers))}, group {told['group']} up to entry {told['index']}"
+        )
         click.echo(
             f"start it without --bootstrap: raftplug node --id {id} --group {told['group']} --data-dir {data_dir} …"
         )

@@ -9,6 +9,7 @@ import click
 
 from raftplug.cli import options, output
 from raftplug.errors import Unavailable
+from raftplug.frames import Id
 
 
 @click.command("snapshot")
@@ -25,7 +26,7 @@ from raftplug.errors import Unavailable
 @options.timeout(300.0)
 @options.as_json
 def command(
-    id: str | None, redis: str, group: str, prefix: str, key: options.KeyOption, timeout: float, as_json: bool
+    id: Id | None, redis: str, group: str, prefix: str, key: options.KeyOption, timeout: float, as_json: bool
 ) -> None:
     """Have nodes make a snapshot now.
 
