@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import redis
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -458,9 +459,34 @@ def test_doctor_checks_server_disk_and_core_and_leaves_nothing_behind(server: Em
 def test_doctor_warns_of_a_server_that_evicts(tmp_path: Path) -> None:
     with EmbeddedServer(arguments=("--maxmemory-policy", "allkeys-lru")) as server:
         code, checks = doctor("--redis", server.url)
-    assert code == 0
+    assert code == 1
     assert checks["maxmemory-policy"]["result"] == "warn"
     assert "noeviction" in checks["maxmemory-policy"]["advice"]
+
+
+def test_doctor_exits_with_1_on_anything_that_needs_action_and_only_then(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    code, checks = doctor(RAFTPLUG_CORE="python")
+    assert code == 0, "what was not asked for is a note"
+    assert checks["redis"]["result"] == checks["data directory"]["result"] == "note"
+    (tmp_path / "site" / "bad-1.0.dist-info").mkdir(parents=True)
+    (tmp_path / "site" / "bad-1.0.dist-info" / "entry_points.txt").write_bytes(b"\xff")
+    path = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
+    code, checks = doctor("--redis", server.url, PYTHONPATH=path)
+    assert (code, checks["plugins"]["result"]) == (1, "warn")
+    with redis.Redis(port=server.port) as control:
+        control.config_set("maxmemory", "1")
+    code, checks = doctor("--redis", server.url)
+    assert (code, checks["redis"]["result"]) == (1, "warn")
+    assert "out of memory" in checks["redis"]["found"]
+
+
+@pytest.mark.parametrize("name", ["node", "status", "doctor"])
+def test_the_exit_codes_of_a_command_are_in_its_help(name: str) -> None:
+    command = main.get_command(main.make_context("raftplug", ["plugins"], resilient_parsing=True), name)
+    assert command is not None
+    assert re.search(r"Exit codes: 0 .*; 1 .*; 2 ", command.help or "")
 
 
 def test_doctor_fails_where_a_node_would(tmp_path: Path) -> None:

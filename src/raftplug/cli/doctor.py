@@ -21,8 +21,10 @@ import click
 
 from raftplug.cli import options, output
 from raftplug.errors import InvalidArgument, RaftplugError, TransportError
+from raftplug.keys import VARIABLE
 
 _OK: Final = "ok"
+_NOTE: Final = "note"  # About speed, or not known: it needs no action.
 _WARN: Final = "warn"
 _FAIL: Final = "FAIL"
 
@@ -65,15 +67,19 @@ class _Check:
 def command(redis: str | None, data_dir: Path | None, prefix: str, key: options.KeyOption, as_json: bool) -> None:
     """Check the Redis, the disk and the core.
 
-    It exits with 1 if a check FAILs, which a node would not survive; a warning is about speed, or about what may go
-    wrong later.
+    A check FAILs where a node would not run; "warn" is what will go wrong later, and needs action, too; a note is about
+    speed, or about what could not be found out.
+
+    \b
+    Exit codes: 0 nothing needs action; 1 something does; 2 a wrong option.
 
     \b
     Example:
       raftplug doctor --redis redis://localhost:6379 --data-dir n1
     """
-    checks = [*_redis(redis, prefix), _key(redis, key), *_disk(data_dir), _core(), _python(), _sqlite(), *_plugins()]
-    failed = [check for check in checks if check.result == _FAIL]
+    own = [_key(redis, key), *_disk(data_dir), _core(), _python(), _sqlite(), *_plugins()]
+    checks = [*_redis(redis, prefix, key), *own]
+    failed = [check for check in checks if check.result in (_WARN, _FAIL)]
     if as_json:
         output.emit_json({"ok": not failed, "checks": [asdict(check) for check in checks]})
     else:
@@ -83,15 +89,20 @@ def command(redis: str | None, data_dir: Path | None, prefix: str, key: options.
         raise click.exceptions.Exit(1)
 
 
-def _redis(url: str | None, prefix: str) -> Iterator[_Check]:
+def _redis(url: str | None, prefix: str, key: options.KeyOption) -> Iterator[_Check]:
     if url is None:
-        yield _Check("redis", _WARN, "not checked", "give its URL with --redis")
+        yield _Check("redis", _NOTE, "not checked", "give its URL with --redis")
         return
     from raftplug.plugins import default
     from raftplug.settings import Settings
 
     cluster = default().open_cluster(
-        url, own_id=f"~doctor-{secrets.token_hex(8)}", cluster=bytes(16), prefix=prefix, settings=Settings()
+        url,
+        signed=key is not None or VARIABLE in os.environ,
+        own_id=f"~doctor-{secrets.token_hex(8)}",
+        cluster=bytes(16),
+        prefix=prefix,
+        settings=Settings(),
     )
     try:
         look = getattr(cluster, "check", None)
@@ -101,7 +112,7 @@ def _redis(url: str | None, prefix: str) -> Iterator[_Check]:
         try:
             seen = look()
         except TransportError as error:
-            yield _Check("redis", _FAIL, str(error), "start it, or correct --redis: no node starts without it")
+            yield _Check("redis", _FAIL, str(error), "start it, or correct --redis: a node decides nothing without it")
             return
     finally:
         cluster.close()
@@ -115,12 +126,12 @@ def _key(url: str | None, given: options.KeyOption) -> _Check:
         keys = cluster_keys(given)
         warning = None if url is None else unsigned(url, keys)
     except InvalidArgument as error:
-        return _Check("cluster key", _FAIL, "none that a node could use", str(error))
+        return _Check("cluster key", _FAIL, "none that a node could use", output.with_options(str(error)))
     if keys:
         return _Check("cluster key", _OK, "given" if len(keys) == 1 else "two given: the first signs, both verify")
     if url is None or require_key(url, keys):
         return _Check("cluster key", _OK, "none; a node on this machine's Redis runs without")
-    return _Check("cluster key", _WARN, "none", warning)
+    return _Check("cluster key", _WARN, "none", output.with_options(warning or ""))
 
 
 def _seen(seen: dict[str, Any]) -> Iterator[_Check]:
@@ -128,20 +139,20 @@ def _seen(seen: dict[str, Any]) -> Iterator[_Check]:
     if latency is None:
         yield _Check("redis", _OK, "reachable")
     elif latency > _SLOW_REDIS_MS:
-        yield _Check("redis", _WARN, f"reachable, {latency:.2f} ms", "every write takes several such: use a nearer one")
+        yield _Check("redis", _NOTE, f"reachable, {latency:.2f} ms", "every write takes several such: use a nearer one")
     else:
         yield _Check("redis", _OK, f"reachable, {latency:.2f} ms")
     server = seen.get("server")
     version = re.search(r"(\d+)\.(\d+)", server or "")
     if version is None:
-        yield _Check("redis version", _WARN, "not known", "it may not be asked: make sure that it is 6.2 or later")
+        yield _Check("redis version", _NOTE, "not known", "it may not be asked: make sure that it is 6.2 or later")
     elif tuple(map(int, version.groups())) < _LEAST_REDIS:
         yield _Check("redis version", _FAIL, str(server), "use Redis 6.2 or later, or Valkey")
     else:
         yield _Check("redis version", _OK, str(server))
     policy = seen.get("maxmemory_policy")
     if policy is None:
-        yield _Check("maxmemory-policy", _WARN, "not known", "it may not be asked: make sure that it is noeviction")
+        yield _Check("maxmemory-policy", _NOTE, "not known", "it may not be asked: make sure that it is noeviction")
     elif policy == "noeviction":
         yield _Check("maxmemory-policy", _OK, policy)
     else:
@@ -154,7 +165,7 @@ def _seen(seen: dict[str, Any]) -> Iterator[_Check]:
 
 def _disk(data_dir: Path | None) -> Iterator[_Check]:
     if data_dir is None:
-        yield _Check("data directory", _WARN, "not checked", "give it with --data-dir")
+        yield _Check("data directory", _NOTE, "not checked", "give it with --data-dir")
         return
     place = data_dir.absolute()
     while not place.exists():  # Nothing is made: its disk is its nearest parent's.
@@ -174,7 +185,7 @@ def _disk(data_dir: Path | None) -> Iterator[_Check]:
         advice = "no disk is so fast: files there do not survive a loss of power; use a real disk"
         yield _Check("fsync", _WARN, found, advice)
     elif median > _SLOW_SYNC_MS:
-        yield _Check("fsync", _WARN, found, "every write waits for it on a majority: use a faster disk")
+        yield _Check("fsync", _NOTE, found, "every write waits for it on a majority: use a faster disk")
     else:
         yield _Check("fsync", _OK, found)
     space = f"{free / (1 << 30):.1f} GiB free"
@@ -212,7 +223,7 @@ def _core() -> _Check:
         return _Check("core", _FAIL, str(error), "correct RAFTPLUG_CORE, or install again with a C compiler")
     found = f"{core.name}: {core.why}"
     if core.name == "python" and os.environ.get("RAFTPLUG_CORE") != "python":
-        return _Check("core", _WARN, found, "several times slower: install raftplug again with a C compiler")
+        return _Check("core", _NOTE, found, "several times slower: install raftplug again with a C compiler")
     return _Check("core", _OK, found)
 
 
