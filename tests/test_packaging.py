@@ -96,6 +96,20 @@ def test_a_broken_compiler_is_an_error_when_the_extension_is_required(tree: Path
     assert "RAFTPLUG_REQUIRE_EXT=1, but the compiled core cannot be built" in result.stderr
 
 
+@pytest.mark.parametrize(("flags", "has"), [("", False), ("-O1", False), ("-O1 -g", True)])
+def test_debug_information_is_built_only_if_it_is_asked_for(tree: Path, flags: str, has: bool) -> None:
+    code = (
+        "import runpy, setuptools, Cython.Build\n"
+        "Cython.Build.cythonize = lambda modules, **_: modules\n"
+        "setuptools.setup = lambda ext_modules: print(ext_modules[0].extra_compile_args)\n"
+        "runpy.run_path('setup.py')"
+    )
+    environment = {**os.environ, "CFLAGS": flags, "RAFTPLUG_NO_EXT": "0"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tree, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert ("-g0" not in done.stdout.splitlines()[-1]) == has
+
+
 def test_without_extension_an_old_one_is_removed(tree: Path) -> None:
     old = tree / "src/raftplug/_core.cpython-311-x86_64-linux-gnu.so"
     old.write_text("compiled once")

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import traceback
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,12 +19,16 @@ import click
 import pytest
 from click.testing import CliRunner
 
+import raftplug
+from processes import Running, succeeded
+from processes import raftplug as raftplug_command
 from raftplug import cli, hooks, plugins
 from raftplug.cli import output
 from raftplug.errors import InvalidArgument, RaftplugError, TransportError, UnknownMachine
 from raftplug.hooks import hookimpl
 from raftplug.plugins import Plugins
 from raftplug.state_machine import StateMachine, TransitionState
+from servers import wait_until
 
 SOURCE = Path(cli.__file__).parents[2]
 DOCUMENT = Path(__file__).parents[1] / "docs" / "plugins.md"
@@ -33,6 +38,20 @@ EVENT = {"group": "g", "node": "n1"}
 class Machine(StateMachine):
     def apply_transition(self, transition: Any) -> Any:
         return transition
+
+
+class Queried(Machine):
+    """Keeps what it was given."""
+
+    def __init__(self) -> None:
+        self.given: list[Any] = []
+
+    def apply_transition(self, transition: Any) -> Any:
+        self.given.append(transition)
+        return transition
+
+    def query(self, request: Any) -> Any:
+        return self.given
 
 
 class Mover:
@@ -495,6 +514,59 @@ def test_the_plugin_of_the_documentation_works() -> None:
     twin = found.machine("counter")
     twin.set_snapshot(machine.create_snapshot(2, 1))
     assert twin.query(None) == 3
+
+
+EXAMPLES = [text.split("```")[0] for text in DOCUMENT.read_text().split("```python\n")[1:]]
+TRANSPORT = next(text for text in EXAMPLES if "(raftplug.Cluster):" in text)
+
+
+def test_over_the_transport_of_the_documentation_nodes_decide_and_clients_find_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = SimpleNamespace()
+    exec(TRANSPORT, module.__dict__)  # noqa: S102
+    found = registered(module, machines=Gives({"machine": Queried}))
+    assert found.problems() == []
+    monkeypatch.setattr(plugins, "_default", found)
+    url, peers = f"files://{tmp_path}/messages", ["n1", "n2", "n3"]
+    with ExitStack() as stack:
+        options: Any = {"redis": url, "machine": "machine", "key": "the-key-of-this-test"}
+        nodes = [
+            stack.enter_context(raftplug.Node(id, peers=peers, data_dir=tmp_path / id, bootstrap=True, **options))
+            for id in peers
+        ]
+        assert nodes[0].propose("first", timeout=60).result(timeout=61) == "first"
+        with raftplug.Client(url, key="the-key-of-this-test") as client:
+            assert client.propose("second", timeout=60) == "second"
+            assert client.read(None, timeout=60) == ["first", "second"]
+            wait_until(lambda: client.status()["quorum"]["reachable"] == 3, "all answer")
+            assert [node["problems"] for node in client.status()["nodes"]] == [[], [], []]
+            joined = raftplug.Node("n4", data_dir=tmp_path / "n4", join=True, **options)
+            stack.enter_context(joined)
+            client.change_members("add", "n4", timeout=60)
+            wait_until(lambda: joined.leader is not None, "n4 follows")
+        nodes[0].stop()
+        assert nodes[1].propose("third", timeout=60).result(timeout=61) == "third"
+    assert list((tmp_path / "messages" / "raftplug" / "directory").iterdir()) == []
+
+
+def test_from_the_command_line_the_transport_of_the_documentation_works_too(installed: Any, tmp_path: Path) -> None:
+    installed("files-plugin", TRANSPORT)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    where = ("--redis", f"files://{tmp_path}/messages")
+    node = Running(
+        tmp_path / "log", "node", "--id", "n1", "--peers", "n1", "--machine", "kv", "--data-dir", str(tmp_path / "n1"),
+        "--bootstrap", *where, PYTHONPATH=path,
+    )  # fmt: skip
+    try:
+        node.wait_for_line("leads in term 1")
+        node.wait_for_line("no cluster key: frames are not signed, and any process that can use this transport")
+        put, get = '{"op":"put","key":"a","value":1}', '{"op":"get","key":"a"}'
+        succeeded(raftplug_command("propose", *where, put, PYTHONPATH=path))
+        assert succeeded(raftplug_command("read", *where, get, PYTHONPATH=path)).stdout == "1\n"
+        assert "leader n1" in succeeded(raftplug_command("status", *where, PYTHONPATH=path)).stdout
+    finally:
+        assert node.end(15) == 0
 
 
 # -- the command line ----------------------------------------------------------------------------------------------
