@@ -9,10 +9,10 @@
 where its modules came from, and that is checked).  First come seeds with only the faults that the bug is about, if it
 names some; then its tests, if it names some, else seeds that choose their own faults.
 
-Killed means that a named invariant or the liveness phase of the simulator failed, with a seed, or that a named test
-failed by an assertion, by `pytest.fail` or by an error of `raftplug.errors`, and passes on the tree without the bug.
-An import error, a crash of the harness or a time-out is an error, and no kill.  The unmutated source and two changes
-that change nothing must survive.
+Killed means that a named invariant or the liveness phase of the simulator failed, with a seed that finds nothing on the
+tree without the bug; or that a named test failed by an assertion, by `pytest.fail` or by an error of `raftplug.errors`,
+and passes on the tree without the bug.  An import error, a crash of the harness or a time-out is an error, and no kill.
+The unmutated source and two changes that change nothing must survive.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ from raftplug.testing import simulation
 import logging
 logging.disable(logging.CRITICAL)
 gc.set_threshold(50_000, 20, 100)
-count, faults = int(sys.argv[1]), sys.argv[2:] or None
+first, count, faults = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:] or None
 namespace = core.load("python")
-for seed in range(count):
+for seed in range(first, first + count):
     report = simulation.Simulation(seed, core=namespace, nodes=[5, 3][seed % 2], faults=faults).run()
     if report.violation is not None:
         break
-print(json.dumps({"path": raftplug.__file__, "seeds": seed + 1, "violation": report.violation}))
+print(json.dumps({"path": raftplug.__file__, "seeds": seed - first + 1, "violation": report.violation}))
 """
 
 TESTS_CHILD = """
@@ -137,10 +137,15 @@ def _planted(mutant: Mutant | None) -> Iterator[Path]:
 
 
 def _run_seeds(tree: Path, count: int, faults: Sequence[str], result: dict[str, Any]) -> None:
-    """Run seeds until one finds something."""
-    found = _child(tree, SEEDS_CHILD, [str(count), *faults])
+    """Run seeds until one finds something, which it must not find without the bug."""
+    found = _child(tree, SEEDS_CHILD, ["0", str(count), *faults])
     result["seeds"] += found["seeds"]
     if found["violation"]:
+        seed = found["seeds"] - 1
+        with _planted(None) as clean:
+            violation = _child(clean, SEEDS_CHILD, [str(seed), "1", *faults])["violation"]
+        if violation is not None:
+            raise _Failed(f"without the bug, seed {seed}, faults {','.join(faults) or 'its own'}: {violation}")
         result |= {"outcome": "killed", "by": "simulator", "why": found["violation"]}
 
 
