@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import logging
+import os
 import re
+import shlex
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -486,3 +491,52 @@ def test_what_a_state_machine_said_keeps_its_words() -> None:
     assert output.with_options("monkey= my_id= key=5 id=x bootstrap=Truely") == (
         "monkey= my_id= key=5 id=x bootstrap=Truely"
     )
+
+
+# -- the documentation, as it stands ---------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "docs/plugins.md", "docs/groups.md", "plugins/raftplug-kv/README.md")
+
+
+def test_the_start_of_three_nodes_in_the_readme_can_be_pasted(valkey_server: EmbeddedServer, tmp_path: Path) -> None:
+    block = next(each for each in (ROOT / "README.md").read_text().split("```") if "for n in n1 n2 n3" in each)
+    lines = block.replace("redis://localhost:6379", valkey_server.url).strip().splitlines()
+    pasted = lines[: next(at for at, line in enumerate(lines) if "members replace" in line)]
+    assert len(pasted) >= 7
+    command, here = tmp_path / "bin" / "raftplug", tmp_path / "here"
+    command.parent.mkdir()
+    here.mkdir()
+    command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m raftplug "$@"\n')
+    command.chmod(0o755)
+    script = "\n".join(["trap 'kill $(jobs -p); wait' EXIT", *pasted[:2], "set -e", *pasted[2:]])
+    environment = {**os.environ, "PATH": f"{command.parent}{os.pathsep}{os.environ['PATH']}"}
+    shell = subprocess.Popen(
+        ["bash", "-c", script],
+        cwd=here,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        said, errors = shell.communicate(timeout=100)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(shell.pid, signal.SIGKILL)  # What it started is in a session of its own.
+    assert shell.returncode == 0, (said, errors)
+    words = said.splitlines()
+    assert words[:2] == ["null", "1"]
+    assert any(line.startswith("group kv: leader ") for line in words)
+    assert sorted(path.name for path in here.iterdir()) == ["kv-n1", "kv-n2", "kv-n3"]
+
+
+def test_no_two_examples_of_the_documentation_share_a_data_directory() -> None:
+    directories: list[str] = []
+    for page in PAGES:
+        text = (ROOT / page).read_text()
+        directories += re.findall(r"raftplug node [^\n]*--data-dir (\S+)", text)
+        directories += [found for found in re.findall(r'data_dir="([^"]+)"', text) if page == "README.md"]
+    assert len(directories) >= 5
+    assert len(set(directories)) == len(directories), directories
