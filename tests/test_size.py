@@ -34,7 +34,7 @@ FLOORS = (
     },
     {"directory", "configuration", "sessions", "results", "cluster", "keys", "divergence", "_core_py"},
     {"redis_directory", "redis_check"},
-    {"raft", "requester", "quiescence", "hooks", "redis_streams", "founding"},
+    {"raft", "requester", "quiescence", "stuck", "hooks", "redis_streams", "founding"},
     {"hot_path"},
     {"core", "plugins"},
     {"rows"},

@@ -13,6 +13,7 @@ from raftplug.frames import decode_frame
 from raftplug.node import _FRAME_BYTES
 from raftplug.settings import Settings
 from raftplug.storage import MemoryStorage, Write
+from raftplug.stuck import TIMEOUTS
 from raftplug.threads import run_here
 from test_fake_clock import GROUP, IDS, World
 
@@ -60,6 +61,50 @@ def test_a_leader_whose_disk_is_full_leaves_the_lead_to_who_has_space(world: Wor
     world.until(lambda: world.machines[old].value == world.machines[new].value)
     world.until(lost.done)
     assert not any("disk full" in each for each in world.nodes[old].drivers[GROUP].status()["problems"])
+
+
+def test_a_full_disk_that_shows_when_no_group_writes_costs_the_lead_once_one_would(world: World) -> None:
+    """Found by `raftplug sim --seed 20 --events 1000 --faults disk_full`: what was to be written waited for ever."""
+    old = world.elect()
+    world.result(world.propose(old, {"add": 1}))
+    world.run(500)
+    disk_of(world, old).is_full = True
+    world.nodes[old]._senders.unkept = True  # It has heard a new life of some node, and nothing else.
+    world.run(100)
+    world.propose(old, {"add": 1})
+    world.until(lambda: world.leader() not in (None, old), 6 * world.settings.election_timeout_ms)
+
+
+def test_a_leader_whose_disk_hangs_gives_up_the_lead_and_not_before_a_slow_one_would_be_done(core: Any) -> None:
+    world = World(core)
+    old = world.elect()
+    world.result(world.propose(old, {"add": 1}))
+    world.stuck[old] = []
+    world.propose(old, {"add": 1})
+    patience = TIMEOUTS * world.settings.election_timeout_ms
+    world.run(patience - 100)
+    assert world.leader() == old
+    world.until(lambda: world.leader() not in (None, old), 5 * world.settings.election_timeout_ms)
+    new = world.leader()
+    assert new is not None
+    assert world.result(world.propose(new, {"add": 1})) == 3
+
+
+def test_a_leader_whose_machine_is_stuck_hands_over_and_waits_longer_each_time(core: Any) -> None:
+    world = World(core)
+    jobs: list[Any] = []
+    for id in IDS:
+        world.boot(id, apply_executor=lambda job, done: jobs.append((job, done)))
+    old = world.elect()
+    patience = TIMEOUTS * world.settings.election_timeout_ms
+    led = [old]
+    for _ in range(20 * patience // 50):
+        world.run(50)
+        leader = world.leader()
+        if leader is not None:
+            world.propose(leader, {"add": 1})  # It is not quiet.
+            led += [leader] if leader != led[-1] else []
+    assert 3 <= len(led) <= 12  # It is stuck everywhere: they soon try less and less often.
 
 
 def test_a_disk_that_was_full_is_tried_again_now_and_then_and_not_all_the_time(world: World) -> None:

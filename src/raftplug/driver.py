@@ -79,6 +79,7 @@ from raftplug.settings import Settings
 from raftplug.snapshots import ReadPiece, Snapshots
 from raftplug.state_machine import TransitionAbandonedReason, TransitionState
 from raftplug.storage import Piece, Stored, StoredSnapshot, Write
+from raftplug.stuck import Stuck, heard
 from raftplug.threads import Executor, run_here
 
 _logger = logging.getLogger("raftplug")
@@ -239,6 +240,7 @@ class Driver:
         self._is_watched = is_watched
         self._then: Callable[[Any], None] | None = None  # What follows the machine's job; None while it has none.
         self._result: Any = None
+        self._working_since = 0
         self._notes: list[tuple[int, int, int, bytes, TransitionState]] = []  # What the machine is to be told.
         self._again = False  # A turn must follow at once.
         self._writing_own: StoredSnapshot | None = None
@@ -326,6 +328,7 @@ class Driver:
         self._heard_storages: dict[Id, bytes] = {}  # Of those who answered us in this term.
         self._life_of = life_of
         self.quiescence = Quiescence(self.raft, settings, send, heard_at, is_lost)
+        self._stuck = Stuck(self.raft, settings)
         self.requester = Requester(settings=settings, generator=generator, send=self._send_request)
         self._notice_configuration()
         self._load_stored()
@@ -469,6 +472,9 @@ class Driver:
         Returns: what to make durable; `written` must follow before the next one is asked for.
         """
         self.raft.tick(now)
+        stuck = self._stuck.turn(now, self._working_since if self._then is not None else None, self._diverged)
+        if stuck is not None:
+            _logger.error("group %s: the %s of this node is stuck: it gives up leadership", self.group, stuck)
         self.requester.tick(now)
         self._expire(now)
         self._tick_snapshots(now)
@@ -1157,6 +1163,7 @@ class Driver:
             self._pace.end()
 
         self._then = then
+        self._working_since = int(self.raft.now)
         self._executor(run, self._ran)
 
     def _ran(self, error: BaseException | None) -> None:
@@ -1315,14 +1322,10 @@ class Driver:
         self._reads.clear()
         raft = self.raft
         if raft.role == LEADER and raft.transferee is None:
-            oldest = int(raft.now) - 1000 * self.settings.election_timeout_ms
-            configuration = raft.configuration
-            others = [id for id in configuration.voters if configuration.may_lead(id)]
-            others = [id for id in others if id != self.id and id not in self._diverged]
-            heard = [id for id in others if raft.progress[id].contact > oldest]
-            if heard:  # One after the other: who was asked last may be unable to win (sim seed 502232).
+            others = heard(raft, int(raft.now) - 1000 * self.settings.election_timeout_ms, self._diverged)
+            if others:  # One after the other: who was asked last may be unable to win (sim seed 502232).
                 self._handed_over += 1
-                raft.transfer(heard[self._handed_over % len(heard)])
+                raft.transfer(others[self._handed_over % len(others)])
 
     def _refusal(self) -> RaftplugError:
         if self.is_witness:

@@ -550,7 +550,8 @@ class NodeLoop:
             _logger.error("%s", error)
             self._retry_at = self._clock() + _RETRY_WRITE_US
             self.refused["disk full: this node acknowledges nothing until there is space"] = 1
-            for driver, _ in self._writing:
+            # Also those whose writes wait for this one, which may hold nothing but the lives that were heard.
+            for driver in dict.fromkeys([*(driver for driver, _ in self._writing), *self._unwritten.values()]):
                 self.attend(driver)
                 driver.raft.resign()
             return

@@ -92,13 +92,14 @@ class Liveness(Part):
             elif not written:
                 written, future = True, client.propose({"op": "add", "key": key, "value": 1})
             elif (
-                self._converged(chosen)
+                self.converged(chosen)
                 and all(self.world.companions.agree(chosen, *each) for each in adds.items())
                 and not self._unwanted()
             ):
                 self.world.companions.check_counters()
                 self._divergence(chosen, client)
                 self.world.settled.reach(chosen)
+                self.world.broken.reach(client)
                 return
         if self._unwanted():
             raise Violation(f"identity: {', '.join(self._unwanted())} runs on, though all others know a later life")
@@ -185,7 +186,8 @@ class Liveness(Part):
                 self.world.network.cut_until[bridged, id] = self.world.network.cut_until[id, bridged] = NEVER
         return bridged
 
-    def _converged(self, chosen: list[Process]) -> bool:
+    def converged(self, chosen: list[Process]) -> bool:
+        """Whether these hold the same, and no change of the members is under way."""
         leading = self.world.leaders()
         if not leading:
             return False

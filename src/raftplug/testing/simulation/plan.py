@@ -44,6 +44,7 @@ class Plan:
         witnesses: which of them are witnesses.
         reluctant: which of them prefers not to lead, where there is that fault.
         named: whether there is a client whose session has a name.
+        breaks: whether something stays broken in the end: see `broken`.
     """
 
     faults: frozenset[str]
@@ -60,6 +61,7 @@ class Plan:
     witnesses: set[str]
     reluctant: str
     named: bool
+    breaks: bool
 
 
 def draw(seed: int, chance: random.Random, nodes: int, operations: int, faults: Sequence[str] | None) -> Plan:
@@ -140,4 +142,5 @@ def draw(seed: int, chance: random.Random, nodes: int, operations: int, faults: 
         witnesses=set(witnesses),
         reluctant=chance.choice(ids),
         named=chance.random() < 0.5,
+        breaks=faults is not None or chance.random() < 0.3,
     )

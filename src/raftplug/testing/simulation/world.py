@@ -12,6 +12,7 @@ from raftplug import core as chosen_core
 from raftplug.constants import LEADER
 from raftplug.frames import Id, cluster_uuid
 from raftplug.testing.simulation.answers import Answers
+from raftplug.testing.simulation.broken import Broken
 from raftplug.testing.simulation.callers import Callers
 from raftplug.testing.simulation.client import Client
 from raftplug.testing.simulation.companions import Companions
@@ -82,6 +83,7 @@ class Simulation:
         self.faults = Faults(self)
         self.liveness = Liveness(self)
         self.settled = Settled(self)
+        self.broken = Broken(self)
         founders, witnesses = self.plan.founders, self.plan.witnesses
         self.uuid = cluster_uuid(GROUP, founders)
         self.processes: dict[Id, Process] = {}
