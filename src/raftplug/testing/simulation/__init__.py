@@ -15,7 +15,8 @@ elect, commit and converge.
 that (`account`), the `machines` that it runs and an `observer`; `network` and `messages` lie between processes;
 `client` and `callers` ask; `ledger` compares what they are told of each transition with what became of it, `answers`
 what they read, and `deadlines` sees to it that each of them is told in time; `faults` happen, `invariants` must hold,
-also of `companions`, and `liveness` returns; in the end everything is `settled`, or something stays `broken`; `report` is what comes out.
+also of `companions`, and `liveness` returns; in the end everything is `settled`, or something stays `broken`; `report`
+is what comes out.
 """
 
 from raftplug.testing.simulation.disk import SimulatedRows
