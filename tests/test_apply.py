@@ -456,19 +456,20 @@ class Measured(SlowWorld):
     """What a transition takes by the clock, and what of that its thread computes and waits for, are told apart."""
 
     def __init__(self, core: Any) -> None:
-        self.cpu_us = self.waits = 0
+        self.cpu_us = self.waits = self.held_up_us = 0
         super().__init__(core)
 
     def boot(self, id: str, **more: Any) -> None:
-        super().boot(id, used=lambda: (self.cpu_us, self.waits), **more)
+        super().boot(id, used=lambda: (self.cpu_us, self.waits, self.held_up_us), **more)
 
-    def apply(self, ms: int, *, computes: bool = False, waits: bool = False) -> None:
+    def apply(self, ms: int, *, computes: bool = False, waits: bool = False, held_up_ms: int = 0) -> None:
         leader, machine = self.elect(), type(self.machines[IDS[0]])
         original = machine.apply_transition
 
         def measured(counter: Any, transition: Any) -> int:
             self.cpu_us += 1_000 * ms * computes
             self.waits += waits
+            self.held_up_us += 1_000 * held_up_ms
             return original(counter, transition)
 
         machine.apply_transition = measured  # type: ignore[method-assign]
@@ -483,6 +484,7 @@ def test_a_machine_is_slow_by_the_cpu_time_of_its_thread_and_not_by_the_clock(co
     world = Measured(core)
     for _ in range(20):
         world.apply(30)  # Another process has the CPU.
+        world.apply(80, waits=True, held_up_ms=77)  # Another thread has the interpreter.
     assert world.modes() == {"loop"}
     world.apply(6, computes=True)
     world.until(lambda: world.modes() == {"thread"})

@@ -281,8 +281,7 @@ def wait_in_a_machine(url: str, base: str, slow: bool) -> None:
         futures = [client.propose_async(1, PATIENCE_S), client.read_async(None, PATIENCE_S)]
         for future in futures:
             future.result()
-        client._loop.call(client._loop.ask, "snapshot", type(futures[0])(), 1 << 62, [None], "n1")
-        servers.wait_until(lambda: "create_snapshot: Node.read" in machine.called, "a snapshot")
+        client.snapshot("n1", PATIENCE_S)
         machine.calls = {}
         for _ in range(4):
             client.propose(1, PATIENCE_S)

@@ -27,6 +27,7 @@ from processes import story
 from raftplug import errors, forks
 from raftplug.embedded import EmbeddedServer
 from raftplug.events import Subscription
+from raftplug.storage import SQLiteStorage
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here"),
@@ -193,7 +194,7 @@ def use_while_locks_are_held(url: str, data_dir: str) -> None:
         plugins = raftplug.plugins.default()
         locks: list[Any] = [subscription._lock, node._events._lock, raftplug.plugins._default_lock, plugins._lock]
         locks += [registering, node._storage._lock]  # type: ignore[union-attr]
-        locks += [node._storage._rows._read_lock, node._callbacks._starting]  # type: ignore[union-attr]
+        locks += [node._storage._rows.read_lock, node._callbacks._starting]  # type: ignore[union-attr]
         assert None not in locks
         held, release = threading.Event(), threading.Event()
 
@@ -230,6 +231,31 @@ def test_a_child_that_was_forked_while_threads_held_locks_is_refused_uses_its_ow
     core: SimpleNamespace, valkey_server: EmbeddedServer, tmp_path: Path
 ) -> None:
     story(core, use_while_locks_are_held, valkey_server.url, tmp_path / "n1")
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_fork_waits_until_no_thread_is_inside_the_storage_but_not_for_ever(tmp_path: Path, hangs: bool) -> None:
+    """SQLite has locks of its own: one that a thread holds at the fork would be held in the child for ever."""
+    storage = SQLiteStorage(tmp_path / "n1", "n1", cluster=bytes(16), bootstrap=True)
+    inside, leave, left = threading.Event(), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with storage._lock:
+            inside.set()
+            leave.wait(PATIENCE_S if hangs else 0.3)
+            left.set()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert inside.wait(PATIENCE_S)
+    began = time.monotonic()
+    said = in_child(lambda: assert_(left.is_set() is not hangs))
+    assert said == "" and time.monotonic() - began < 1.0 + AT_ONCE_S
+    leave.set()
+    holder.join()
+    with storage._lock, storage._rows.read_lock:  # type: ignore[attr-defined]
+        pass  # The parent has let go of both.
+    storage.close()
 
 
 def use_multiprocessing(url: str, data_dir: str) -> None:

@@ -99,13 +99,14 @@ def test_a_machine_that_computes_or_waits_gets_a_thread_and_comes_back_when_it_i
 
 
 def test_what_a_thread_computes_and_how_often_it_waits_is_told_apart() -> None:
-    used = pace.used_by_thread()
-    cpu, waits = used()
+    used = pace.used_by_thread(lambda: 7)
+    cpu, waits, held_up_us = used()
+    assert held_up_us == 7
     began = time.monotonic()
     while time.thread_time() < cpu / 1e6 + 0.05 and time.monotonic() - began < PATIENCE_S:
         pass
-    computed, _ = used()
+    computed, _, _ = used()
     assert 45_000 < computed - cpu < 80_000
     time.sleep(0.05)
-    slept, later = used()
+    slept, later, _ = used()
     assert slept - computed < 20_000 and later > waits

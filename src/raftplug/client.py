@@ -805,7 +805,7 @@ class Client(forks.OfOneProcess):
         self._finalizer()
         if threading.current_thread() is not self._thread:
             self._thread.join()
-            if threads.here.owner is not self._runner:
+            if not threads.here.is_own:
                 self._runner.callbacks.join(_FINISH_S)
 
     def __enter__(self) -> Client:
@@ -819,7 +819,8 @@ class Client(forks.OfOneProcess):
         return self.__enter__()
 
     async def __aexit__(self, *_: object) -> None:
-        await threads.beside(self.close)
+        if self._refused is None:  # Else this is a child, whose asyncio loop is its parent's, too.
+            await threads.beside(self.close)
 
     def _submit(self, function: Callable[..., None], timeout: float | None, *arguments: Any) -> Future:
         """Have the loop call function([first argument,] future, deadline[, other arguments])."""
@@ -852,7 +853,7 @@ class _Runner:
         self._generation = forks.generation
         self._stopping = False
         self._ended = False
-        self.callbacks = threads.Worker(f"raftplug-callbacks-{group}", owner=self)
+        self.callbacks = threads.Worker(f"raftplug-callbacks-{group}")
 
     @staticmethod
     def clock() -> int:
@@ -870,7 +871,7 @@ class _Runner:
 
     def run(self) -> None:
         here = threads.here
-        here.owner, here.may_wait, here.callbacks = self, False, self.callbacks
+        here.is_own, here.may_wait, here.callbacks = True, False, self.callbacks
         loop, failures = self._loop, 0
         while not self._stopping:
             try:

@@ -170,13 +170,11 @@ class Events:
     Args:
         node: its id.
         plugins: whose hooks are called, those of each plugin in a thread of their own.
-        owner: whom the threads belong to: see `threads.here`.
     """
 
-    def __init__(self, node: Id, plugins: Plugins, owner: object = None) -> None:
+    def __init__(self, node: Id, plugins: Plugins) -> None:
         self._node = node
         self._plugins = plugins
-        self._owner = owner
         self._lock = threading.RLock()
         self._subscriptions: tuple[Subscription, ...] = ()
         self._of_plugins: dict[str, Subscription] = {}  # Begun with the first event that the plugin observes.
@@ -267,7 +265,7 @@ class Events:
 
     def _begin(self, subscription: Subscription, callback: Callable[[Event], object]) -> None:
         name = f"raftplug-events-{self._node}"
-        thread = threads.start(name, call_for_each, subscription, callback, self._owner)
+        thread = threads.start(name, _observe, subscription, callback)
         self._threads = [*(each for each in self._threads if each.is_alive()), thread]
 
     def _tell(self, plugin: str, event: Event) -> None:
@@ -279,9 +277,8 @@ class Events:
         self._plugins.events(_HOOK + event.kind, only=plugin, node=event.node, **more, **event.details)
 
 
-def call_for_each(subscription: Subscription, callback: Callable[[Event], object], owner: object = None) -> None:
+def call_for_each(subscription: Subscription, callback: Callable[[Event], object]) -> None:
     """Call a function with each event until the subscription ends; one that raises gets the next one all the same."""
-    threads.here.owner = owner
     generation, has_raised = forks.generation, False
     for event in subscription:
         try:
@@ -292,3 +289,8 @@ def call_for_each(subscription: Subscription, callback: Callable[[Event], object
                 log_raised(_logger, raised, "an observer of events raised, and will not be logged again")
         if generation != forks.generation:
             return  # In a child that the observer forked.
+
+
+def _observe(subscription: Subscription, callback: Callable[[Event], object]) -> None:
+    threads.here.is_own = True
+    call_for_each(subscription, callback)

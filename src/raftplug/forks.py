@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
+import time
 import weakref
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from raftplug.errors import InvalidArgument
+
+_PAUSE_S: Final = 1.0
 
 
 class _Follower(Protocol):
@@ -24,11 +28,17 @@ generation = 0
 """How many forks lie between this process and the one that imported this module first."""
 
 _followed: weakref.WeakSet[Any] = weakref.WeakSet()
+_held: dict[int, list[Any]] = {}  # By the thread that forks.
 _kept: list[object] = []
 
 
 def follow(follower: _Follower) -> None:
-    """Call `follower.forked()` in each child that this process forks, once, while the object lives."""
+    """Call `follower.forked()` in each child that this process forks, once, while the object lives.
+
+    If it has a method `held_over_fork`, the locks that this returns, in the order in which others take them, are held
+    during each fork: so no other thread is inside a library that has locks of its own, which would stay locked in the
+    child.  A fork waits a second at most for all of them.
+    """
     _followed.add(follower)
 
 
@@ -71,9 +81,25 @@ def keep_for_ever(thing: object) -> None:
     _kept.append(thing)
 
 
+def _before() -> None:
+    held = _held.setdefault(threading.get_ident(), [])
+    until = time.monotonic() + _PAUSE_S
+    for follower in list(_followed):
+        if hasattr(follower, "held_over_fork"):
+            for lock in follower.held_over_fork():
+                if lock.acquire(timeout=max(0.0, until - time.monotonic())):
+                    held.append(lock)
+
+
+def _forked_in_parent() -> None:
+    for lock in reversed(_held.pop(threading.get_ident(), [])):
+        lock.release()
+
+
 def _forked() -> None:
     global generation
     generation += 1
+    _held.clear()
     for follower in list(_followed):
         with contextlib.suppress(Exception):  # The others follow all the same.
             follower.forked()
@@ -81,4 +107,4 @@ def _forked() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+    os.register_at_fork(before=_before, after_in_parent=_forked_in_parent, after_in_child=_forked)

@@ -194,6 +194,7 @@ class Future:
     def __await__(self) -> Generator[Any, None, Any]:
         if self._value is _PENDING:
             self._require_setter()
+            threads.require_waiting("await of a future", "add_done_callback")
             import asyncio  # Here, since who awaits has it loaded already and nobody else needs it.
 
             loop = asyncio.get_running_loop()

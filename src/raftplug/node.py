@@ -834,7 +834,7 @@ class Node(forks.OfOneProcess):
         for name in groups:
             check_group(name)
         self._plugins = plugins or default()
-        self._events = Events(id, self._plugins, self)
+        self._events = Events(id, self._plugins)
         self._machines = {
             name: self._plugins.machine(given) if isinstance(given, str) else given for name, given in groups.items()
         }
@@ -858,7 +858,7 @@ class Node(forks.OfOneProcess):
         self._loop: NodeLoop | None = None
         self._thread: LoopThread | None = None
         self._workers: dict[str, Worker] = {}  # Of each group whose state machine ever had a thread of its own.
-        self._callbacks = Worker(f"raftplug-callbacks-{self.id}", owner=self)
+        self._callbacks = Worker(f"raftplug-callbacks-{self.id}")
         self._stopping = False
         self.failure: BaseException | None = None
         """Why the node stopped by itself; None while it runs or when it was stopped."""
@@ -878,14 +878,13 @@ class Node(forks.OfOneProcess):
         if self._thread is not None:
             raise InvalidArgument("a node is started once: make a new one")
         storage = self._storage or self._open_storage()
-        store = Worker(f"raftplug-store-{self.id}", owner=self, may_wait=False)
+        store = Worker(f"raftplug-store-{self.id}", may_wait=False)
         thread = self._thread = LoopThread(
             f"raftplug-{self.id}",
             run=lambda: self._run(loop, thread),
             end=lambda error: self._end(loop, storage, store, error),
             hand_back=lambda done, error: loop.call(done, error),
             patience_s=self._settings.heartbeat_ms / 2000,
-            owner=self,
             callbacks=self._callbacks,
         )
         cluster = self._cluster
@@ -921,7 +920,7 @@ class Node(forks.OfOneProcess):
                 keys=self._keys,
                 apply_executor=lambda job, done: thread.execute(job, done),
                 own_thread=self._new_worker,
-                used=used_by_thread(),
+                used=used_by_thread(lambda: thread.held_up_us),
             )
             storage.begin()  # Last: a start that is refused has written nothing.
         except BaseException as error:
@@ -945,14 +944,14 @@ class Node(forks.OfOneProcess):
         """Stop cleanly: a leader hands over first.  What is pending gets OutcomeUnknown.
 
         It waits until the node has stopped; then 5 seconds at most for observers to see the last events, and for
-        callbacks of futures.  Called by a state machine, or a query, of this node it returns before.
+        callbacks of futures, unless it is called by one of those.  In a state machine, or a query, it returns at once.
         """
         self._require_own_process()
         thread, loop = self._thread, self._loop
         if thread is None or loop is None:
             self._stopping = True
             return
-        if not threads.here.may_wait and threads.here.owner is self:
+        if not threads.here.may_wait:
             with contextlib.suppress(Unavailable):
                 threads.start(f"raftplug-stop-{self.id}", self.stop)
                 return
@@ -993,12 +992,11 @@ class Node(forks.OfOneProcess):
         """Wait until the node has stopped, at most `timeout` seconds (None: no limit); True if it has.
 
         Raises:
-            InvalidArgument: `timeout` is no number of seconds; or in a state machine, or a query, of this node.
+            InvalidArgument: `timeout` is no number of seconds; or this is called by a state machine, or a query.
         """
         self._require_own_process()
         limit = seconds(timeout, past=True)
-        if threads.here.owner is self:
-            threads.require_waiting("join", "subscribe, or another thread")
+        threads.require_waiting("join", "another thread")
         if self._thread is not None:
             if not self._thread.join(None if limit is None else min(limit, threading.TIMEOUT_MAX)):
                 return False
@@ -1016,7 +1014,10 @@ class Node(forks.OfOneProcess):
         return await threads.opened(self.start, self.stop)
 
     async def __aexit__(self, kind: object, *_: object) -> None:
-        await threads.beside(lambda: self.__exit__(kind))
+        if self._refused is not None:
+            self.__exit__(kind)  # In a child, whose asyncio loop is its parent's, too.
+        else:
+            await threads.beside(self.stop)
 
     # ------------------------------------------------------------------- use
 
@@ -1252,8 +1253,8 @@ class Node(forks.OfOneProcess):
         self._callbacks.stop(0)
 
     def _finish_observers(self) -> None:
-        """Wait for observers and callbacks to see what has ended, but not for ever, and not in one of their threads."""
-        if threads.here.owner is not self:
+        """Wait for observers and callbacks to see what has ended, but not for ever, and not in any of their threads."""
+        if not threads.here.is_own:
             until = time.monotonic() + _FINISH_S
             self._events.close(_FINISH_S)
             self._callbacks.join(max(0.0, until - time.monotonic()))
@@ -1271,7 +1272,7 @@ class Node(forks.OfOneProcess):
     def _new_worker(self, group: str) -> Executor:
         worker = self._workers.get(group)
         if worker is None:
-            worker = Worker(f"raftplug-apply-{self.id}-{group}", owner=self, may_wait=False)
+            worker = Worker(f"raftplug-apply-{self.id}-{group}", may_wait=False)
             worker.start()
             self._workers[group] = worker
         return worker.submit

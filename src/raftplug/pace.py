@@ -3,7 +3,9 @@
 What it computes is judged by the CPU time of its thread, so that a busy host, or another thread that has the
 interpreter, makes no machine slow.  What it waits for (a disk, a lock, `sleep`) costs no CPU time, and holds up the
 loop all the same.  That is seen by the clock, where the thread gave up the CPU by itself: at once, if one job waited
-as long as a loop may be held up, else after many jobs in a row of which each waited long enough to be slow.
+as long as a loop may be held up, else after many jobs in a row of which each waited long enough to be slow.  A thread
+that wants the interpreter gives up the CPU, too: so what another thread of the process was held up meanwhile, which
+only wants to wake at regular times, is not counted.
 """
 
 from __future__ import annotations
@@ -21,21 +23,26 @@ _AGAIN_US: Final = 60_000_000  # What is slow so soon after it came back stays a
 _IN_A_ROW: Final = 8
 _RETRY_US: Final = 1_000_000  # Where no thread could be started, the next attempt is made after so long.
 
-Used = Callable[[], tuple[int, int]]
-"""The CPU time of the caller's thread, µs, and how often it has given up the CPU by itself."""
+Used = Callable[[], tuple[int, int, int]]
+"""The CPU time of the caller's thread, µs; how often it has given up the CPU by itself; and what other threads of the
+process were held up, µs, by whatever holds up all of them."""
 
 
-def used_by_thread() -> Used:
-    """The measure of this system: threads other than the caller's cost nothing in it."""
+def used_by_thread(held_up_us: Callable[[], int] = lambda: 0) -> Used:
+    """The measure of this system.
+
+    Args:
+        held_up_us: the third of its numbers.
+    """
     try:
         from resource import RUSAGE_THREAD, getrusage
     except ImportError:
         # Not Linux: it cannot be told from a wait that another thread, or process, had the CPU.
-        return lambda: (time.thread_time_ns() // 1000, time.monotonic_ns())
+        return lambda: (time.thread_time_ns() // 1000, time.monotonic_ns(), held_up_us())
 
-    def used() -> tuple[int, int]:
+    def used() -> tuple[int, int, int]:
         # The times of getrusage may be as old as the kernel's last tick.
-        return time.thread_time_ns() // 1000, getrusage(RUSAGE_THREAD).ru_nvcsw
+        return time.thread_time_ns() // 1000, getrusage(RUSAGE_THREAD).ru_nvcsw, held_up_us()
 
     return used
 
@@ -58,8 +65,8 @@ class Pace:
         self.took_ms = 0
         self._clock = clock
         self._patience_us = patience_us
-        self._used = used or (lambda: (clock(), 0))
-        self._began = self._seen = self._cpu_began = self._cpu = self._waits = 0
+        self._used = used or (lambda: (clock(), 0, 0))
+        self._began = self._seen = self._cpu_began = self._cpu = self._waits = self._held_up_us = 0
         self._slowest_us = 0  # CPU time of one thing, since the last judgement.
         self._waited_us = 0  # What the last job waited, if that was slow.
         self._row = 0  # How many such jobs came one after the other.
@@ -70,7 +77,7 @@ class Pace:
     def begin(self) -> None:
         """A job begins, in this thread."""
         self._began = self._seen = self._clock()
-        self._cpu, self._waits = self._used()
+        self._cpu, self._waits, self._held_up_us = self._used()
         self._cpu_began = self._cpu
 
     def did(self, count: int = 1) -> int:
@@ -80,7 +87,7 @@ class Pace:
         # A mean, since of several things nothing else is known.  CPU time is asked for, which costs a system call, only
         # where it can matter; in a thread of its own, so that what came before is not counted.
         if took > self._slowest_us * count or self.on_thread:
-            cpu, _ = self._used()
+            cpu, _, _ = self._used()
             spent, self._cpu = min(took, cpu - self._cpu), cpu
             self._slowest_us = max(self._slowest_us, spent // count)
         return now
@@ -89,8 +96,8 @@ class Pace:
         """The job is done, in the thread in which it began."""
         took, self._waited_us = self._clock() - self._began, 0
         if took > SLOW_US:
-            cpu, waits = self._used()
-            idle = took - (cpu - self._cpu_began)
+            cpu, waits, held_up_us = self._used()
+            idle = took - (cpu - self._cpu_began) - (held_up_us - self._held_up_us)
             if waits > self._waits and idle > SLOW_US:
                 self._waited_us = idle
         self._row = self._row + 1 if self._waited_us else 0

@@ -207,7 +207,8 @@ class SQLiteRows(Transactional):
         self.where = path
         self._directory = directory
         self._since_checkpoint = 0
-        self._read_lock = threading.Lock()
+        self.read_lock = threading.Lock()
+        """Held while a thread reads, or closes."""
         # In this order: the last connection to be closed, also by the interpreter's end, can only read.  A writer would
         # move the write-ahead log into the database then, ignore every error, and delete it by its name.
         self._writer: sqlite3.Connection | None = None
@@ -270,7 +271,7 @@ class SQLiteRows(Transactional):
             raise Corrupt(f"{self.where} is damaged ({' '.join(str(verdict).split())}): {REPLACE}")
 
     def _check_all(self) -> None:
-        with self._read_lock, self._translated("read"):
+        with self.read_lock, self._translated("read"):
             self._check(self._opened(self._reader).execute, False)
 
     def _prepare(self, execute: Callable[[str], sqlite3.Cursor], synchronous: str) -> None:
@@ -354,7 +355,7 @@ class SQLiteRows(Transactional):
         return self._twice(lambda: self._read_once(query, arguments))
 
     def _read_once(self, query: str, arguments: Sequence[str | int]) -> list[Any]:
-        with self._read_lock, self._translated("read"):
+        with self.read_lock, self._translated("read"):
             rows: list[Any] = self._opened(self._reader).execute(query, arguments).fetchall()
         for row in rows:
             # SQLite keeps a type with each value: damage can make a number of a blob.
@@ -413,14 +414,14 @@ class SQLiteRows(Transactional):
 
         SQLite would write at the end of a connection, from what it knew at the fork; so there must be no end.
         """
-        self._read_lock = threading.Lock()  # A thread of the parent's may have had it.
+        self.read_lock = threading.Lock()  # A thread of the parent's may have had it.
         keep_for_ever((self._writer, self._reader))
         self._writer = self._reader = None
 
     def close(self) -> None:
         writer, self._writer = self._writer, None
         reader, self._reader = self._reader, None
-        with self._read_lock, self._translated("closed"):
+        with self.read_lock, self._translated("closed"):
             if writer is not None:
                 writer.interrupt()  # Before there is a reader: it must not move and delete the write-ahead log either.
                 writer.close()

@@ -974,6 +974,11 @@ class SQLiteStorage(RecordStorage):
             if self._failed is not None:
                 raise StorageFailed(self._failed)
 
+    def held_over_fork(self) -> list[Any]:
+        """What is locked while a thread is inside SQLite, which has locks of its own."""
+        rows = self._rows
+        return [self._lock, *([rows.read_lock] if isinstance(rows, SQLiteRows) else [])]
+
     def forked(self) -> None:
         """Let go of the directory, and leave everything as it is: for the child of a fork, in its only thread."""
         self._lock = threading.RLock()  # A thread of the parent's may have had it.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import queue
 import threading
 import time
@@ -32,17 +33,26 @@ class _Here(threading.local):
     """What the current thread is.
 
     Attributes:
-        owner: the node or client, or what stands for it, that the thread belongs to; None for a thread of the program.
+        is_own: whether a node or client started it; False in a thread of the program.
         may_wait: False in a thread that ends futures, or runs a state machine: there a wait could last for ever.
         callbacks: runs the callbacks of the futures that this thread ends; None runs them in this thread.
     """
 
-    owner: object = None
+    is_own = False
     may_wait = True
     callbacks: Worker | None = None
 
 
 here = _Here()
+
+
+def _forked() -> None:
+    """In a child: the thread that forked is now a thread of the program, whatever it was."""
+    here.is_own, here.may_wait, here.callbacks = False, True, None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 def require_waiting(what: str, remedy: str) -> None:
@@ -85,10 +95,9 @@ def start(name: str, target: Callable[..., object], *arguments: Any) -> threadin
 
 
 async def beside(job: Job) -> None:
-    """Run a job that waits in a thread of its own, while the asyncio loop goes on.
+    """Run a job that waits in a thread of its own, while the asyncio loop goes on; in this one if none can be started.
 
     Raises:
-        Unavailable: no thread could be started; the job was not run.
         BaseException: what the job raised.
     """
     import asyncio  # Here, since what runs in an asyncio loop has it loaded.
@@ -105,7 +114,11 @@ async def beside(job: Job) -> None:
         with contextlib.suppress(RuntimeError):  # The loop is closed: none awaits the job any more.
             loop.call_soon_threadsafe(finish, error)
 
-    start("raftplug-awaited", run)
+    try:
+        start("raftplug-awaited", run)
+    except Unavailable:
+        job()
+        return
     error = await ended
     if error is not None:
         raise error
@@ -146,13 +159,11 @@ class Worker:
 
     Args:
         name: of the thread.
-        owner: whom it belongs to: see `here`.
-        may_wait: whether its jobs may wait for the owner's futures.
+        may_wait: whether its jobs may wait: see `here`.
     """
 
-    def __init__(self, name: str, *, owner: object = None, may_wait: bool = True) -> None:
+    def __init__(self, name: str, *, may_wait: bool = True) -> None:
         self._name = name
-        self._owner = owner
         self._may_wait = may_wait
         self._jobs: queue.SimpleQueue[tuple[Job, Done | None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -209,7 +220,7 @@ class Worker:
         return not thread.is_alive()
 
     def _begin(self) -> None:
-        here.owner, here.may_wait = self._owner, self._may_wait
+        here.is_own, here.may_wait = True, self._may_wait
         self._run()
 
     def _run(self) -> None:
@@ -218,7 +229,7 @@ class Worker:
             job, done = task
             error = _outcome(job)
             if generation != forks.generation:
-                return  # In a child that the job forked: the owner's thread is the parent's.
+                return  # In a child that the job forked: this thread is the parent's.
             if done is not None:
                 done(error)
             elif error is not None:
@@ -244,7 +255,6 @@ class LoopThread:
         end: called once, by the thread that has the loop last, with the error that `run` raised or None.
         hand_back: has the loop call a function with an argument in its next turn; from any thread.
         patience_s: how long the jobs of a turn may keep the loop.
-        owner: whom the threads belong to: see `here`.
         callbacks: runs the callbacks of the futures that the loop ends; None runs them in the loop's thread.
     """
 
@@ -256,7 +266,6 @@ class LoopThread:
         end: Callable[[BaseException | None], None],
         hand_back: Callable[[Done, BaseException | None], None],
         patience_s: float,
-        owner: object = None,
         callbacks: Worker | None = None,
     ) -> None:
         self._name = name
@@ -264,8 +273,9 @@ class LoopThread:
         self._end = end
         self._hand_back = hand_back
         self._patience_s = patience_s
-        self._owner = owner
         self._callbacks = callbacks
+        self.held_up_us = 0
+        """What the thread that looks after the jobs woke later than it wanted to, in all, µs."""
         self._turn_began = 0.0
         self._job: tuple[list[None], float] = ([], 0.0)  # What pops the claim has the loop; and since when.
         self._kept: list[tuple[list[None], threading.Event]] = []  # The claims of jobs that took too long, until done.
@@ -341,7 +351,7 @@ class LoopThread:
 
     def _serve(self, watches: bool) -> None:
         """A thread of the loop: looks after its jobs, or has the loop, by turns."""
-        here.owner, here.may_wait, here.callbacks = self._owner, False, self._callbacks
+        here.is_own, here.may_wait, here.callbacks = True, False, self._callbacks
         self._may_run.wait()
         while True:
             if watches and not self._watch():
@@ -356,7 +366,11 @@ class LoopThread:
 
     def _watch(self) -> bool:
         """Look after the jobs.  Returns whether this thread has the loop now; else that has ended."""
-        while not self._ended.wait(self._patience_s):
+        while not self._ended.is_set():
+            until = time.monotonic() + self._patience_s
+            if self._ended.wait(self._patience_s):
+                return False
+            self.held_up_us += max(0, int((time.monotonic() - until) * 1e6))
             if self._callbacks is not None:
                 self._callbacks.tend()
             claim, since = self._job

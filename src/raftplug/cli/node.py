@@ -9,7 +9,6 @@ import platform
 import queue
 import signal
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from raftplug import threads
 from raftplug.cli import options, output
 from raftplug.errors import InvalidArgument, RaftplugError, Removed, StorageFailed, TransportError
 from raftplug.foreign import described, text_of
@@ -179,7 +179,7 @@ def _run_node(
     following = "no leader yet" if leader is None else "leading" if leader == id else f"following {leader}"
     carried = f"group {node.group}" if len(machines) == 1 else f"{len(machines)} groups"
     _logger.info("node of %s, %s core, %s", carried, chosen.name, following)
-    threading.Thread(target=_watch, args=(node, wishes), daemon=True).start()
+    threads.start("raftplug-ended", _watch, node, wishes)
     wishes.get()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # A second Ctrl-C ends what hangs.
     node.stop()
