@@ -18,10 +18,9 @@ SOURCE = Path(__file__).parent.parent / "src" / "raftplug"
 # From the ground up; a file may import only files of lower floors.
 FLOORS = (
     {"_cy", "_source", "constants", "errors", "version"},
-    {"forks", "foreign", "stream_ids"},
+    {"forks", "foreign", "stream_ids", "_refusals"},
     {"arguments", "threads"},
     {
-        "_refusals",
         "settings",
         "plain",
         "agenda",

@@ -1,12 +1,17 @@
 # cython: language_level=3, binding=False, embedsignature=True, embedsignature.format=clinic
+# cython: nonecheck=True, auto_pickle=False
 """The compiled core: `_core_py.py` over again as typed classes, and the rules of raft.py compiled over them.
 
 Entries lie one after the other in memory of our own, as they go over the wire; so replicating a range is one copy, and
 no Python object is made per entry but where a caller asks for a payload.  Little-endian is written out byte by byte
 (compilers make one instruction of it), so the bytes are the same on every machine.
 
-The docstrings of `_core_py.py` hold here too.  Directives are left at their safe defaults: they govern the included
-rules as well, where an unchecked index would be memory corruption.
+The docstrings of `_core_py.py` hold here too.  Directives are safe ones: they govern the included rules as well, where
+an unchecked index, or an attribute of None taken for one of an object, would be memory corruption.
+
+No call from Python ends the process, however odd it is (tests/odd_calls.py).  `__cinit__` runs once for each object,
+also for one that is made by `__new__` alone: it leaves a state in which every method answers or raises.  `__init__` may
+run again at any time.  No Python code runs between the look at a bound and the use of it.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact
 from cpython.mem cimport PyMem_RawFree, PyMem_RawRealloc
+from cpython.object cimport PyObject
 from libc.string cimport memcpy, memmove, memset
 
 from raftplug import _refusals as refusals
@@ -183,10 +189,12 @@ cdef inline long long whole(str name, object value) except -1:
 
 cdef long long place(str name, object value) except? -1:
     """The value of an int, or -1 if it can be no index: for methods that say themselves what is outside."""
-    cdef long long number = small(value)
-    if number < 0 and not isinstance(value, int):
+    cdef int overflow = 0
+    cdef long long number
+    if not isinstance(value, int):
         refusals.whole(name, value)
-    return number
+    number = PyLong_AsLongLongAndOverflow(value, &overflow)
+    return -1 if overflow or number < 0 else number
 
 
 cdef struct Entry:
@@ -225,7 +233,6 @@ cdef object malformed(const u8 *p, Py_ssize_t left, u64 index, u64 lowest, u64 h
 
 
 @cython.final
-@cython.auto_pickle(False)
 cdef class Log:
     """The entries of one replica that are not yet compacted away, base_index + 1 to last_index."""
 
@@ -246,10 +253,10 @@ cdef class Log:
     cdef bytes cut
     cdef long long cut_lo, cut_hi
 
-    def __cinit__(self, *args, **kwargs):
-        self.memory = NULL
-        self.starts = NULL
-        self.memory_size = self.starts_size = 0
+    def __cinit__(self):
+        """An empty log: what is not named here is 0 and None."""
+        self.resize_starts(16)
+        self.set_start(0, 0)
 
     def __init__(self, base_index=0, base_term=0, base_check=0):
         self.reset(base_index, base_term, base_check)
@@ -267,8 +274,6 @@ cdef class Log:
             raise refusals.base_index_too_large(new_index)
         if new_check >= 1LL << 32:
             raise refusals.base_check_too_large(new_check)
-        if not self.starts_size:
-            self.resize_starts(16)
         self.base_index = self.last_index = new_index
         self.base_term = self.last_term = new_term
         self.base_check = new_check
@@ -287,6 +292,9 @@ cdef class Log:
 
     def __repr__(self):
         return refusals.describe(self, ("base_index", "base_term", "base_check", "last_index", "last_term"))
+
+    def __reduce__(self):
+        raise refusals.copied(self)
 
     # Memory.
 
@@ -606,7 +614,7 @@ cdef class Log:
     cpdef long long bytes_between(self, lo, hi) except -1:
         """How many bytes entries lo to hi - 1 take as a block, in constant time."""
         self.require(lo, hi)
-        return self._bytes_between(lo, hi)
+        return self._bytes_between(place("lo", lo), place("hi", hi))
 
     cdef inline long long _bytes_between(self, long long lo, long long hi) except -1:
         self.bounds(lo, hi)
@@ -618,8 +626,9 @@ cdef class Log:
         cdef list found = []
         cdef u8 *p
         self.require(lo, hi)
-        index, end = lo, hi
+        index, end = place("lo", lo), place("hi", hi)
         while index < end:
+            self.bounds(index, end)  # Making a tuple may run the collector, and that any finalizer.
             p = self.at(index)
             found.append((
                 p[16],
@@ -631,8 +640,9 @@ cdef class Log:
 
     cpdef long long find(self, kind, lo) except -1:
         """The first entry of `kind` from index `lo` on; 0 if there is none."""
+        cdef long long wanted = whole("kind", kind)
         self.require(lo, self.last_index + 1)
-        return self._find(kind, lo)
+        return self._find(wanted, place("lo", lo))
 
     cdef long long _find(self, long long kind, long long lo) except -1:
         self.bounds(lo, self.last_index + 1)
@@ -689,7 +699,7 @@ cdef class Log:
 
 
 @cython.final
-@cython.auto_pickle(False)
+@cython.trashcan(True)  # A chain of them, however long, is freed without recursion.
 cdef class Progress:
     """What a leader knows of one peer.  All numbers are ints in [0, 2^63); times are microseconds."""
 
@@ -701,13 +711,19 @@ cdef class Progress:
     cdef long long *_ends
     cdef Py_ssize_t _first, _count, _room
 
+    def __cinit__(self):
+        """About nobody: what is not named here is 0 and None."""
+        self._ends = NULL
+
     def __dealloc__(self):
         PyMem_RawFree(self._ends)
 
     def __init__(self, peer, next, now):
+        cdef long long first = whole("next", next)
+        cdef long long time = whole("now", now)
         self.peer = peer
         self.match = 0
-        self.next = whole("next", next)
+        self.next = first
         self.state = PROBE
         self.pending_snapshot = 0
         self.commit = 0
@@ -716,13 +732,15 @@ cdef class Progress:
         self.since = 0
         self.doubted = 0
         self.lost = 0
-        self.contact = whole("now", now)
-        self.sent = self.contact
+        self.contact = self.sent = time
         self.paused = False
         self._first = self._count = 0
 
-    cpdef int advance(self, long long end) except -1:
+    cpdef advance(self, end):
         """An append with the entries up to `end`, exclusive, is on its way."""
+        self._advance(whole("end", end))
+
+    cdef int _advance(self, long long end) except -1:
         cdef long long *ends
         self.in_flight()
         if self._first + self._count == self._room:
@@ -744,7 +762,7 @@ cdef class Progress:
         """How many appends are on their way whose entries are not known to be durable there."""
         while self._count and self._ends[self._first + self._count - 1] > self.next:
             self._count -= 1  # It was lost: everything from `next` on is sent again.
-        while self._count and self._ends[self._first] <= self.match + 1:
+        while self._count and self._ends[self._first] - 1 <= self.match:
             self._first += 1
             self._count -= 1
         if not self._count:
@@ -754,11 +772,13 @@ cdef class Progress:
     def __repr__(self):
         return refusals.describe(self, refusals.PROGRESS_FIELDS)
 
+    def __reduce__(self):
+        raise refusals.copied(self)
+
 
 @cython.final
 @cython.no_gc  # It holds bytes, an id and numbers: no cycle can go through it.
 @cython.freelist(64)
-@cython.auto_pickle(False)
 cdef class Message:
     """What one replica tells another: one flat record for every kind."""
 
@@ -767,23 +787,34 @@ cdef class Message:
     cdef public bytes data
     cdef readonly object peer
 
+    def __cinit__(self):
+        """Of no kind, so that it is not encoded: what is not named here is 0 and None."""
+        self.data = b""
+
     def __init__(
         self, kind, term, index=0, log_term=0, commit=0, context=0, hint=0, flag=False, bytes data not None=b""
     ):
-        self.kind = small(kind)
-        self.term = small(term)
-        self.index = small(index)
-        self.log_term = small(log_term)
-        self.commit = small(commit)
-        self.context = small(context)
-        self.hint = small(hint)
-        self.flag = flag
+        cdef long long[7] numbers = [
+            small(kind), small(term), small(index), small(log_term), small(commit), small(context), small(hint)
+        ]
+        cdef bint is_set = flag
+        if (
+            (numbers[1] | numbers[2] | numbers[3] | numbers[4] | numbers[5] | numbers[6]) < 0
+            or not 1 <= numbers[0] <= LAST_MESSAGE_KIND
+        ):
+            numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5], numbers[6] = (
+                refusals.message_fields(kind, term, index, log_term, commit, context, hint)
+            )
+        self.kind = numbers[0]
+        self.term = numbers[1]
+        self.index = numbers[2]
+        self.log_term = numbers[3]
+        self.commit = numbers[4]
+        self.context = numbers[5]
+        self.hint = numbers[6]
+        self.flag = is_set
         self.data = data
         self.peer = None
-        if not self.in_range():
-            (
-                self.kind, self.term, self.index, self.log_term, self.commit, self.context, self.hint
-            ) = refusals.message_fields(kind, term, index, log_term, commit, context, hint)
 
     cdef inline bint in_range(self) noexcept nogil:
         return (
@@ -800,6 +831,9 @@ cdef class Message:
 
     def __repr__(self):
         return refusals.describe(self, (*refusals.MESSAGE_FIELDS, "flag", "data", "peer"))
+
+    def __reduce__(self):
+        raise refusals.copied(self)
 
     cpdef bytes encode(self):
         """The bytes that `decode` reads: struct `<BBQQQQQQ` and the data."""
@@ -857,6 +891,7 @@ cdef class Message:
 
 # For the rules.
 
+@cython.nonecheck(False)  # It is made here.
 cdef Message new_message(
     long long kind, long long term, long long index, long long log_term, long long commit, long long context,
     long long hint, bint flag, bytes data
@@ -872,7 +907,8 @@ cdef Message new_message(
     message.hint = hint
     message.flag = flag
     message.data = data
-    message.require_range()
+    if (term | index | log_term | commit | context | hint) < 0 or not 1 <= kind <= LAST_MESSAGE_KIND:
+        message.require_range()
     return message
 
 
@@ -883,7 +919,7 @@ cdef long long quorum_match(tuple voters, dict peers, object own_id, long long s
     cdef Py_ssize_t count = len(voters)
     cdef Py_ssize_t i, place
     cdef Progress progress
-    cdef object voter
+    cdef object voter, known
     cdef long long match
     cdef long long[16] few  # Sorted, and almost always enough.
     cdef long long *matches = few
@@ -894,11 +930,14 @@ cdef long long quorum_match(tuple voters, dict peers, object own_id, long long s
     try:
         for i in range(count):
             voter = voters[i]
-            if voter is own_id or voter == own_id:
+            known = None if voter is own_id else peers.get(voter)  # Which we are not in: comparing ids costs more.
+            if known is not None:
+                progress = known
+                match = progress.match
+            elif voter is own_id or voter == own_id:
                 match = stable
             else:
-                progress = peers[voter]
-                match = progress.match
+                raise KeyError(voter)
             place = i
             while place > 0 and matches[place - 1] > match:
                 matches[place] = matches[place - 1]
@@ -913,7 +952,6 @@ cdef long long quorum_match(tuple voters, dict peers, object own_id, long long s
 @cython.final
 @cython.no_gc  # Nothing that it holds refers to it.
 @cython.freelist(8)
-@cython.auto_pickle(False)
 cdef class Ready:
     """What must happen now, and only once: see `_core_py.Ready`."""
 
@@ -925,6 +963,12 @@ cdef class Ready:
         self.messages = self.reads = self.failed_reads = self.truncated = ()
         self.write = False
         self.block = b""  # And 0 and None in what is not named here.
+
+    def __init__(self):
+        pass  # So that it takes no arguments.
+
+    def __reduce__(self):
+        raise refusals.copied(self)
 
 
 cdef inline Ready new_ready():
@@ -966,6 +1010,87 @@ cdef extern from *:
     const Py_ssize_t FAILED_READS "RAFTPLUG_OFFSET(Ready, failed_reads)"
     const Py_ssize_t TRUNCATED "RAFTPLUG_OFFSET(Ready, truncated)"
 
+# What may be set from Python is checked: the setters that Cython writes take None for bytes, raise OverflowError, and
+# turn `del` into None.  Getters stay as they are.
+
+cdef extern from *:
+    """
+    static int raftplug_guard(PyTypeObject *owner, const char *name, setter guard) {
+        PyObject *old = PyDict_GetItemString(owner->tp_dict, name);
+        PyGetSetDef *changed;
+        PyObject *descriptor;
+        int failed;
+        if (old == NULL || Py_TYPE(old) != &PyGetSetDescr_Type) {
+            PyErr_Format(PyExc_SystemError, "%s has no attribute %s", owner->tp_name, name);
+            return -1;
+        }
+        changed = (PyGetSetDef *)PyMem_RawCalloc(1, sizeof(PyGetSetDef));  // It stays as long as the type.
+        if (changed == NULL) {
+            PyErr_NoMemory();
+            return -1;
+        }
+        *changed = *((PyGetSetDescrObject *)old)->d_getset;
+        changed->closure = ((PyGetSetDescrObject *)old)->d_getset;  // What it was, for the new setter.
+        changed->set = guard;
+        descriptor = PyDescr_NewGetSet(owner, changed);
+        if (descriptor == NULL) return -1;
+        failed = PyDict_SetItemString(owner->tp_dict, name, descriptor);
+        Py_DECREF(descriptor);
+        PyType_Modified(owner);
+        return failed;
+    }
+    """
+    ctypedef int (*setter)(object, PyObject *, void *) except -1
+    ctypedef struct PyGetSetDef:
+        const char *name
+        setter set
+    int guard "raftplug_guard"(type owner, const char *name, setter guard) except -1
+
+
+cdef int set_number(object self, PyObject *value, void *closure) except -1:
+    """Set an int of 64 bits; whether one in use is in its range is looked at where it is used."""
+    cdef PyGetSetDef *was = <PyGetSetDef *>closure
+    cdef str name = was.name.decode()
+    cdef int overflow = 0
+    if value == NULL:
+        raise refusals.deleted(name)
+    number = refusals.place(name, <object>value)
+    PyLong_AsLongLongAndOverflow(number, &overflow)
+    if overflow:
+        refusals.whole(name, number)
+    return was.set(self, <PyObject *>number, NULL)
+
+
+cdef int set_bytes(object self, PyObject *value, void *closure) except -1:
+    """Set bytes."""
+    cdef PyGetSetDef *was = <PyGetSetDef *>closure
+    if value == NULL:
+        raise refusals.deleted(was.name.decode())
+    if type(<object>value) is not bytes:
+        raise refusals.not_bytes(was.name.decode(), <object>value)
+    return was.set(self, value, NULL)
+
+
+cdef int set_any(object self, PyObject *value, void *closure) except -1:
+    """Set what any object is good for, as a truth value say."""
+    cdef PyGetSetDef *was = <PyGetSetDef *>closure
+    if value == NULL:
+        raise refusals.deleted(was.name.decode())
+    return was.set(self, value, NULL)
+
+
+cdef void guard_attributes() except *:
+    for name in refusals.MESSAGE_FIELDS:
+        guard(Message, name.encode(), set_number)
+    for name in refusals.PROGRESS_FIELDS:
+        guard(Progress, name.encode(), set_any if name in ("peer", "paused") else set_number)
+    guard(Message, "flag", set_any)
+    guard(Message, "data", set_bytes)
+    guard(Calls, "sleeping", set_any)
+    guard(Calls, "closed", set_any)
+    guard(Future, "transition_id", set_any)
+
+
 make_slot(Message, "peer", PEER)
 make_slot(Ready, "messages", MESSAGES)
 make_slot(Ready, "write", WRITE)
@@ -978,3 +1103,5 @@ include "configuration.py"
 include "raft.py"
 include "future.py"
 include "hot_path.py"
+
+guard_attributes()

@@ -100,6 +100,9 @@ class Log:
     def __repr__(self) -> str:
         return refusals.describe(self, ("base_index", "base_term", "base_check", "last_index", "last_term"))
 
+    def __reduce__(self) -> Any:
+        raise refusals.copied(self)
+
     def append(self, term: int, kind: int, payload: bytes) -> int:
         """Add one entry of the leader's own and return its index.
 
@@ -254,18 +257,25 @@ class Log:
 
     def term_at(self, index: int) -> int:
         """The term of entry `index`, also of the base; -1 if it is compacted away or beyond the end."""
+        return self._term_at(index if type(index) is int else refusals.place("index", index))
+
+    def _term_at(self, index: int) -> int:
         if self.base_index < index <= self.last_index:
             return self._terms[index - self.base_index - 1 + self._head]
         return self.base_term if index == self.base_index else -1
 
     def check_at(self, index: int) -> int:
         """The chain value of entry `index`, also of the base; -1 if it is compacted away or beyond the end."""
+        if type(index) is not int:
+            index = refusals.place("index", index)
         if self.base_index < index <= self.last_index:
             entry = self._entries[index - self.base_index - 1 + self._head]
             return int.from_bytes(entry[_CHECKED_BYTES:ENTRY_HEADER_BYTES], "little")
         return self.base_check if index == self.base_index else -1
 
     def _entry(self, index: int) -> bytes:
+        if type(index) is not int:
+            index = refusals.place("index", index)
         if not self.base_index < index <= self.last_index:
             raise refusals.no_entry(index, self.base_index, self.last_index)
         return self._entries[index - self.base_index - 1 + self._head]
@@ -288,6 +298,8 @@ class Log:
 
     def _slots(self, lo: int, hi: int) -> tuple[int, int]:
         """Where entries lo to hi - 1 lie in the lists."""
+        if type(lo) is not int or type(hi) is not int:
+            lo, hi = refusals.place("lo", lo), refusals.place("hi", hi)
         if not self.base_index < lo <= hi <= self.last_index + 1:
             raise refusals.no_entries(lo, hi, self.base_index, self.last_index)
         shift = self._head - self.base_index - 1
@@ -311,6 +323,8 @@ class Log:
             IndexError: entry `lo` is not here.
         """
         max_bytes = refusals.whole("max_bytes", max_bytes)
+        if type(lo) is not int:
+            lo = refusals.place("lo", lo)
         if not self.base_index < lo <= self.last_index:
             raise refusals.no_entry(lo, self.base_index, self.last_index)
         shift = self._head - self.base_index - 1
@@ -344,6 +358,10 @@ class Log:
         Raises:
             IndexError: `lo` is compacted away, or beyond the end by more than one.
         """
+        if type(kind) is not int or not 0 <= kind < LIMIT:
+            kind = refusals.whole("kind", kind)
+        if type(lo) is not int:
+            lo = refusals.place("lo", lo)
         start, stop = self._slots(lo, self.last_index + 1)
         for slot in range(start, stop):
             if self._entries[slot][16] == kind:
@@ -390,7 +408,7 @@ class Log:
 
     # For the rules: compiled, these take C integers.
     _append, _check_block, _extend, _find, _fit = append, check_block, extend, find, fit
-    _bytes_between, _slice, _term_at = bytes_between, slice, term_at
+    _bytes_between, _slice = bytes_between, slice
 
 
 @final
@@ -424,9 +442,10 @@ class Progress:
     )
 
     def __init__(self, peer: int | str | None, next: int, now: int) -> None:
+        next, now = refusals.whole("next", next), refusals.whole("now", now)
         self.peer = peer
         self.match = 0  # the last index known to be durable there
-        self.next = refusals.whole("next", next)
+        self.next = next
         self.state: int = PROBE  # PROBE, REPLICATE or INSTALL
         self.pending_snapshot = 0  # index of the snapshot on its way there, in state INSTALL
         self.commit = 0  # the last commit index that was sent to it
@@ -435,13 +454,15 @@ class Progress:
         self.since = 0  # the first round after it came as a member, while we lead: nothing that it said before counts
         self.doubted = 0  # if it rejects what it had acknowledged in answer to this read round or later, it lost that
         self.lost = 0  # the last index that it had acknowledged, and has lost
-        self.contact = refusals.whole("now", now)  # when it last answered
-        self.sent = self.contact  # when something was last sent to it
+        self.contact = now  # when it last answered
+        self.sent = now  # when something was last sent to it
         self.paused = False  # a probe is on its way: send nothing more before the answer
         self._ends: list[int] = []  # where the appends on their way there end
 
     def advance(self, end: int) -> None:
         """An append with the entries up to `end`, exclusive, is on its way."""
+        if type(end) is not int or not 0 <= end < LIMIT:
+            end = refusals.whole("end", end)
         self.in_flight()
         self._ends.append(end)
         self.next = end
@@ -451,20 +472,26 @@ class Progress:
         while self._ends and self._ends[-1] > self.next:
             self._ends.pop()  # It was lost: everything from `next` on is sent again.
         done = 0
-        while done < len(self._ends) and self._ends[done] <= self.match + 1:
+        while done < len(self._ends) and self._ends[done] - 1 <= self.match:
             done += 1
         del self._ends[:done]
         return len(self._ends)
 
+    _advance = advance  # For the rules: compiled, it takes a C integer.
+
     def __repr__(self) -> str:
         return refusals.describe(self, refusals.PROGRESS_FIELDS)
+
+    def __reduce__(self) -> Any:
+        raise refusals.copied(self)
 
 
 @final
 class Message:
     """What one replica tells another: one flat record for every kind.
 
-    Attributes: those of the constructor, and `peer`: to whom it goes or from whom it came; the frame carries that.
+    Attributes: those of the constructor, and `peer`: to whom it goes or from whom it came; the frame carries that.  One
+    that is set to no value of its kind is refused by the compiled core at once, by this one in `encode`.
 
     Raises:
         InvariantViolated: a number is out of range, or the kind unknown.
@@ -486,6 +513,14 @@ class Message:
     ) -> None:
         if type(data) is not bytes:
             raise refusals.not_bytes("data", data)
+        try:
+            # Any number below 0 or above 2^63 leaves a bit here.
+            fine = not (kind | term | index | log_term | commit | context | hint) >> 63
+            fine = fine and 1 <= kind <= LAST_MESSAGE_KIND
+        except TypeError:
+            fine = False
+        if not fine:
+            refusals.message_fields(kind, term, index, log_term, commit, context, hint)
         self.kind = kind
         self.term = term
         self.index = index
@@ -496,21 +531,12 @@ class Message:
         self.flag = bool(flag)
         self.data = data
         self.peer: int | str | None = None
-        self._check_range()
-
-    def _check_range(self) -> None:
-        kind, term, index, log_term, commit = self.kind, self.term, self.index, self.log_term, self.commit
-        try:
-            # Any number below 0 or above 2^63 leaves a bit here.
-            fine = not (term | index | log_term | commit | self.context | self.hint) >> 63
-            fine = fine and 1 <= kind <= LAST_MESSAGE_KIND
-        except TypeError:
-            fine = False
-        if not fine:
-            refusals.message_fields(kind, term, index, log_term, commit, self.context, self.hint)
 
     def __repr__(self) -> str:
         return refusals.describe(self, (*refusals.MESSAGE_FIELDS, "flag", "data", "peer"))
+
+    def __reduce__(self) -> Any:
+        raise refusals.copied(self)
 
     def encode(self) -> bytes:
         """The bytes that `decode` reads: struct `<BBQQQQQQ` and the data.
@@ -518,20 +544,11 @@ class Message:
         Raises:
             InvariantViolated: a number is out of range.
         """
-        self._check_range()
-        return (
-            _MESSAGE.pack(
-                self.kind,
-                1 if self.flag else 0,
-                self.term,
-                self.index,
-                self.log_term,
-                self.commit,
-                self.context,
-                self.hint,
-            )
-            + self.data
-        )
+        numbers = (self.term, self.index, self.log_term, self.commit, self.context, self.hint)
+        refusals.message_fields(self.kind, *numbers)
+        if type(self.data) is not bytes:
+            raise refusals.not_bytes("data", self.data)
+        return _MESSAGE.pack(self.kind, 1 if self.flag else 0, *numbers) + self.data
 
     @staticmethod
     def decode(data: bytes) -> Message:
@@ -602,6 +619,9 @@ class Ready:
         self.reads: list[Any] | tuple[()] = ()
         self.failed_reads: list[Any] | tuple[()] = ()
         self.truncated: list[Any] | tuple[()] = ()
+
+    def __reduce__(self) -> Any:
+        raise refusals.copied(self)
 
 
 new_ready = Ready  # For the rules, too.

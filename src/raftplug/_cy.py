@@ -29,6 +29,11 @@ def freelist(size: int) -> Callable[[_T], _T]:
     return cclass
 
 
+def trashcan(flag: bool) -> Callable[[_T], _T]:
+    """Free a chain of objects, however long, without recursion, when compiled."""
+    return cclass
+
+
 def declare(type_: object, value: object = None, *, visibility: str = "private") -> Any:
     """Give an attribute a C type and make it visible, when compiled."""
     return value

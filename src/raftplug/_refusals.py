@@ -21,11 +21,21 @@ def whole(name: str, value: object) -> int:
         TypeError: it is no int.
         InvariantViolated: it is out of range.
     """
+    number = place(name, value)
+    if not 0 <= number < LIMIT:
+        raise InvariantViolated(f"{name} must be in [0, 2^63), not {number}")
+    return number
+
+
+def place(name: str, value: object) -> int:
+    """Return `value` as an int of any size: for methods that say themselves what is outside.
+
+    Raises:
+        TypeError: it is no int.
+    """
     if not isinstance(value, int):
         raise TypeError(f"{name} must be an int, not {type(value).__name__}")
-    if not 0 <= value < LIMIT:
-        raise InvariantViolated(f"{name} must be in [0, 2^63), not {value}")
-    return int(value)
+    return int.__index__(value)  # The number itself, whatever a subclass makes of it.
 
 
 def not_bytes(name: str, value: object) -> TypeError:
@@ -80,12 +90,13 @@ def not_in_block(first: int) -> InvariantViolated:
 
 def no_entry(index: int, base_index: int, last_index: int) -> IndexError:
     """An index outside the log."""
-    return IndexError(f"no entry {index}: the log holds {base_index + 1} to {last_index}")
+    return IndexError(f"no entry {place('index', index)}: the log holds {base_index + 1} to {last_index}")
 
 
 def no_entries(lo: int, hi: int, base_index: int, last_index: int) -> IndexError:
     """A range outside the log."""
-    return IndexError(f"no entries {lo} to {hi - 1}: the log holds {base_index + 1} to {last_index}")
+    first, end = place("lo", lo), place("hi", hi)
+    return IndexError(f"no entries {first} to {end - 1}: the log holds {base_index + 1} to {last_index}")
 
 
 def empty_block() -> MalformedBlock:
@@ -165,6 +176,16 @@ def message_fields(*values: object) -> tuple[int, ...]:
     if not 1 <= numbers[0] <= LAST_MESSAGE_KIND:
         raise InvariantViolated(f"the kind of a message must be in [1, {LAST_MESSAGE_KIND}], not {numbers[0]}")
     return numbers
+
+
+def deleted(name: str) -> AttributeError:
+    """`del` of an attribute that must always have a value."""
+    return AttributeError(f"{name} must have a value: it is not deleted")
+
+
+def copied(thing: object) -> TypeError:
+    """`copy` or `pickle` of what is one thing: a second one would go its own way, or share its parts."""
+    return TypeError(f"a {type(thing).__name__} must not be copied or pickled")
 
 
 def message_cut(length: int) -> MalformedMessage:

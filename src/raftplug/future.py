@@ -22,6 +22,7 @@ from functools import partial
 from typing import Any, Final
 
 from raftplug import _cy as cython
+from raftplug import _refusals as refusals
 from raftplug import threads
 from raftplug.arguments import Seconds, seconds
 from raftplug.errors import InvariantViolated
@@ -73,6 +74,7 @@ class _Callback:
         self.is_own = is_own
 
 
+@cython.trashcan(True)
 @cython.cclass
 class Future:
     """The outcome of a transition or a read that is under way.
@@ -94,6 +96,9 @@ class Future:
     _waiting: Any
     _transition_id: Any
     _forks: cython.longlong
+
+    def __cinit__(self) -> None:
+        self._value = _PENDING  # Compiled, also for one that is made by `__new__` alone.
 
     def __init__(self) -> None:
         self._value = _PENDING  # Stored last, so that who sees a value also sees the error.
@@ -317,3 +322,6 @@ class Future:
             if self._error is not None
             else f"<Future result={short(self._value)}>"
         )
+
+    def __reduce__(self) -> Any:
+        raise refusals.copied(self)

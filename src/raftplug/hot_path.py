@@ -10,6 +10,7 @@ from time import monotonic_ns
 from typing import Any, Final
 
 from raftplug import _cy as cython
+from raftplug import _refusals as refusals
 from raftplug.arguments import Seconds, ends_at
 from raftplug.constants import CONFIGURATION, ENTRY_HEADER_BYTES, FAILED, OK, TRANSITION
 
@@ -64,6 +65,9 @@ class Calls:
 
     def __len__(self) -> int:
         return len(self._queue)
+
+    def __reduce__(self) -> Any:
+        raise refusals.copied(self)
 
     @cython.ccall
     def add(self, call: tuple[Any, ...]) -> None:

@@ -159,7 +159,7 @@ class Raft:
         self.id = id
         self.storage = storage
         self._joined = joined
-        self._lease = lease
+        self._lease = min(lease, election_timeout)
         self._lease_until = 0
         self._transferred = False
         self._mark = int.from_bytes(storage[:7], "big") if storage else 0
@@ -171,19 +171,19 @@ class Raft:
         self.leader = None
         self.commit = log.base_index
         self.stable = log.last_index
-        self.now = now
+        self.now = min(now, HIGHEST // 2)  # No sum of the time and a timeout is out of range.
         self.progress = {}
         self.snapshot_index = log.base_index
         self.snapshot_term = log.base_term
         self.writing = False
         self._draw = draw
-        self._election_timeout = election_timeout
-        self._heartbeat = heartbeat
+        self._election_timeout = min(election_timeout, HIGHEST // 8)
+        self._heartbeat = min(heartbeat, HIGHEST // 8)
         self._max_append_bytes = max_append_bytes
         self._window_bytes = window_bytes
         self._window_appends = window_appends
         self._election_deadline = now
-        self._election_delay = election_timeout
+        self._election_delay = self._election_timeout
         self._heartbeat_deadline = now
         self._quorum_deadline = now
         self.contact = now
@@ -248,7 +248,7 @@ class Raft:
     def set_time(self, now: cython.longlong) -> None:
         """Let the time be `now`, never earlier than it was, and do nothing else yet."""
         if now > self.now:
-            self.now = now
+            self.now = min(now, HIGHEST // 2)
 
     def deadline(self) -> cython.longlong:
         """When `tick` should be called next, if nothing else happens: microseconds."""
@@ -458,8 +458,8 @@ class Raft:
             raise InvariantViolated(f"a snapshot at {index} is ahead of what is committed and stable")
         self.snapshot_term = self.log.term_at(index)
         self.snapshot_index = index
-        if index - keep > self.log.base_index:
-            self.log.compact(index - keep)
+        if index - max(keep, 0) > self.log.base_index:
+            self.log.compact(index - max(keep, 0))
             while len(self._configurations) > 1 and self._configurations[1][0] <= self.log.base_index:
                 self._configurations.pop(0)
 
@@ -1083,7 +1083,7 @@ class Raft:
         end: cython.longlong = min(self.log._fit(progress.next, self._max_append_bytes), last + 1)
         self._send_append(progress, progress.next - 1, previous_term, False, False, self.log._slice(progress.next, end))
         if progress.state == REPLICATE:
-            progress.advance(end)
+            progress._advance(end)
         return True
 
     @cython.cfunc
