@@ -16,6 +16,7 @@ import pytest
 
 import raftplug
 from raftplug import errors, plain
+from raftplug.cli.status import headline
 from raftplug.client import Client, ClientLoop
 from raftplug.cluster import Cluster, MemoryCluster, MemoryHub
 from raftplug.constants import FAILED, OK, REFUSED_NOT_LEADER, REPLY, REQUEST
@@ -35,7 +36,7 @@ from raftplug.frames import Sender, addressed, decode_frame, group_number
 from raftplug.plugins import default
 from raftplug.sessions import Sessions
 from raftplug.settings import Settings
-from raftplug.status import merge_status
+from raftplug.status import merge_status, own_problems
 
 SECOND = 1_000_000
 UUID = bytes(range(16))
@@ -467,15 +468,19 @@ def test_status_obeys_its_timeout(seconds: float, text: str) -> None:
 
 
 def test_status_names_what_is_wrong_with_the_clients_own_way_and_how_old_an_announcement_is() -> None:
-    rows = {"n1": {"id": "n1", **row(role="leader", peers=[["n2", 900, True], ["n3", 9, True]])}}
-    status = merge_status(GROUP, rows, {"n2", "n3"}, {"n2": 2_000.0, "n3": 60_000.0}, ["redis is full"])
+    rows = {"n1": {"id": "n1", **row(role="leader", peers=[["n2", 9_000, True], ["n3", 1_500, True]])}}
+    # n3 announced itself before it was last heard: it has died since.
+    status = merge_status(GROUP, rows, {"n2", "n3"}, {"n2": 2_000.0, "n3": 2_000.0}, ["redis is full"])
     assert [node["problems"] for node in status["nodes"][1:]] == [
         [
-            "no answer, and n1 does not hear it; but it announced itself 2 s ago: it has just stopped, or is cut off",
+            "no answer, and n1 does not hear it; but it announced itself 2 s ago: it is cut off from them",
             "this client: redis is full",
         ],
         ["down: no answer, and n1 does not hear it, either", "this client: redis is full"],
     ]
+    assert own_problems(status) == ["redis is full"]
+    nothing = merge_status(GROUP, {}, {"n1"}, {}, ["redis is full"])
+    assert headline(nothing) == "group things: not known, since this client hears no node: redis is full"
     status = merge_status(GROUP, {}, {"n1", "n2"}, {"n1": 2_000.0})
     assert [node["problems"] for node in status["nodes"]] == [
         ["no answer; it announced itself 2 s ago"],

@@ -18,7 +18,9 @@ from raftplug.requester import Requester
 COLUMNS: Final = ("id", "role", "term", "last", "commit", "applied", "lag", "contact_ms", "core", "version")
 """What the row of a node holds besides "problems", and "notes" where there are any."""
 _FRESH_MS: Final = 5_000.0  # A node announces itself every 3 s.
+_SINCE_MS: Final = 1_000.0  # An announcement so much later than the last contact is of a node that runs: clocks differ.
 _NAMED: Final = 3
+_OURS: Final = "this client: "
 
 
 class Gathering:
@@ -187,6 +189,12 @@ def has_quorum(status: Mapping[str, Any]) -> bool:
     return needed is not None and reachable is not None and reachable >= needed
 
 
+def own_problems(status: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the client's own way, by what `merge_status` returned for nodes that did not answer."""
+    texts = [text for node in status["nodes"] if node["role"] is None for text in node["problems"]]
+    return list(dict.fromkeys(text.removeprefix(_OURS) for text in texts if text.startswith(_OURS)))
+
+
 def _silent_row(
     id: Id, rows: Mapping[Id, dict[str, Any]], age_ms: float | None, problems: Sequence[str]
 ) -> dict[str, Any]:
@@ -198,11 +206,11 @@ def _silent_row(
         text = f"no answer here, but {_named(hear, True)}: it runs, and this client does not hear it"
     elif miss:
         text = f"down: no answer, and {_named(miss, False)}, either"
-        if fresh:
-            text = f"no answer, and {_named(miss, False)}; but {announced}: it has just stopped, or is cut off"
+        if fresh and contact_ms is not None and (age_ms or 0) + _SINCE_MS < contact_ms:
+            text = f"no answer, and {_named(miss, False)}; but {announced}: it is cut off from them"
     else:
         text = f"no answer; {announced}" if fresh else "no answer"
-    about_us = [f"this client: {problem}" for problem in problems]
+    about_us = [f"{_OURS}{problem}" for problem in problems]
     return {**dict.fromkeys(COLUMNS), "id": id, "contact_ms": contact_ms, "problems": [text, *about_us]}
 
 

@@ -157,4 +157,8 @@ def _print_version(ctx: click.Context, parameter: click.Parameter, value: bool) 
     help="Show the version and exit.",
 )
 def main() -> None:
-    """Strongly consistent replicated state for Python programs that already have a Redis."""
+    """Strongly consistent replicated state for Python programs that already have a Redis.
+
+    \b
+    Exit codes: 0 what was asked for happened; 1 it did not; 2 it was asked for in a wrong way; 130 Ctrl-C.
+    """

@@ -9,7 +9,7 @@ import click
 
 from raftplug.cli import options, output
 from raftplug.errors import RaftplugError
-from raftplug.status import COLUMNS, has_quorum
+from raftplug.status import COLUMNS, has_quorum, own_problems
 
 if TYPE_CHECKING:
     from raftplug.client import Client
@@ -89,6 +89,9 @@ def headline(status: dict[str, Any]) -> str:
     """
     needed, reachable = status["quorum"]["needed"], status["quorum"]["reachable"]
     up = f"{reachable} of {len(status['nodes'])} up"
+    ours = own_problems(status)
+    if needed is None and ours:
+        return f"group {status['group']}: not known, since this client hears no node: {ours[0]}"
     if needed is None:
         return f"group {status['group']}: waiting for quorum: {up}"
     if reachable < needed:
