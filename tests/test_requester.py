@@ -576,6 +576,17 @@ def test_memory_does_not_grow_with_calls_that_ended() -> None:
     assert len(wire.requester._counters) == 1
 
 
+def test_calls_that_ended_all_at_once_leave_little_behind() -> None:
+    wire = Wire()
+    futures = [wire.propose(number, seconds=10_000) for number in range(WINDOW)]
+    wire.open_session()
+    for target, counter, *_ in wire.take():
+        wire.requester.on_reply(target, counter, OK, plain.encode(1))
+    assert all(future.done() for future in futures)
+    wire.take(0.1)  # Nothing is under way any more.
+    assert len(wire.requester._timers) <= 200
+
+
 def test_a_call_without_a_deadline_keeps_few_counters() -> None:
     wire = Wire()
     future = Future()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from raftplug.constants import APPEND
-from raftplug.errors import DiskFull
+from raftplug.core import Future
+from raftplug.errors import DiskFull, Removed
 from raftplug.frames import decode_frame
 from raftplug.node import _FRAME_BYTES
 from raftplug.settings import Settings
@@ -139,6 +141,26 @@ def test_no_frame_is_longer_than_it_may_be_however_much_there_is_to_say(core: An
     assert [world.result(each) for each in futures] == list(range(1, 13))
     assert max(appends) > 1, "several appends share a frame"
     assert max(sizes) <= _FRAME_BYTES + 200_000 + 1_000
+
+
+def test_what_a_leader_knows_of_a_member_goes_with_it(world: World) -> None:
+    leader = world.elect()
+    driver: Any = world.nodes[leader].drivers[GROUP]
+    gone = next(id for id in IDS if id != leader)
+    world.until(lambda: gone in driver._heard_storages)
+    driver._lost[gone] = 1
+    assert any(gone in each for each in driver.status()["problems"])
+    answer = Future()
+    world.client().requester.ask(
+        "members", ["remove", [gone], driver.raft.configuration_index], answer, world.now + 60_000_000
+    )
+    with contextlib.suppress(Removed):  # What it says late is of no member any more.
+        world.until(answer.done)
+    world.nodes.pop(gone)
+    world.result(answer)
+    assert gone not in driver.raft.configuration.members()
+    assert gone not in driver._heard_storages and gone not in driver._lost
+    assert not any(gone in each for each in driver.status()["problems"])
 
 
 def test_what_a_node_remembers_of_frames_that_it_refused_is_bounded(world: World) -> None:

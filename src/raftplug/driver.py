@@ -688,10 +688,13 @@ class Driver:
         """Whether `storage` is the one by which the group knows the member, or else the one that answered first.
 
         An answer of another term, or to what was sent before its member came, counts for nothing, and may be of a
-        member's directory before the present one.
+        member's directory before the present one; and an answer of a process that is no member counts for nothing.
         """
-        known = self.raft.configuration.storages.get(source)
+        configuration = self.raft.configuration
+        known = configuration.storages.get(source)
         if known is None and (answer.term != self.raft.term or self.raft.is_early(answer, source)):
+            return True
+        if known is None and source not in configuration.members():
             return True
         return storage == (known or self._heard_storages.setdefault(source, storage))
 
@@ -973,10 +976,10 @@ class Driver:
     def _notice_configuration(self) -> None:
         """Tell who must know that the members changed: from now on they count, committed or not."""
         before, self._configuration = self._configuration, self.raft.configuration
-        for member in self._configuration.members():
-            if before is not None and member not in before.members():
-                self._heard_storages.pop(member, None)  # Who comes back may have a new disk.
-                self._lost.pop(member, None)
+        if before is not None:  # Who comes back may have a new disk.
+            stay = set(self._configuration.members()).intersection(before.members())
+            self._heard_storages = {id: uuid for id, uuid in self._heard_storages.items() if id in stay}
+            self._lost = {id: index for id, index in self._lost.items() if id in stay}
         self.members_changed = True
         self.requester.set_nodes([member for member in self._configuration.members() if member != self.id])
         if before is not None:

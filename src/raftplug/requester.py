@@ -387,8 +387,8 @@ class Requester:
                 self._send_ready()
             if self._reads or self._writes:
                 self._send_queued()
-            if len(self._timers) + len(self._writes) + len(self._reads) + len(self._ready) > _TIDY:
-                self._tidy()
+        if len(self._timers) + len(self._writes) + len(self._reads) + len(self._ready) > _TIDY:
+            self._tidy()
 
     def deadline(self) -> int:
         """When `tick` is due if nothing happens; 0 if there is something to send, 2^63 if there is nothing at all."""

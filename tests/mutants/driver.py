@@ -118,8 +118,8 @@ MUTANTS = (
         "a new member is known by its old disk",
         DRIVER,
         "Driver._notice_configuration",
-        "self._heard_storages.pop(member, None)",
-        "pass",
+        "self._heard_storages.items() if id in stay}",
+        "self._heard_storages.items()}",
     ),
     Mutant(
         "a change of the leader is not told",
