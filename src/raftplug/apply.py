@@ -23,6 +23,7 @@ from raftplug.constants import (
     NEVER,
     NOOP,
     OK,
+    SESSION_EXPIRED,
     SESSION_OPEN,
     SESSION_TRANSITION,
     TRANSITION,
@@ -32,7 +33,7 @@ from raftplug.errors import MachineFailed, MalformedMessage, RaftplugError, Tran
 from raftplug.foreign import described, is_interrupt, log_raised, short, text_of, type_name
 from raftplug.pace import Pace
 from raftplug.results import Encoded, encoded, encoded_failure, failure, handled, is_exhausted, local, stops
-from raftplug.sessions import UNDER_WAY, Sessions, decode_open, decode_transition
+from raftplug.sessions import UNDER_WAY, Sessions, decode_bounds, decode_open, decode_transition
 from raftplug.settings import Settings
 from raftplug.snapshots import PLAIN, STREAM, WITNESS, Reader
 from raftplug.state_machine import Snapshot, TransitionState, abilities
@@ -182,10 +183,10 @@ class Applier:
             if known is UNDER_WAY:  # A repetition within the run.
                 self._execute_run()
                 known = self.sessions.admit(session, sequence, below, time_us)
-            return self._join(transition, (session, sequence)) if known is None else _as_reply(*known)
+            return self._join(transition, (session, sequence)) if known is None else self._known(session, known)
         if kind == SESSION_OPEN:
             self._execute_run()  # It may end a session that is in the run.
-            return OK, self.sessions.open(index, *decode_open(payload))
+            return OK, self.sessions.open(index, *decode_open(payload), decode_bounds(payload))
         if kind == NOOP and self._noop_transition is not None:
             return self._join(plain.encode(self._noop_transition), None)
         return _DONE
@@ -197,15 +198,20 @@ class Applier:
             known = self.sessions.admit(session, sequence, below, time_us)
             if known is None:
                 self.sessions.record(session, sequence, UNKNOWN, b"")
-            return _as_reply(*(known or (UNKNOWN, b"")))
+            return self._known(session, known or (UNKNOWN, b""))
         if kind == SESSION_OPEN:
-            return OK, self.sessions.open(index, *decode_open(payload))
+            return OK, self.sessions.open(index, *decode_open(payload), decode_bounds(payload))
         return _DONE
+
+    def _known(self, session: int, known: tuple[int, bytes | None]) -> Outcome:
+        """The answer of the table to a transition that must not be executed."""
+        return (known[0], self.sessions.why_gone(session)) if known[0] == SESSION_EXPIRED else _as_reply(*known)
 
     def _join(self, encoded: bytes, once: tuple[int, int] | None) -> Outcome:
         try:
             transition = plain.decode(encoded)
         except MalformedMessage as raised:
+            self._execute_run()  # Results are recorded in the order of the log.
             return self._settle_failed(once, failure(raised, self._outside))
         if self.abilities.batches:
             self._run.append((len(self._outcomes), transition, once))

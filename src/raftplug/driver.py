@@ -221,6 +221,7 @@ class Driver:
         self.initial_write: Write | None = None
         """To be made durable before the first turn: a snapshot that the machine brought along."""
         self.abilities = self.applier.abilities
+        self._bounds = settings.max_sessions, settings.max_session_bytes
         self._send = send
         self._clock = clock
         self._nonce = nonce
@@ -809,7 +810,9 @@ class Driver:
                     self._pend(asker, self._append(SESSION_TRANSITION, payload))
                 case "open", [(str() | None) as name]:
                     self._require_leader()
-                    self._pend(asker, self._append(SESSION_OPEN, encode_open(self._logged_us(), name or "")))
+                    self._pend(
+                        asker, self._append(SESSION_OPEN, encode_open(self._logged_us(), name or "", self._bounds))
+                    )
                 case "index", [bool(lease)]:
                     self._require_leader()
                     self._begin_index(asker, lease)

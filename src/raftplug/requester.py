@@ -209,6 +209,7 @@ class Requester:
         self._session: _Session | None = None
         self._opening: _Call | None = None
         self._open_refusal: RaftplugError | None = None
+        self._why_gone = ""
         self._expired = False  # A named session that expired is not opened again: its sequences could run twice.
         self._calls: dict[int, _Call] = {}  # Everything that is not done, by number.
         self._counters: dict[int, _Call] = {}  # By the counter of each unanswered attempt.
@@ -245,7 +246,7 @@ class Requester:
             future.set_exception(InvalidArgument(text))
             return
         if self._expired:
-            future.set_exception(self._session_expired())
+            future.set_exception(self._session_expired(self._why_gone))
             return
         call = self._begin(_PROPOSE, "propose", transition, future, deadline_us)
         if call is not None:
@@ -359,7 +360,7 @@ class Requester:
         elif code == ALREADY and call.kind == _PROPOSE:
             self._finish(call, None, None)
         elif code == SESSION_EXPIRED and call.kind == _PROPOSE:
-            self._on_session_expired(call)
+            self._on_session_expired(call, _text(value, "it was idle for too long"))
         elif code == MOVED and call.kind == _ASK:
             self._refuse_for_good(call, ChangeRefused(_text(value, "the group has changed meanwhile")))
         elif code == UNDELIVERABLE:
@@ -550,25 +551,26 @@ class Requester:
             self._try_next()
         self._rest(call)
 
-    def _on_session_expired(self, call: _Call) -> None:
+    def _on_session_expired(self, call: _Call, why: str) -> None:
         if call.session is self._session:
             self._session = None
             self._expired = self._name is not None
-        error: RaftplugError = self._session_expired()
+            self._why_gone = why
+        error: RaftplugError = self._session_expired(why)
         if call.unsettled():
-            text = "the session expired before an earlier attempt was answered"
+            text = f"the group forgot the session ({why}) before an earlier attempt was answered"
             error = OutcomeUnknown(f"{text}: the transition may have been executed; look at the state")
         self._finish(call, None, error, executed=False)
         if self._expired:
             for waiting in list(self._writes):
-                self._finish(waiting, None, self._session_expired(), executed=False)
+                self._finish(waiting, None, self._session_expired(why), executed=False)
 
-    def _session_expired(self) -> SessionExpired:
+    def _session_expired(self, why: str) -> SessionExpired:
         if self._name is None:
-            return SessionExpired("the session was idle for too long; this was not executed: propose it again")
+            return SessionExpired(f"the group forgot the session: {why}; this was not executed: propose it again")
         return SessionExpired(
-            f"session {self._name!r} was idle for too long; this was not executed, but what was executed earlier under "
-            "that name is forgotten: look at the state, then go on under another name"
+            f"the group forgot session {self._name!r}: {why}; this was not executed, but what was executed earlier "
+            "under that name is forgotten, too: look at the state, then go on under another name"
         )
 
     # -- inside: timers --------------------------------------------------------------------------------------------

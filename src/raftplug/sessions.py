@@ -6,14 +6,20 @@ transition that is already in it is answered from it and not executed again (Ong
 and a retried lower one must not be swallowed by a higher one that came first.
 
 It is a pure function of the log.  There is no clock in it: time is what the entries say, the highest seen so far.  The
-limits below are therefore part of the replicated state: replicas that disagree on them diverge, so they are constants
-of this version and not settings.
+limits are part of the replicated state, too: replicas that disagree on them diverge.  So those of one session are
+constants of this version.  The bounds of the whole table are settings, and travel in the log: the leader writes its own
+into each opening of a session, and every replica goes by the ones that were applied last.
+
+**Batches.**  Several transitions may be admitted before the result of the first is recorded, how many differs from
+replica to replica, and must not matter.  What is decided while a result is recorded depends on the bytes that are kept;
+so bytes that a later admission frees count until all that was admitted before it is recorded (`_later`).
 """
 
 from __future__ import annotations
 
 import struct
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from collections.abc import Iterator
 from typing import Any, Final
 
 from raftplug.constants import ALREADY, FAILED, LIMIT, OK, REFUSED_OVERLOADED, SESSION_EXPIRED, UNDELIVERABLE, UNKNOWN
@@ -25,28 +31,49 @@ SESSION_TIMEOUT_US: Final = 3_600 * 1_000_000
 NAMED_SESSION_TIMEOUT_US: Final = 7 * 24 * 3_600 * 1_000_000
 """The same for a session with a name: its user may come back and repeat everything under that name."""
 MAX_SESSIONS: Final = 10_000
-"""Sessions without a name, and again sessions with one; opening one more drops the least recently used of its kind."""
+"""Sessions without a name, and again sessions with one; opening one more drops the least recently used of its kind.
+Until an opening says otherwise."""
+MAX_SESSION_BYTES: Final = 256 << 20
+"""Bytes of the results of all sessions, likewise: one beyond it is not kept, and an opening beyond three quarters of it
+drops the least recently used sessions until there is room."""
+_SEQUENCE_BYTES: Final = 100
+"""What an executed sequence costs besides its result: of these, too, the table keeps as many bytes and no more."""
 MAX_RESULTS: Final = 100_000
 """Executed sequences that one session keeps; beyond it transitions are refused, until the watermark rises."""
 MAX_RESULT_BYTES: Final = 64 << 20
-"""Bytes of results that one session keeps; one beyond it is not kept: who asks for it again gets UNKNOWN."""
+"""Bytes of results that one session keeps, and a quarter of the table's at most; one beyond it is not kept, and UNKNOWN
+is the answer to a client that asks for it again."""
 MAX_NAME_BYTES: Final = 256
 
 _CODES: Final = (OK, FAILED, UNKNOWN, UNDELIVERABLE)
 UNDER_WAY: Final = (UNKNOWN, None)
 """What `admit` says of a transition that was let through, and has no result yet."""
 
+_EVICTED: Final = 1_000  # So many sessions are remembered that were dropped to make room: for the error's text.
+
+Bounds = tuple[int, int]
+"""Sessions of each kind, and bytes of results of all of them."""
+
 _TIME = struct.Struct("<q")
+_BOUNDS = struct.Struct("<BQQ")
+_MARK: Final = 0xFF  # No byte of a name: UTF-8 has none like it.
+_LARGEST_BOUND: Final = 1 << 40
 _HEAD = struct.Struct("<qQQQ")
 
 
-def encode_open(time_us: int, name: str | None = None) -> bytes:
-    """The payload of a SESSION_OPEN entry: logged time in µs, and the session's name (None or empty: none).
+def encode_open(time_us: int, name: str | None = None, bounds: Bounds | None = None) -> bytes:
+    """The payload of a SESSION_OPEN entry.
+
+    Args:
+        time_us: logged time, µs.
+        name: the session's; None or empty is none.
+        bounds: of the table from here on; None leaves them as they are.
 
     Raises:
         InvalidArgument: the name is longer than 256 bytes or no text; the time is not in [0, 2^63).
     """
-    return _TIME.pack(_checked(time_us)) + check_name(name)
+    payload = _TIME.pack(_checked(time_us)) + check_name(name)
+    return payload if bounds is None else payload + _BOUNDS.pack(_MARK, *bounds)
 
 
 def decode_open(payload: bytes) -> tuple[int, str]:
@@ -55,6 +82,7 @@ def decode_open(payload: bytes) -> tuple[int, str]:
     Raises:
         MalformedMessage: it is not such a payload.
     """
+    payload, _ = _split(payload)
     if not _TIME.size <= len(payload) <= _TIME.size + MAX_NAME_BYTES:
         raise MalformedMessage("the opening of a session has a wrong length")
     (time_us,) = _TIME.unpack_from(payload)
@@ -65,6 +93,26 @@ def decode_open(payload: bytes) -> tuple[int, str]:
     if time_us < 0:
         raise MalformedMessage("the opening of a session has a time out of range")
     return time_us, name
+
+
+def decode_bounds(payload: bytes) -> Bounds | None:
+    """The bounds in the payload of a SESSION_OPEN entry; None if it has none.
+
+    Raises:
+        MalformedMessage: it has some that no table can have.
+    """
+    return _split(payload)[1]
+
+
+def _split(payload: bytes) -> tuple[bytes, Bounds | None]:
+    """The payload of an opening without its bounds, and these."""
+    start = len(payload) - _BOUNDS.size
+    if start < _TIME.size or payload[start] != _MARK:
+        return payload, None
+    _, sessions, kept = _BOUNDS.unpack_from(payload, start)
+    if not (0 < sessions <= _LARGEST_BOUND and 0 < kept <= _LARGEST_BOUND):
+        raise MalformedMessage("the opening of a session has bounds out of range")
+    return payload[:start], (sessions, kept)
 
 
 def encode_transition(time_us: int, session: int, sequence: int, below: int, transition: bytes) -> bytes:
@@ -129,19 +177,19 @@ class _Session:
         self.used_us = used_us
         self.watermark = 0  # Every sequence below it is finished for the client; watermark <= every key of results.
         self.results: dict[int, tuple[int, bytes | None]] = {}
-        self.bytes = 0  # Always the summed length of the results.
+        self.bytes = 0  # The summed length of the results, and of those that count yet: see `Sessions._later`.
 
-    def raise_watermark(self, below: int) -> None:
+    def raise_watermark(self, below: int) -> list[tuple[int, tuple[int, bytes | None]]]:
+        """Finish every sequence below; returns those that were kept, and their results."""
         results = self.results
         if below - self.watermark <= len(results):
-            for sequence in range(self.watermark, below):
-                dropped = results.pop(sequence, None)
-                if dropped is not None:
-                    self.bytes -= len(dropped[1] or b"")
+            finished = range(self.watermark, below)
+            dropped = [(sequence, results.pop(sequence)) for sequence in finished if sequence in results]
         else:  # A leap: walk the table, not the numbers.
+            dropped = [(sequence, result) for sequence, result in results.items() if sequence < below]
             self.results = {sequence: result for sequence, result in results.items() if sequence >= below}
-            self.bytes = sum(len(value or b"") for _, value in self.results.values())
         self.watermark = below
+        return dropped
 
 
 class Sessions:
@@ -151,12 +199,38 @@ class Sessions:
         now_us: logged time: the highest that any entry carried.
     """
 
-    __slots__ = ("_anonymous", "_max_results", "_max_sessions", "_named", "_names", "now_us")
+    __slots__ = (
+        "_admitted",
+        "_anonymous",
+        "_bounds",
+        "_bytes",
+        "_doomed",
+        "_evicted",
+        "_later",
+        "_max_results",
+        "_max_sessions",
+        "_named",
+        "_names",
+        "_recorded",
+        "_restored",
+        "_sequences",
+        "now_us",
+    )
 
-    def __init__(self, *, max_sessions: int = MAX_SESSIONS, max_results: int = MAX_RESULTS) -> None:
+    def __init__(self, *, max_sessions: int | None = None, max_results: int = MAX_RESULTS) -> None:
         self.now_us = 0
-        self._max_sessions = max_sessions
+        self._max_sessions = MAX_SESSIONS if max_sessions is None else max_sessions
         self._max_results = max_results
+        self._bounds: Bounds | None = None  # What the last opening said.
+        self._bytes = 0  # Of all results, as `_Session.bytes`.
+        self._sequences = 0  # Always the number of results of all sessions, those under way too.
+        self._admitted = self._recorded = 0  # How many transitions were let through, and have their result.
+        # What was freed after so many were admitted, and by whom, in that order: it counts until they are recorded.
+        self._later: deque[tuple[int, _Session, int]] = deque()
+        # Transitions under way that are not needed any more, and after how many were admitted that was so.
+        self._doomed: dict[tuple[int, int], tuple[int, _Session]] = {}
+        self._evicted: OrderedDict[int, str] = OrderedDict()  # Why; no part of the replicated state.
+        self._restored = False
         # Both in the order of their last use, the least recent first: expiry looks at the front only.
         self._anonymous: OrderedDict[int, _Session] = OrderedDict()
         self._named: OrderedDict[int, _Session] = OrderedDict()
@@ -169,14 +243,19 @@ class Sessions:
         """True while the session is in the table; it may be there and be too old to be used."""
         return session in self._anonymous or session in self._named
 
-    def open(self, index: int, time_us: int, name: str = "") -> int:
+    def open(self, index: int, time_us: int, name: str = "", bounds: Bounds | None = None) -> int:
         """Apply the SESSION_OPEN entry at `index` and return the session's id: `index`, or the id that lives by `name`.
 
         Sessions that were idle for too long are dropped first, then, while there are too many, the least recently used
-        of its kind.
+        of its kind, and while they keep too much, the least recently used of all.  Nothing may be under way.
+
+        Args:
+            index, time_us, name, bounds: of the entry; see `encode_open`.
         """
         self._advance(time_us)
         self._expire()
+        if bounds is not None:
+            self._bounds = bounds
         if name and name in self._names:
             session = self._names[name]
             self._named[session].used_us = self.now_us
@@ -185,8 +264,13 @@ class Sessions:
         if index in self:
             raise InvariantViolated(f"the log opens session {index} twice")
         table = self._named if name else self._anonymous
-        while len(table) >= self._max_sessions:
-            self._drop(next(iter(table)))
+        most, kept = self._limits()
+        while len(table) >= most:
+            kind = "with" if name else "without"
+            self._evict(next(iter(table)), f"more than {most} sessions {kind} a name were used since")
+        while 4 * max(self._bytes, self._sequences * _SEQUENCE_BYTES) > 3 * kept and len(self):
+            oldest = min(self._oldest(), key=lambda each: (each[0], each[1]))[1]
+            self._evict(oldest, f"the results of all sessions had more than {kept} bytes, and others were used since")
         table[index] = _Session(name, self.now_us)
         if name:
             self._names[name] = index
@@ -217,15 +301,17 @@ class Sessions:
         found.used_us = self.now_us
         table.move_to_end(session)
         if below > found.watermark:
-            found.raise_watermark(below)
+            self._free(session, found, found.raise_watermark(below))
         if sequence < found.watermark:
             return ALREADY, None
         result = found.results.get(sequence)
         if result is not None:
             return result
-        if len(found.results) >= self._max_results:
+        if len(found.results) >= self._max_results or self._sequences * _SEQUENCE_BYTES >= self._limits()[1]:
             return REFUSED_OVERLOADED, None
         found.results[sequence] = UNDER_WAY
+        self._sequences += 1
+        self._admitted += 1
         return None
 
     def record(self, session: int, sequence: int, code: int, value: bytes) -> None:
@@ -238,22 +324,43 @@ class Sessions:
         Raises:
             InvariantViolated: `admit` did not.
         """
-        found = self._anonymous.get(session) or self._named.get(session)
-        if found is None or sequence < found.watermark:
-            return
-        if found.results.get(sequence) is not UNDER_WAY or code not in _CODES:
-            raise InvariantViolated(f"session {session}: a result for sequence {sequence} that was not admitted")
-        if found.bytes + len(value) > MAX_RESULT_BYTES:
+        self._settle()
+        after, found = self._doomed.get((session, sequence), (None, None))
+        if found is None:
+            found = self._anonymous.get(session) or self._named.get(session)
+            if found is None or sequence < found.watermark:
+                return
+            if found.results.get(sequence) is not UNDER_WAY or code not in _CODES:
+                raise InvariantViolated(f"session {session}: a result for sequence {sequence} that was not admitted")
+        kept = self._limits()[1]
+        if found.bytes + len(value) > min(MAX_RESULT_BYTES, kept // 4) or self._bytes + len(value) > kept:
             code, value = UNKNOWN, b""
-        found.results[sequence] = (code, value)
         found.bytes += len(value)
+        self._bytes += len(value)
+        self._recorded += 1
+        if after is None:
+            found.results[sequence] = (code, value)
+        else:
+            del self._doomed[session, sequence]
+            # In the order of `after`: what was freed by earlier admissions is settled already, or stands before it.
+            at = sum(each[0] <= after for each in self._later)
+            self._later.insert(at, (after, found, len(value)))
+        self._settle()
+
+    def why_gone(self, session: int) -> str:
+        """Why a session is not in the table any more; for people."""
+        why = self._evicted.get(session)
+        if why is not None:
+            return why
+        idle = "it was idle for too long"
+        return f"{idle}, or others needed the room" if self._restored or len(self._evicted) == _EVICTED else idle
 
     def snapshot(self, *, with_results: bool = True) -> list[Any]:
         """The whole table as plain data: equal tables give equal data, however they came about.
 
         Without results it says which sequences were executed, and not how they ended.
         """
-        return [
+        table: list[Any] = [
             self.now_us,
             *(
                 [
@@ -272,9 +379,10 @@ class Sessions:
                 for table in (self._anonymous, self._named)
             ),
         ]
+        return table if self._bounds is None else [*table, list(self._bounds)]
 
     @classmethod
-    def restore(cls, data: object, *, max_sessions: int = MAX_SESSIONS, max_results: int = MAX_RESULTS) -> Sessions:
+    def restore(cls, data: object, *, max_sessions: int | None = None, max_results: int = MAX_RESULTS) -> Sessions:
         """The table that `snapshot` described.
 
         Raises:
@@ -290,8 +398,14 @@ class Sessions:
     # -- inside ----------------------------------------------------------------------------------------------------
 
     def _load(self, data: Any) -> None:
-        now_us, anonymous, named = data
+        now_us, anonymous, named, *bounds = data
         self.now_us = _number(now_us)
+        self._restored = True
+        if bounds:
+            ((sessions, kept),) = bounds
+            if not (0 < _number(sessions) <= _LARGEST_BOUND and 0 < _number(kept) <= _LARGEST_BOUND):
+                raise ValueError
+            self._bounds = sessions, kept
         for table, rows in ((self._anonymous, anonymous), (self._named, named)):
             last_us = 0
             for session, name, used_us, watermark, results in rows:
@@ -307,6 +421,8 @@ class Sessions:
                         raise ValueError
                     loaded.results[sequence] = (code, value)
                     loaded.bytes += len(value)
+                self._bytes += loaded.bytes
+                self._sequences += len(loaded.results)
                 table[_number(session)] = loaded
                 if name:
                     self._names[name] = session
@@ -327,6 +443,43 @@ class Sessions:
         dropped = self._anonymous.pop(session, None) or self._named.pop(session)
         if dropped.name:
             del self._names[dropped.name]
+        self._free(session, dropped, list(dropped.results.items()))
+
+    def _evict(self, session: int, why: str) -> None:
+        """Drop a session that could have been used on, to make room."""
+        self._evicted[session] = why
+        if len(self._evicted) > _EVICTED:
+            self._evicted.popitem(last=False)
+        self._drop(session)
+
+    def _oldest(self) -> Iterator[tuple[int, int]]:
+        """The least recently used session of each kind: when it was used, and its id."""
+        for table in (self._anonymous, self._named):
+            for session, found in table.items():
+                yield found.used_us, session
+                break
+
+    def _limits(self) -> Bounds:
+        return self._bounds or (self._max_sessions, MAX_SESSION_BYTES)
+
+    def _free(self, session: int, found: _Session, dropped: list[tuple[int, tuple[int, bytes | None]]]) -> None:
+        """Results are not needed any more: their bytes are free once all that was admitted until now is recorded."""
+        freed = 0
+        for sequence, result in dropped:
+            self._sequences -= 1
+            if result is UNDER_WAY:
+                self._doomed[session, sequence] = self._admitted, found
+            else:
+                freed += len(result[1] or b"")
+        if freed:
+            self._later.append((self._admitted, found, freed))
+            self._settle()
+
+    def _settle(self) -> None:
+        while self._later and self._later[0][0] <= self._recorded:
+            _, found, freed = self._later.popleft()
+            found.bytes -= freed
+            self._bytes -= freed
 
 
 def _number(value: object) -> int:

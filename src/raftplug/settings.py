@@ -47,6 +47,11 @@ class Settings:
     """Proposals and reads of one process without an answer; one more is refused with Overloaded."""
     max_uncommitted_bytes: int = 64 << 20
     """Encoded entries a leader holds uncommitted; beyond it proposals are refused with Overloaded."""
+    max_sessions: int = 10_000
+    """Sessions of clients without a name, and again with one, that a group keeps; one more drops the one that was used
+    least recently.  The leader's value counts, on every replica: it travels in the log."""
+    max_session_bytes: int = 256 << 20
+    """Results that a group keeps for clients that ask again, and again 100 bytes for each; likewise."""
     max_unapplied_bytes: int = 64 << 20
     """Committed entries a state machine may be behind; beyond it a leader refuses proposals with Overloaded, and a
     follower takes no entries before the machine has caught up."""
@@ -121,6 +126,8 @@ class Settings:
             "window_appends",
             "max_pending",
             "max_uncommitted_bytes",
+            "max_sessions",
+            "max_session_bytes",
             "max_unapplied_bytes",
             "snapshot_piece_bytes",
             "snapshot_window_bytes",

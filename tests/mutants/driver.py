@@ -188,8 +188,8 @@ MUTANTS = (
         "duplicate sequence executed again",
         APPLY,
         "Applier._take_decoded",
-        "return self._join(transition, (session, sequence)) if known is None else _as_reply(*known)",
-        "if known is None or known[0] == OK:\n                return self._join(transition, (session, sequence) if known is None else None)\n            return _as_reply(*known)",
+        "return self._join(transition, (session, sequence)) if known is None else self._known(session, known)",
+        "if known is None or known[0] == OK:\n                return self._join(transition, (session, sequence) if known is None else None)\n            return self._known(session, known)",
     ),
     Mutant(
         "a batch executes duplicates again",
@@ -507,8 +507,8 @@ MUTANTS = (
         "what a machine has on its disk passes for a result",
         APPLY,
         "Applier._take_again",
-        '_as_reply(*(known or (UNKNOWN, b"")))',
-        "_as_reply(*(known or (OK, plain.encode(None))))",
+        'known or (UNKNOWN, b"")',
+        "known or (OK, plain.encode(None))",
         tests=(
             "tests/test_snapshots.py::test_what_a_machine_on_disk_has_is_executed_for_good_and_its_table_of_sessions_can_be_read",
         ),

@@ -81,8 +81,8 @@ MUTANTS = (
     Mutant(
         "bytes of dropped results count on",
         SESSIONS,
-        "_Session.raise_watermark",
-        'self.bytes -= len(dropped[1] or b"")',
+        "Sessions._settle",
+        "found.bytes -= freed",
         "pass",
         tests=(
             "tests/test_sessions.py::test_a_result_beyond_the_bytes_that_a_session_keeps_is_not_kept_and_not_executed_again",
@@ -287,6 +287,27 @@ MUTANTS = (
         "del self._counters[counter]",
         "pass",
         tests=("tests/test_requester.py::test_memory_does_not_grow_with_calls_that_ended",),
+    ),
+    Mutant(
+        "what a later request frees makes room for an earlier result",
+        SESSIONS,
+        "Sessions._free",
+        "self._later.append((self._admitted, found, freed))",
+        "self._later.append((0, found, freed))",
+        tests=(
+            "tests/test_session_bounds.py::test_what_a_later_request_frees_makes_no_room_for_an_earlier_result",
+            "tests/test_session_bounds.py::test_what_is_kept_is_the_same_however_batches_are_cut_and_wherever_it_restarts",
+        ),
+    ),
+    Mutant(
+        "the bounds of the table are not in a snapshot",
+        SESSIONS,
+        "Sessions.snapshot",
+        "return table if self._bounds is None else [*table, list(self._bounds)]",
+        "return table",
+        tests=(
+            "tests/test_session_bounds.py::test_what_is_kept_is_the_same_however_batches_are_cut_and_wherever_it_restarts",
+        ),
     ),
     Mutant(
         "a silent node is asked at once again",
