@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -24,7 +25,7 @@ from raftplug.backup import Writer, restore
 from raftplug.directory import PID_NAME
 from raftplug.recovery import recover
 from raftplug.rows import SQLiteRows
-from raftplug.storage import SQLiteStorage, StoredSnapshot, Write
+from raftplug.storage import Piece, SQLiteStorage, StoredSnapshot, Write
 from test_backup import written
 
 CLUSTER = b"sixteen bytes id"
@@ -196,6 +197,39 @@ def test_two_processes_never_have_one_directory(
     assert first.end() == ["stopped", "None"]
     third = begin(tmp_path / "n1", core=core)
     assert third.propose() == ["done", 5]
+
+
+def test_a_database_with_another_name_gets_a_copy_of_its_own(tmp_path: Path) -> None:
+    linked(tmp_path / "n1")
+    other = (tmp_path / "other name").read_bytes()
+    opened = SQLiteStorage(tmp_path / "n1", "n1")
+    opened.commit([Write(GROUP, 7, None)])
+    opened.close()
+    assert (tmp_path / "other name").read_bytes() == other
+    assert term_of(SQLiteStorage(tmp_path / "n1", "n1")) == 7
+
+
+def test_one_of_many_that_found_a_directory_at_once_has_it(tmp_path: Path) -> None:
+    """All have found nothing there before the first of them writes."""
+    path = tmp_path / "a" / "n1"
+    opened = [SQLiteStorage(path, "n1", cluster=CLUSTER, bootstrap=True, begin=False) for _ in range(4)]
+    for each in opened:
+        each.create(GROUP, b"configuration")
+    opened[2].begin()
+    for number in (0, 1, 3):
+        with pytest.raises(errors.DirectoryInUse):
+            opened[number].begin()
+        opened[number].close()
+    opened[2].commit([Write(GROUP, 7, None)])
+    opened[2].close()
+    assert term_of(SQLiteStorage(path, "n1")) == 7
+    late = SQLiteStorage(tmp_path / "b", "n1", bootstrap=True, begin=False)
+    closed(tmp_path / "b")
+    before = tree(tmp_path)
+    with pytest.raises(errors.WrongDirectory, match="meanwhile"):
+        late.begin()
+    late.close()
+    assert tree(tmp_path) == before
 
 
 def test_two_names_of_a_mounted_directory_are_one(tmp_path: Path, begin: Callable[..., Process]) -> None:
@@ -954,6 +988,20 @@ def test_after_a_failed_sync_a_directory_is_as_before_the_start_or_was_not_close
     assert copied != unchanged, "what was not synced is copied before it is believed"
 
 
+def test_a_disk_that_gives_the_copy_something_else_than_it_gave_before_is_not_believed(tmp_path: Path) -> None:
+    """After a failed sync a page may leave the memory between the two, and come back as it was on the disk."""
+    path = tmp_path / "n1"
+    killed(path)
+    opened = SQLiteStorage(path, "n1", begin=False)
+    assert term_of(opened) == 19
+    os.truncate(path / WAL, (path / WAL).stat().st_size // 2)
+    with pytest.raises(errors.StorageFailed, match="two answers"):
+        opened.begin()
+    with pytest.raises(errors.StorageFailed):
+        opened.commit([Write(GROUP, 20, None)])
+    opened.close()
+
+
 def test_damage_is_still_called_damage(tmp_path: Path) -> None:
     path = tmp_path / "n1"
     killed(path)
@@ -1002,6 +1050,56 @@ def test_a_copy_that_fails_in_the_middle_is_removed(tmp_path: Path, monkeypatch:
         start(tmp_path / "n1", {})
     after = tree(tmp_path)
     assert {name: row[3] for name, row in after.items()} == {name: row[3] for name, row in before.items()}
+
+
+def test_a_checkpoint_that_finds_no_room_is_not_taken_for_another_process(mount: Callable[..., Path]) -> None:
+    path = mount("-o", "size=2m")
+    opened = founded(path / "n1")
+    rows = opened._rows
+    assert isinstance(rows, SQLiteRows)
+    piece = Piece(0, 0, bytes(300_000))
+    opened.commit([Write(GROUP, 1, None, pieces=[piece])])  # In the log: the database has no room for it.
+    (path / "theirs").write_bytes(bytes(shutil.disk_usage(path).free - 100_000))
+    with pytest.raises(errors.DiskFull):
+        rows._checkpoint("PASSIVE")
+    opened.verify()
+    (path / "theirs").unlink()
+    opened.commit([Write(GROUP, 2, None)])
+    opened.close()
+    assert term_of(SQLiteStorage(path / "n1", "n1")) == 2
+
+
+@pytest.mark.parametrize("state", [closed, killed])
+def test_a_start_and_an_end_on_a_full_disk_lose_nothing(
+    mount: Callable[..., Path], state: Callable[[Path], None]
+) -> None:
+    path = mount("-o", "size=2m")
+    state(path / "n1")
+    term = 0 if state is closed else 19
+
+    def fill() -> None:
+        with contextlib.suppress(OSError), (path / "theirs").open("wb", 0) as file:
+            while file.write(bytes(4096)):
+                pass
+
+    fill()
+    before = tree(path)
+    with pytest.raises(errors.DiskFull) as caught:
+        start(path / "n1", {})
+    one_line(caught)
+    assert {name: row[3] for name, row in tree(path).items()} == {name: row[3] for name, row in before.items()}
+    (path / "theirs").unlink()
+    opened = SQLiteStorage(path / "n1", "n1")
+    assert term_of(opened) == term
+    fill()
+    block = Piece(0, 0, bytes(200_000))
+    with pytest.raises(errors.DiskFull):
+        opened.commit([Write(GROUP, term + 1, None, pieces=[block])])
+    opened.verify()
+    with contextlib.suppress(errors.DiskFull):
+        opened.close()
+    (path / "theirs").unlink()
+    assert term_of(SQLiteStorage(path / "n1", "n1")) == term
 
 
 @pytest.mark.parametrize("pages", range(1, 24, 2))

@@ -207,9 +207,9 @@ class Directory:
         """
         if not exists(self.path):
             return False
-        self._place = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._lock(self._place)
-        self._is = _seen(os.fstat(self._place))[:2]
+        place = self._locked(os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        self._is = _seen(os.fstat(place))[:2]
+        self._place = place
         if _seen(os.stat(self.path))[:2] != self._is:
             raise DirectoryInUse(f"{self.path} was moved while it was opened: start again")
         return True
@@ -220,25 +220,27 @@ class Directory:
         Raises:
             DirectoryInUse: as `lock`.
         """
-        before, self._database = self._database, os.open(self.file, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        database = self._locked(os.open(self.file, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC))
+        before, self._database = self._database, database
         if before >= 0:
             os.close(before)
-        self._lock(self._database)
 
-    def _lock(self, descriptor: int) -> None:
+    def _locked(self, descriptor: int) -> int:
+        """Lock what a descriptor is of; what another process has is left alone, also by `unmake`."""
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            os.close(descriptor)
             text = f"{self.path} is in use by {self._holder()}"
             raise DirectoryInUse(f"{text}: stop it, or give this node a directory of its own") from None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
 
     def _holder(self) -> str:
-        with contextlib.suppress(OSError):
-            descriptor = os.open(PID_NAME, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._place)
-            try:
-                pid = os.read(descriptor, 20).decode("ascii", "replace").strip()
-            finally:
-                os.close(descriptor)
+        with contextlib.suppress(OSError), open(os.path.join(self.path, PID_NAME), "rb") as file:
+            pid = file.read(20).decode("ascii", "replace").strip()
             if pid.isdigit():
                 return f"the process with pid {pid}"
         return "another process"
@@ -327,9 +329,10 @@ class Directory:
 
     def unmake(self) -> None:
         """Remove what `make` made, and the database that was to be in it."""
-        if self._place >= 0:
-            for suffix in ("", WAL, "-journal", ".new", ".new-journal", ".new-wal"):
-                self.remove(suffix)
+        if self._place < 0:
+            return  # Another process has it.
+        for suffix in ("", WAL, "-journal", ".new", ".new-journal", ".new-wal"):
+            self.remove(suffix)
         remove_empty(self._made)
 
     def renew(self) -> None:

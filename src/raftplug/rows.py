@@ -402,12 +402,14 @@ class SQLiteRows(Transactional):
             raise
 
     def _checkpoint(self, mode: str) -> None:
-        with self._doubting(self._check_all), self._translated("checkpointed"):
-            ((busy, _, _),) = self._opened(self._writer).execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
+        try:
+            with self._doubting(self._check_all), self._translated("checkpointed"):
+                ((busy, _, _),) = self._opened(self._writer).execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
+        finally:
+            if self._directory is not None:
+                self._directory.note()
         if busy and mode != "PASSIVE":
             raise StorageFailed(f"{self.where} could not be checkpointed: another program reads it")
-        if self._directory is not None:
-            self._directory.note()
 
     def forked(self) -> None:
         """In a child: leave the files as they are.

@@ -965,7 +965,9 @@ class SQLiteStorage(RecordStorage):
         super().commit(writes, heard)
 
     def verify(self) -> None:
-        with self._lock:
+        if not self._lock.acquire(blocking=False):
+            return  # A commit is under way, and looks itself.
+        try:
             if self._failed is None and isinstance(self._rows, SQLiteRows):
                 try:
                     self._directory.verify()
@@ -973,6 +975,8 @@ class SQLiteStorage(RecordStorage):
                     self._failed = str(error)
             if self._failed is not None:
                 raise StorageFailed(self._failed)
+        finally:
+            self._lock.release()
 
     def held_over_fork(self) -> list[Any]:
         """What is locked while a thread is inside SQLite, which has locks of its own."""

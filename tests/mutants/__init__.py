@@ -3,7 +3,7 @@
 A bug is added as one `Mutant` at the end of its file; when a function moves, only its name changes here.
 """
 
-from mutants import client, driver, identity, node, rules, sessions, snapshots, storage, transport
+from mutants import client, directory, driver, identity, node, rules, sessions, snapshots, storage, transport
 from mutants.mutant import Mutant
 
 AREAS: dict[str, tuple[Mutant, ...]] = {
@@ -14,6 +14,7 @@ AREAS: dict[str, tuple[Mutant, ...]] = {
     "sessions": sessions.MUTANTS,
     "snapshots": snapshots.MUTANTS,
     "storage": storage.MUTANTS,
+    "directory": directory.MUTANTS,
     "transport": transport.MUTANTS,
     "client": client.MUTANTS,
 }
