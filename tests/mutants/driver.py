@@ -256,7 +256,7 @@ MUTANTS = (
         "a diverged leader goes on to lead",
         DRIVER,
         "Driver._keep_from_serving",
-        "if heard:",
+        "if others:",
         "if False:",
         faults=("diverge",),
     ),
