@@ -233,6 +233,31 @@ def test_what_is_no_name_or_settings_or_list_of_ids_is_refused(value: Any) -> No
             raftplug.Client("memory://x", **more)
 
 
+class Duck:
+    """What was a transport before nodes and clients asked for more."""
+
+    def send_message(self, to_id: Any, message: bytes) -> None:
+        pass
+
+    def receive_messages(self) -> list[bytes]:
+        return []
+
+
+def test_a_transport_is_a_cluster_and_a_file_of_settings_a_path() -> None:
+    given: Any = {"storage": MemoryStorage("n1", cluster=bytes(16)), "state_machine": Sum()}
+    for value in (Duck(), object(), "memory://x", 5, Raises()):
+        with pytest.raises(InvalidArgument, match=r"cluster must be a raftplug\.Cluster"):
+            raftplug.Node("n1", cluster=value, **given)
+        with pytest.raises(InvalidArgument, match=r"cluster must be a raftplug\.Cluster"):
+            raftplug.Client(cluster=value, id="~c")
+        if not isinstance(value, str):
+            with pytest.raises(InvalidArgument, match="settings: file must be a path"):
+                raftplug.Settings.load(value)
+    for reluctance in (1_001, (1 << 40) - 1):
+        with pytest.raises(InvalidArgument, match="lead_reluctance must be at most 1000"):
+            raftplug.Settings(lead_reluctance=reluctance).validate()
+
+
 def test_a_text_is_no_list_of_peers() -> None:
     storage = MemoryStorage("n1", cluster=bytes(16))
     with pytest.raises(InvalidArgument, match="peers must be a list of ids, not 'n1'"):

@@ -23,7 +23,7 @@ import msgpack
 from raftplug import forks, plain, threads
 from raftplug.arguments import ends_at, seconds
 from raftplug.backup import Writer
-from raftplug.cluster import Cluster, is_client, read_record, room_in_messages
+from raftplug.cluster import Cluster, check_cluster, is_client, read_record, room_in_messages
 from raftplug.constants import LINEARIZABLE, PIECE, PIECE_REQUEST, RENEW, REPLY, REQUEST
 from raftplug.core import Future
 from raftplug.errors import ChangeRefused, InvalidArgument, MalformedMessage, RaftplugError, Unavailable
@@ -489,6 +489,7 @@ class Client(forks.OfOneProcess):
         if cluster is not None and not (isinstance(id, str) and is_client(id) and len(id) > 1):
             raise InvalidArgument("cluster= needs id=, the id under which it was opened: '~' and something unique")
         if cluster is not None:
+            check_cluster(cluster)
             room_in_messages(cluster, settings)
         keys = cluster_keys(key)
         if redis is not None:
@@ -615,7 +616,7 @@ class Client(forks.OfOneProcess):
             Unavailable: it was not made in time, but may be yet: look at `members`.
         """
         self._may_wait()
-        if not isinstance(action, str):
+        if type(action) is not str:
             raise InvalidArgument(f"action must be one of the texts that `change_members` names, not {short(action)}")
         ids = tuple(check_id(id, "member") for id in ids)
         until = _until(timeout)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 
 from raftplug.constants import LARGEST_MESSAGE, MESSAGE_OVERHEAD
 from raftplug.errors import InvalidArgument
+from raftplug.foreign import type_name
 from raftplug.frames import NO_CLUSTER, Id, check_id
 from raftplug.settings import Settings
 
@@ -120,6 +121,16 @@ class Cluster:
         if event is None:
             event = self.__dict__.setdefault("_cluster_woken", threading.Event())
         return event
+
+
+def check_cluster(cluster: object) -> None:
+    """Refuse what is no `Cluster`: a node and a client need all of its methods, and their defaults.
+
+    Raises:
+        InvalidArgument: it is none.
+    """
+    if not issubclass(type(cluster), Cluster):
+        raise InvalidArgument(f"cluster must be a raftplug.Cluster: {type_name(cluster)} is no subclass of it")
 
 
 def room_in_messages(cluster: Cluster, settings: Settings) -> int:

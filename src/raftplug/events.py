@@ -79,7 +79,7 @@ class Subscription(OfOneProcess):
 
     def __init__(self, node: Id, kinds: Collection[str] = (), most: int = _QUEUE) -> None:
         for kind in kinds:
-            if not isinstance(kind, str) or kind not in KINDS:
+            if type(kind) is not str or kind not in KINDS:
                 raise InvalidArgument(f"no event {short(kind)}: there are {', '.join(KINDS)}")
         self.kinds = frozenset(kinds or KINDS)
         self._node = node

@@ -27,7 +27,7 @@ import msgpack
 
 from raftplug.constants import LIMIT
 from raftplug.errors import InvalidArgument, MalformedMessage
-from raftplug.foreign import short
+from raftplug.foreign import described, short
 
 Id = int | str
 
@@ -96,7 +96,11 @@ def check_ids(values: object, what: str = "peer") -> list[Id]:
     """
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
         raise InvalidArgument(f"{what}s must be a list of ids, not {short(values)}")
-    return [check_id(value, what) for value in values]
+    try:
+        given = list(values)
+    except Exception as error:
+        raise InvalidArgument(f"{what}s must be a list of ids, and cannot be read: {described(error)}") from error
+    return [check_id(value, what) for value in given]
 
 
 def address(body: bytes, nonce: int) -> bytes:

@@ -24,7 +24,7 @@ from raftplug import forks, plain, results, threads
 from raftplug.agenda import Agenda
 from raftplug.apply import Look
 from raftplug.arguments import ends_at, seconds
-from raftplug.cluster import Cluster, MemoryCluster, is_client, read_record, room_in_messages
+from raftplug.cluster import Cluster, MemoryCluster, check_cluster, is_client, read_record, room_in_messages
 from raftplug.constants import (
     CANDIDATE,
     DISPLACED,
@@ -823,6 +823,8 @@ class Node(forks.OfOneProcess):
             raise InvalidArgument(
                 "give data_dir=, a data directory, or storage=: what a node acknowledged must survive it"
             )
+        if cluster is not None:
+            check_cluster(cluster)
         if groups is None:
             if (state_machine is None) == (machine is None):
                 raise InvalidArgument(

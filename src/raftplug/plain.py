@@ -90,7 +90,7 @@ def encode_in_parts(value: object, depth: int = SNAPSHOT_DEPTH) -> Iterator[byte
 def _pack(packer: msgpack.Packer, value: Any, depth: int) -> Iterator[None]:
     """Pack `value`, with a stop after each item in it."""
     kind = type(value)
-    if kind not in (list, dict):
+    if kind is not list and kind is not dict:
         if kind not in _SCALARS:
             raise TypeError(type_name(value))
         packer.pack(value)
@@ -220,7 +220,7 @@ def _fault_of_one(value: object, depth: int) -> str | None:
             value.encode()  # type: ignore[attr-defined]
         except UnicodeEncodeError:
             return "a str with a lone surrogate is not plain data: send it as bytes"
-    if kind in (list, dict) and depth <= 0:
+    if (kind is list or kind is dict) and depth <= 0:
         return "nested too deep"
     if kind is tuple:
         return "tuple is not plain data: use a list"

@@ -163,8 +163,8 @@ class _Call:
 
 def check_consistency(consistency: object) -> str:
     """The consistency of a read, or InvalidArgument."""
-    if isinstance(consistency, str) and consistency in (LINEARIZABLE, LEASE, STALE):
-        return str(consistency)
+    if type(consistency) is str and consistency in (LINEARIZABLE, LEASE, STALE):
+        return consistency
     raise InvalidArgument(f"consistency must be {LINEARIZABLE!r}, {LEASE!r} or {STALE!r}, not {short(consistency)}")
 
 

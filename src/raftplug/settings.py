@@ -134,6 +134,8 @@ class Settings:
         ):
             if not getattr(self, name):
                 raise InvalidArgument(f"settings: {name} must be at least 1")
+        if self.lead_reluctance > 1_000:
+            raise InvalidArgument("settings: lead_reluctance must be at most 1000 election timeouts")
         if self.snapshot_piece_bytes > 1 << 20:
             raise InvalidArgument("settings: snapshot_piece_bytes must be at most 1 MB (1048576)")
         if not 1 <= self.heartbeat_ms <= self.election_timeout_ms // 2:
@@ -160,6 +162,8 @@ def _table(file: str | os.PathLike[str]) -> dict[str, Any]:
     """The table [raftplug] of a TOML file."""
     import tomllib  # Loaded where there is a file, and not by every command.
 
+    if not isinstance(file, str | os.PathLike):
+        raise InvalidArgument(f"settings: file must be a path, not {short(file)}")
     where = os.fspath(file)
     try:
         with open(file, "rb") as opened:
