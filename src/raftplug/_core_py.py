@@ -298,8 +298,6 @@ class Log:
 
     def _slots(self, lo: int, hi: int) -> tuple[int, int]:
         """Where entries lo to hi - 1 lie in the lists."""
-        if type(lo) is not int or type(hi) is not int:
-            lo, hi = refusals.place("lo", lo), refusals.place("hi", hi)
         if not self.base_index < lo <= hi <= self.last_index + 1:
             raise refusals.no_entries(lo, hi, self.base_index, self.last_index)
         shift = self._head - self.base_index - 1
@@ -311,6 +309,8 @@ class Log:
         Raises:
             IndexError: one is not here.
         """
+        if type(lo) is not int or type(hi) is not int:
+            lo, hi = refusals.place("lo", lo), refusals.place("hi", hi)
         start, stop = self._slots(lo, hi)
         return b"".join(self._entries[start:stop])
 
@@ -337,6 +337,9 @@ class Log:
         Raises:
             IndexError: one is not here.
         """
+        return self._bytes_between(refusals.place("lo", lo), refusals.place("hi", hi))
+
+    def _bytes_between(self, lo: int, hi: int) -> int:
         start, stop = self._slots(lo, hi)
         return self._ends[stop] - self._ends[start]
 
@@ -346,6 +349,8 @@ class Log:
         Raises:
             IndexError: one is not here.
         """
+        if type(lo) is not int or type(hi) is not int:
+            lo, hi = refusals.place("lo", lo), refusals.place("hi", hi)
         start, stop = self._slots(lo, hi)
         return [
             (entry[16], term, entry[ENTRY_HEADER_BYTES:])
@@ -358,10 +363,9 @@ class Log:
         Raises:
             IndexError: `lo` is compacted away, or beyond the end by more than one.
         """
-        if type(kind) is not int or not 0 <= kind < LIMIT:
-            kind = refusals.whole("kind", kind)
-        if type(lo) is not int:
-            lo = refusals.place("lo", lo)
+        return self._find(refusals.whole("kind", kind), refusals.place("lo", lo))
+
+    def _find(self, kind: int, lo: int) -> int:
         start, stop = self._slots(lo, self.last_index + 1)
         for slot in range(start, stop):
             if self._entries[slot][16] == kind:
@@ -407,8 +411,7 @@ class Log:
         self._head = head
 
     # For the rules: compiled, these take C integers.
-    _append, _check_block, _extend, _find, _fit = append, check_block, extend, find, fit
-    _bytes_between, _slice = bytes_between, slice
+    _append, _check_block, _extend, _fit, _slice = append, check_block, extend, fit, slice
 
 
 @final
@@ -461,8 +464,9 @@ class Progress:
 
     def advance(self, end: int) -> None:
         """An append with the entries up to `end`, exclusive, is on its way."""
-        if type(end) is not int or not 0 <= end < LIMIT:
-            end = refusals.whole("end", end)
+        self._advance(refusals.whole("end", end))
+
+    def _advance(self, end: int) -> None:
         self.in_flight()
         self._ends.append(end)
         self.next = end
@@ -476,8 +480,6 @@ class Progress:
             done += 1
         del self._ends[:done]
         return len(self._ends)
-
-    _advance = advance  # For the rules: compiled, it takes a C integer.
 
     def __repr__(self) -> str:
         return refusals.describe(self, refusals.PROGRESS_FIELDS)

@@ -21,6 +21,8 @@ def whole(name: str, value: object) -> int:
         TypeError: it is no int.
         InvariantViolated: it is out of range.
     """
+    if type(value) is int and 0 <= value < LIMIT:
+        return value
     number = place(name, value)
     if not 0 <= number < LIMIT:
         raise InvariantViolated(f"{name} must be in [0, 2^63), not {number}")
