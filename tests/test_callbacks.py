@@ -190,6 +190,31 @@ def test_a_node_is_stopped_at_once_by_a_callback_an_observer_and_its_state_machi
     story(core, stop_in_callbacks, valkey_server.url, tmp_path)
 
 
+@pytest.mark.parametrize("where", ["callbacks", "machines"])
+def test_nodes_that_stop_each_other_both_stop_at_once(
+    valkey_server: EmbeddedServer, tmp_path: Path, where: str
+) -> None:
+    nodes = [founded(valkey_server.url, tmp_path / name, prefix=name).start() for name in ("a", "b")]
+    for node in nodes:
+        node.propose(1, timeout=PATIENCE_S).result()
+    both = threading.Barrier(2)
+    for node, other in zip(nodes, reversed(nodes), strict=True):
+
+        def stop(_: Any = None, other: raftplug.Node = other) -> None:
+            both.wait(PATIENCE_S)
+            other.stop()
+
+        machine: Any = node._machines["default"]
+        if where == "machines":
+            machine.calls["stop"] = stop
+        future = node.propose(1, timeout=PATIENCE_S)
+        if where == "callbacks":
+            future.add_done_callback(stop)
+    began = time.monotonic()
+    assert all(node.join(PATIENCE_S) for node in nodes)
+    assert time.monotonic() - began < AT_ONCE_S and not any(node.failure for node in nodes)
+
+
 def test_what_is_pending_when_a_node_or_client_ends_is_called_back_before_that_returns(
     valkey_server: EmbeddedServer, tmp_path: Path
 ) -> None:
@@ -251,6 +276,10 @@ def wait_in_machines(url: str, base: str) -> None:
         wait_in_a_machine(url, base, slow)
 
 
+async def awaited(node: raftplug.Node) -> Any:
+    return await node.propose(1, timeout=PATIENCE_S)
+
+
 def wait_in_a_machine(url: str, base: str, slow: bool) -> None:
     plugins = Plugins()
     settings = raftplug.Settings(digest_entries=4, snapshot_entries=0)
@@ -267,6 +296,7 @@ def wait_in_a_machine(url: str, base: str, slow: bool) -> None:
         machine.calls = {
             "Node.propose, result": lambda: node.propose(1, timeout=PATIENCE_S).result(),
             "Node.propose, exception": lambda: node.propose(1, timeout=PATIENCE_S).exception(PATIENCE_S),
+            "await": lambda: asyncio.run(awaited(node)),
             "Node.read": lambda: node.read(lambda machine: machine.value, timeout=PATIENCE_S),
             "Node.status": node.status,
             "Node.join": node.join,

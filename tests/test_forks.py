@@ -434,11 +434,19 @@ def fork_in_its_threads(url: str, data_dir: str) -> None:
         if child:
             forked.append(child)
 
+    def work() -> None:
+        with raftplug.Client(url) as own:
+            assert own.propose(1, PATIENCE_S)
+
+    worker = multiprocessing.get_context("fork").Process(target=work)
     machine = Sum()
-    machine.calls["fork"] = fork
+    machine.calls.update(fork=fork, work=worker.start)
     with founded(url, data_dir, state_machine=machine) as node, raftplug.Client(url) as client:
         assert client.propose(1, PATIENCE_S) == 1
         assert client.propose("fork", PATIENCE_S) == 2  # In the loop's thread.
+        client.propose("work", PATIENCE_S)
+        worker.join(PATIENCE_S)
+        assert worker.exitcode == 0, "a child forked by a state machine is none, and may wait"
         node.read(lambda _: fork(), timeout=PATIENCE_S)
         done = threading.Event()
 
@@ -457,7 +465,7 @@ def fork_in_its_threads(url: str, data_dir: str) -> None:
         assert len(forked) == 5
         for child in forked:
             ended(child, AT_ONCE_S)
-        assert client.propose(1, PATIENCE_S) == 5
+        assert client.propose(1, PATIENCE_S) == 7
         assert node.failure is None
     with node_at(url, data_dir) as again:
         again.propose(1, timeout=PATIENCE_S).result()

@@ -3,7 +3,7 @@
 A bug is added as one `Mutant` at the end of its file; when a function moves, only its name changes here.
 """
 
-from mutants import client, directory, driver, identity, node, rules, sessions, snapshots, storage, transport
+from mutants import client, directory, driver, identity, node, rules, sessions, snapshots, storage, threads, transport
 from mutants.mutant import Mutant
 
 AREAS: dict[str, tuple[Mutant, ...]] = {
@@ -17,6 +17,7 @@ AREAS: dict[str, tuple[Mutant, ...]] = {
     "directory": directory.MUTANTS,
     "transport": transport.MUTANTS,
     "client": client.MUTANTS,
+    "threads": threads.MUTANTS,
 }
 MUTANTS = tuple(mutant for mutants in AREAS.values() for mutant in mutants)
 
