@@ -876,6 +876,14 @@ def test_a_database_is_whole_without_its_log_after_it_was_closed_or_reopened_in_
     assert term_of(SQLiteStorage(path, "n1")) == 7
 
 
+def test_what_is_not_finished_keeps_its_log(tmp_path: Path) -> None:
+    closed(tmp_path / "n1")
+    rows = SQLiteRows(str(tmp_path / "n1" / NAME))
+    rows.begin(())
+    rows.close()
+    assert term_of(SQLiteStorage(tmp_path / "n1", "n1")) == 0
+
+
 def test_a_storage_that_is_never_closed_keeps_its_log(tmp_path: Path) -> None:
     """What the interpreter closes at its end must not look like a log that was deleted."""
     code = f"""
@@ -905,7 +913,9 @@ def test_every_directory_that_a_founding_makes_is_synced_in_the_one_above_it(tmp
     calls = (tmp_path / "trace").read_text().splitlines()
 
     def at(text: str, after: int = -1) -> int:
-        return next(number for number, call in enumerate(calls) if number > after and text in call)
+        found = [number for number, call in enumerate(calls) if number > after and text in call]
+        assert found, f"no {text} in {calls}"
+        return found[0]
 
     for made in (path, path.parent, path.parent.parent):
         at(f"<{made.parent}>)", after=at(f'mkdir("{made}"'))

@@ -996,9 +996,6 @@ class SQLiteStorage(RecordStorage):
                 try:
                     if ends_well and isinstance(self._rows, SQLiteRows):
                         self._rows.finish()
-                except BaseException:
-                    ends_well = False
-                    raise
                 finally:
                     super().close()
                 if ends_well:

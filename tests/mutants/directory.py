@@ -103,7 +103,7 @@ MUTANTS = (
         "SQLiteRows._open",
         'self._reader.execute("SELECT count(*) FROM node").fetchone()',
         "pass",
-        tests=(_TESTS + "a_storage_that_is_never_closed_keeps_its_log",),
+        tests=(_TESTS + "what_is_not_finished_keeps_its_log",),
     ),
     Mutant(
         "a start that could not read deletes the write-ahead log",
@@ -138,12 +138,12 @@ MUTANTS = (
         tests=(_TESTS + "a_database_with_another_name_gets_a_copy_of_its_own",),
     ),
     Mutant(
-        "a node whose last sync failed has ended well",
+        "a node whose write failed removes its write-ahead log",
         STORAGE,
         "SQLiteStorage.close",
-        "ends_well = False",
-        "pass",
-        tests=(_TESTS + "after_a_failed_sync_a_directory_is_as_before_the_start_or_was_not_closed_well",),
+        "                if ends_well:\n",
+        "                if True:\n",
+        tests=("tests/test_storage.py::test_an_error_of_sqlites_poisons_the_storage",),
     ),
     Mutant(
         "a start writes before it can be refused",
