@@ -700,3 +700,55 @@ def test_a_storm_is_one(core: Any) -> None:
     assert sum(len(storm.leaders) for storm in storms) > 50
     assert sum(storm.requests for storm in storms) > 200
     assert any(replica.raft.snapshot_index > 0 for storm in storms for replica in storm.replicas.values())
+
+
+# ------------------------------------------------------------------ what ends with a term, or begins with a commit
+
+
+def test_a_lease_ends_with_the_term_in_which_it_was_held(core: Any) -> None:
+    """Another led meanwhile: who leads again within the lease has to ask a quorum before it answers."""
+    net = Net(core, 3, lease=450_000)
+    first = net.elect(1)
+    net.heartbeat(1)
+    net.deliver()
+    first.read("a round", lease=True)
+    net.pump(1)
+    net.deliver()
+    for target in (2, 1):  # At once, so that the lease would not be over.
+        source = 3 - target
+        net.rafts[source].set_time(net.now)
+        net.rafts[source].transfer(target)
+        net.pump(source)
+        net.deliver()
+        assert net.rafts[target].role == LEADER
+    first.read("by lease", lease=True)
+    assert [request for request, _ in first.ready(False).reads] == []
+
+
+def test_a_removal_is_obeyed_once_it_is_committed_and_not_before(core: Any) -> None:
+    """It may be rolled back yet."""
+    net = Net(core, 3)
+    log = core.Log(0, 0, 0)
+    log.append(1, CONFIGURATION, core.Configuration((1, 2)).encode())
+    fields = {"data": log.slice(1, 2), "flag": True}
+    net.step(3, 1, net.message(APPEND, 1, **fields))
+    assert net.rafts[3].log.last_index == 1 and not net.rafts[3].removed
+    net.step(3, 1, net.message(APPEND, 1, index=1, log_term=1, commit=1, flag=True))
+    assert net.rafts[3].removed
+
+
+def test_what_an_earlier_leader_verified_is_not_acknowledged_to_the_next(core: Any) -> None:
+    """Its log may go on otherwise (Ongaro 2014, figure 3.1)."""
+    net = Net(core, 3)
+    net.append(3, 1, 1, (0, 0), [1, 1, 1, 1])
+    answer = net.append(3, 2, 2, (2, 1), [])
+    assert (answer.kind, bool(answer.flag), answer.index) == (APPEND_RESPONSE, True, 2)
+
+
+def test_in_a_joint_phase_a_leaving_voter_is_known_by_its_directory(core: Any) -> None:
+    """An answer of another disk counts for nothing as long as the member has a vote."""
+    directories = {id: bytes([id]) * 16 for id in (1, 2, 3)}
+    before = core.Configuration((1, 2, 3), storages=directories)
+    joint = before.towards(core.Configuration((1, 2), storages={1: directories[1], 2: directories[2]}))
+    assert joint.outgoing == (1, 2, 3) and joint.storages == directories
+    assert joint.left().storages == {1: directories[1], 2: directories[2]}
