@@ -637,3 +637,20 @@ def test_a_leader_takes_its_own_write_and_its_followers_answers_together(world: 
     for id in (leader, *(id for id in IDS if id != leader), leader):
         world.nodes[id].turn()
     assert future.done() and len(visits) == 2
+
+
+def test_a_leader_that_was_idle_for_long_does_not_take_its_disk_for_stuck(world: World) -> None:
+    leader = world.elect()
+    assert world.result(world.propose(leader, {"add": 1})) == 1
+    for idle_ms in (5_000, 60_000):
+        world.run(1_000)
+        world.now += 1_000 * idle_ms  # No group has a turn while it is quiet.
+        term = world.raft(leader).term
+        world.stuck[leader] = []  # It takes as long as others take to answer.
+        future = world.propose(leader, {"add": 1})
+        world.run(20)
+        for write in world.stuck.pop(leader):
+            write()
+        world.run(50)
+        assert future.done() and future.exception(0) is None
+        assert (world.raft(leader).role, world.raft(leader).term) == (LEADER, term)

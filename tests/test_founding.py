@@ -156,6 +156,24 @@ def test_a_founder_that_knows_no_id_makes_a_quorum_with_one_that_does(core: Any)
     world.until(lambda: world.machines[late].value == 4)
 
 
+def test_a_founder_that_knows_no_id_hears_a_node_that_knows_it_again_after_its_restart(core: Any) -> None:
+    """`tests/mutation_gate.py`, seed 15 of three nodes: the two were there, and never elected."""
+    world = World(core)
+    late = IDS[-1]
+    world.cut = {late}
+    founded = world.founded()
+    first, second = (id for id in IDS if id != late)
+    world.add(3)
+    world.cut = {second}
+    world.restart(first)
+    world.restart(late)
+    world.until(lambda: world.nodes[late]._founding.id_for(first) == founded)
+    assert world.id(late) is None
+    world.restart(first)
+    world.add(1)
+    world.until(lambda: world.id(late) == founded)
+
+
 def test_a_new_directory_that_is_founded_under_a_known_id_stops_and_says_what_to_do(core: Any) -> None:
     """By itself: it need not be told that the others know another one."""
     world = World(core)

@@ -56,6 +56,7 @@ class Founding:
         if any(item.kind == GREETING and item.body == self._greeting for item in frame.items):
             self._greeted[frame.source] = frame.nonce
         if self._greeted.get(frame.source) != frame.nonce:
+            self._spoken.pop(frame.source, None)  # By the names, so that it greets: it may know the id.
             return UNKNOWN
         self._spoken[frame.source] = frame.cluster
         return BELIEVED

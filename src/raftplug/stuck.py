@@ -31,8 +31,8 @@ class Stuck:
         self._raft = raft
         self._election_us = 1000 * settings.election_timeout_ms
         self._patience_us = self._machine_us = TIMEOUTS * self._election_us
-        self._stable = -1
-        self._stable_us = 0  # When more was durable than before, or all is.
+        self._stable = -1  # What is durable while the disk has something to do; -1 while it has not …
+        self._stable_us = 0  # … and since when no more is.
         self._tried = 0  # How often leadership was handed over.
 
     def turn(self, now: int, working_since: int | None, unfit: Iterable[Id]) -> str | None:
@@ -46,13 +46,15 @@ class Stuck:
         Returns: None, or what is stuck, in words: leadership was given up.
         """
         raft = self._raft
-        if raft.stable != self._stable or raft.stable == raft.log.last_index or raft.role != LEADER:
+        if raft.stable == raft.log.last_index or raft.role != LEADER:
+            self._stable = -1  # The disk has nothing to do, perhaps for long: a group that has gone quiet has no turns.
+        elif raft.stable != self._stable:
             self._stable, self._stable_us = raft.stable, now
         if working_since is None:
             self._machine_us = self._patience_us
         if raft.role != LEADER or raft.transferee is not None:
             return None
-        disk = now - self._stable_us >= self._patience_us
+        disk = self._stable >= 0 and now - self._stable_us >= self._patience_us
         machine = working_since is not None and now - working_since >= self._machine_us
         if not (disk or machine):
             return None

@@ -39,6 +39,14 @@ MUTANTS = (
         faults=_FOREIGN,
     ),
     Mutant(
+        "a founder does not ask a node that has restarted to greet it",
+        FOUNDING,
+        "Founding.judge",
+        "self._spoken.pop(frame.source, None)",
+        "pass",
+        tests=(_TESTS + "a_founder_that_knows_no_id_hears_a_node_that_knows_it_again_after_its_restart[python]",),
+    ),
+    Mutant(
         "a founder answers with the names only",
         FOUNDING,
         "Founding.id_for",
