@@ -360,3 +360,20 @@ def test_a_directory_whose_terms_are_used_up_can_be_recovered(core: Any, entries
     change(world, "add", "n2")
     world.until(lambda: "n2" in world.raft("n1").configuration.voters)
     world.until(lambda: world.machines["n2"].value == 13 + 5 * entries)
+
+
+def test_a_removed_member_that_comes_back_on_a_new_disk_has_lost_nothing(core: Any) -> None:
+    """`raftplug sim --seed 251`: the leader still tells the removed member, and had its acknowledgements."""
+    world = World(core)
+    world.founded()
+    world.add(5)
+    change(world, "demote", "n3")
+    world.until(lambda: settled(world))
+    world.cut = {"n3"}
+    change(world, "remove", "n3")
+    world.wipe("n3", ())
+    world.cut = set()
+    world.run(400)
+    change(world, "add", "n3")
+    world.until(lambda: settled(world) and "n3" in world.raft(world.elect()).configuration.voters)
+    world.until(lambda: world.machines["n3"].value == 5)

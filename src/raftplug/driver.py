@@ -655,7 +655,7 @@ class Driver:
             if kind == APPEND and self._is_founding():
                 self._check_founding()
             elif kind == APPEND_RESPONSE and not message.flag and storage is not None:
-                self._notice_loss(source, life(storage, nonce))
+                self._notice_loss(source, nonce, storage)
             return
         offer = snapshots.decode_offer(message)
         if not self.abilities.snapshots:
@@ -667,12 +667,15 @@ class Driver:
         self.snapshots.consider(offer, source, self.raft.now)
         self._install()
 
-    def _notice_loss(self, source: Id, life: bytes) -> None:
-        """As the leader, report a member that lost what it had acknowledged, and have its node stop."""
+    def _notice_loss(self, source: Id, nonce: int, storage: bytes) -> None:
+        """As the leader, report a member that lost what it had acknowledged, and have its node stop.
+
+        A member that was removed, and comes back on a new disk, has lost nothing.
+        """
         progress = self.raft.progress.get(source)
-        if progress is None or not progress.lost:
+        if progress is None or not progress.lost or self.raft.configuration.storages.get(source) != storage:
             return
-        self._send(source, DISPLACED, life)
+        self._send(source, DISPLACED, life(storage, nonce))
         if source not in self._lost:
             self._lost[source] = progress.lost
             _logger.error("group %s: %s", self.group, self._loss(source))

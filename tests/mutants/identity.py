@@ -146,7 +146,7 @@ MUTANTS = (
         "a node that lost what it acknowledged is not told",
         DRIVER,
         "Driver._notice_loss",
-        "self._send(source, DISPLACED, life)",
+        "self._send(source, DISPLACED, life(storage, nonce))",
         "pass",
         tests=("tests/test_identity.py::test_a_follower_that_lost_what_it_acknowledged_is_reported_and_stops[python]",),
     ),
