@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from raftplug.cluster import is_client
-from raftplug.constants import PIECE, PIECE_REQUEST, SNAPSHOT, VOTE, VOTE_RESPONSE
+from raftplug.constants import PIECE, PIECE_REQUEST, REQUEST, SNAPSHOT, VOTE, VOTE_RESPONSE
 from raftplug.frames import Id
 from raftplug.testing.simulation.disk import flipped
 from raftplug.testing.simulation.part import Part
@@ -46,7 +46,8 @@ class Messages(Part):
         def say(target: Id, kind: int, body: bytes) -> None:
             if kind == PIECE:
                 self.world.invariants.check_given(process, body)
-            if not has_faults or self.world.quiet:
+            # A request that was refused must not be executed later: that it arrives once, its frame's number sees to.
+            if not has_faults or self.world.quiet or kind == REQUEST:
                 send(target, kind, body)
                 return
             chance, faults, election = self.random, self.plan.faults, kind in (VOTE, VOTE_RESPONSE, SNAPSHOT)
