@@ -45,7 +45,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from copy import copy
 from typing import Any, NamedTuple
 
 from raftplug import core as cores
@@ -61,6 +60,18 @@ from raftplug.constants import (
     VOTE,
     VOTE_RESPONSE,
 )
+
+
+
+def copy(thing: Any) -> Any:
+    """Another object with the same attributes: those of the core refuse `copy.copy`, since they would share parts."""
+    made = object.__new__(type(thing))
+    for each in type(thing).__mro__:
+        for name in getattr(each, "__slots__", ()):
+            slot = each.__dict__[name]
+            slot.__set__(made, slot.__get__(thing))
+    return made
+
 
 NODES = (1, 2, 3)
 MAJORITY = 2

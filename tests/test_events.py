@@ -282,7 +282,7 @@ def test_snapshots_members_divergence_and_slowness_are_told_over_a_real_server(
 
         def apply_transition(self, transition: Any) -> Any:
             if transition == "slow" and self.wrong:
-                time.sleep(0.05)
+                time.sleep(0.2)  # More than half a heartbeat: it would hold up the loop.
             self.total += 1 + (transition == "wrong" and self.wrong)
             return self.total
 

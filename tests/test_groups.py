@@ -499,9 +499,9 @@ def test_a_group_can_be_founded_in_a_used_directory(server: EmbeddedServer, tmp_
     ("options", "text"),
     [
         ({"groups": {}}, "of one group at least"),
-        ({"groups": {"a": Adder()}, "machine": "kv"}, "give the state machine of each group there"),
+        ({"groups": {"a": Adder()}, "machine": "kv"}, "give the state machine of each group in groups="),
         ({"groups": {"a b": Adder()}}, "group 'a b' cannot be"),
-        ({}, "either a state machine or"),
+        ({}, "give either state_machine=, a state machine, or machine="),
     ],
 )
 def test_groups_that_cannot_be_are_refused_at_once(tmp_path: Path, options: dict[str, Any], text: str) -> None:
