@@ -62,7 +62,6 @@ from raftplug.constants import (
 )
 
 
-
 def copy(thing: Any) -> Any:
     """Another object with the same attributes: those of the core refuse `copy.copy`, since they would share parts."""
     made = object.__new__(type(thing))

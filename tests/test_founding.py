@@ -377,3 +377,18 @@ def test_a_removed_member_that_comes_back_on_a_new_disk_has_lost_nothing(core: A
     change(world, "add", "n3")
     world.until(lambda: settled(world) and "n3" in world.raft(world.elect()).configuration.voters)
     world.until(lambda: world.machines["n3"].value == 5)
+
+
+def test_a_client_goes_on_with_a_cluster_that_was_recovered(core: Any) -> None:
+    """`Simulation(6, operations=1_050)`: clients of before asked for ever."""
+    world = World(core)
+    world.founded()
+    client = world.client()
+    assert world.result(world.ask(client, {"add": 1})) == 1
+    del world.nodes["n2"], world.nodes["n3"]
+    world.restart("n1")
+    write, _ = sole_voter(world.storages["n1"], GROUP, "n1")
+    commit(world.storages["n1"], [write])
+    world.restart("n1")
+    assert world.result(world.ask(client, {"add": 1})) == 2
+    assert client._sender.cluster == world.id("n1")

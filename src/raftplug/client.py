@@ -228,7 +228,7 @@ class ClientLoop:
         self._look_at = now + _LOOK_US
         clusters: dict[tuple[bytes, bytes], dict[Id, Any]] = {}  # By names and id.
         lives: dict[Id, int] = {}
-        replaced: set[bytes] = set()
+        replaced: dict[bytes, tuple[bytes, bytes]] = {}  # By what a cluster that was recovered goes on.
         at: dict[tuple[bytes, bytes], float] = {}
         announced: dict[tuple[bytes, bytes, Id], float] = {}
         strangers = False
@@ -242,7 +242,8 @@ class ClientLoop:
                 clusters.setdefault(key, {})[known.id] = known.leader
                 at[key] = max(at.get(key, known.when_ms), known.when_ms)
                 announced[*key, known.id] = known.when_ms
-                replaced.update(known.replaces[start : start + 16] for start in range(0, len(known.replaces), 16))
+                for start in range(0, len(known.replaces), 16):
+                    replaced[known.replaces[start : start + 16]] = key
         clusters = {key: nodes for key, nodes in clusters.items() if not key[1] or key[1] not in replaced}
         self._conflict = self._gone = None
         if strangers and not clusters:
@@ -252,6 +253,8 @@ class ClientLoop:
             else:
                 self._gone = other_key(self._group, self._keys)
             return
+        if self._founded and self._sender.cluster in replaced:
+            self._bind(*replaced[self._sender.cluster])
         if not self._founded:
             newest = max(at.values(), default=0.0)
             alive = sorted(key for key in clusters if newest - at[key] <= _DEAD_MS)

@@ -62,6 +62,8 @@ class DirectoryFaults(Kind):
         if self.random.random() < 0.5:  # Who knows least of what the others may have begun.
             survivor = min(fitting, key=lambda each: each.disk.term)
         self.world.fault("lose_quorum", survivor.id)
+        for client in self.world.clients:  # They speak to the cluster that they found when they began.
+            client.crash()
         before = survivor.disk.members().members()
         mistaken, nobody = self.random.choice([None, *self.plan.founders]), self.world.core.Configuration(())
         for each in self.world.processes.values():
