@@ -161,10 +161,14 @@ class Cluster:
                 core=core,
             )
             self._loops.append(loop)
+        for _ in IDS:
+            self._turn()  # They greet each other.
         for driver in self._loops[0].drivers.values():
             # The first node is the first to stand for election, everywhere.
             self._loops[0].call(driver.turn, driver.raft.deadline(), False)
         while not all(driver.raft.role == LEADER for driver in self._loops[0].drivers.values()):
+            self._turn()
+        while self._loops[0].cluster_id is None:
             self._turn()
 
     def driving(self, busy: list[int], times: int) -> Callable[[], float]:
