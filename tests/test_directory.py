@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -902,24 +903,49 @@ opened.commit([test_directory.Write("default", 7, None)])
         opened.close()
 
 
-def test_every_directory_that_a_founding_makes_is_synced_in_the_one_above_it(tmp_path: Path) -> None:
-    """A loss of power must not take the directory of a node that has voted."""
+PROGRAMS = {
+    "founding": "import test_directory as t; t.founded(path).close()",
+    "start_after_a_kill": "from raftplug.storage import SQLiteStorage; SQLiteStorage(path, 'n1').close()",
+    "backup": "import test_backup as t; t.written(path)",
+    "restore": "from raftplug.backup import restore; restore(path + '.backup', path, id='n1', peers=['n1'])",
+}
+
+
+@pytest.mark.parametrize("what", PROGRAMS)
+def test_what_gets_a_name_is_on_the_disk_before_and_its_name_is_afterwards(tmp_path: Path, what: str) -> None:
+    """A loss of power must take neither the directory of a node that has voted nor what is in a file."""
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed")
     path = tmp_path / "a" / "b" / "n1"
-    code = f"import sys; sys.path[:0] = {sys.path!r}; import test_directory as t; t.founded(t.Path({str(path)!r}))"
-    trace = ["strace", "-f", "-qq", "-y", "-o", str(tmp_path / "trace"), "-e", "trace=mkdir,rename,fsync,fdatasync"]
-    subprocess.run([*trace, sys.executable, "-c", code], check=True)
+    if what == "start_after_a_kill":
+        killed(path)
+    elif what != "founding":
+        path.parent.mkdir(parents=True)
+    if what == "restore":
+        written(Path(f"{path}.backup"))
+    code = f"import sys; sys.path[:0] = {sys.path!r}; path = {str(path)!r}; {PROGRAMS[what]}"
+    traced = "trace=mkdir,rename,fsync,fdatasync,write,pwrite64"
+    strace = ["strace", "-f", "-qq", "-y", "-s", "0", "-o", str(tmp_path / "trace"), "-e", traced]
+    subprocess.run([*strace, sys.executable, "-B", "-c", code], check=True)
     calls = (tmp_path / "trace").read_text().splitlines()
 
-    def at(text: str, after: int = -1) -> int:
-        found = [number for number, call in enumerate(calls) if number > after and text in call]
-        assert found, f"no {text} in {calls}"
-        return found[0]
+    def is_synced(place: str, among: list[str]) -> bool:
+        return any(f"<{place}>)" in each and "sync(" in each for each in among)
 
-    for made in (path, path.parent, path.parent.parent):
-        at(f"<{made.parent}>)", after=at(f'mkdir("{made}"'))
-    at(f"<{path}>)", after=at(f'"{path / NAME}.new", "{path / NAME}"'))
+    named = 0
+    for number, call in enumerate(calls):
+        made = re.search(r'(mkdir|rename)\("([^"]+)"(?:, "([^"]+)")?.*\) = 0', call)
+        if made is None or str(tmp_path) not in made[2]:
+            continue
+        named += 1
+        writes = [at for at in range(number) if re.search(rf"write(64)?\(\d+<{re.escape(made[2])}>", calls[at])]
+        assert not writes or is_synced(made[2], calls[writes[-1] : number]), call
+        # Its name: before anything is written to what has it, or into it.
+        name, later = made[3] or made[2], calls[number + 1 :]
+        own = re.compile(rf"write(64)?\(\d+<{re.escape(name)}(-wal|/[^>]*)?>")
+        first = next((at for at, each in enumerate(later) if own.search(each)), len(later))
+        assert is_synced(os.path.dirname(name), later[:first]), call
+    assert named == {"founding": 4, "start_after_a_kill": 2, "backup": 1, "restore": 3}[what]
 
 
 # -------------------------------------------------------------------------------------------------- a disk that fails

@@ -485,6 +485,26 @@ def test_every_key_expires_by_itself(redis_server: EmbeddedServer, control: redi
     assert all(0 < seconds <= 600 for seconds in keys.values())
 
 
+def test_an_inbox_in_use_does_not_expire(
+    redis_server: EmbeddedServer, control: redis.Redis, open_streams: Open
+) -> None:
+    """However long it is in use over one connection: each minute of the owner's clock puts its end off."""
+    ahead = 0.0
+    streams = open_streams(redis_server.url, "n1", idle_s=0.02, clock=lambda: time.monotonic() + ahead)
+    wait_until(lambda: control.ttl(inbox("n1")) > 0, "there is an inbox", pump(streams))
+    connections = control.info("stats")["total_connections_received"]
+
+    def later() -> None:
+        nonlocal ahead
+        ahead += 0.5
+        streams.wait(0.01)
+
+    for _ in range(3):
+        control.expire(inbox("n1"), 50)
+        wait_until(lambda: control.ttl(inbox("n1")) > 500, "its end is put off", later)
+    assert control.info("stats")["total_connections_received"] == connections
+
+
 def test_a_message_to_a_dead_node_does_not_bring_its_inbox_back(
     redis_server: EmbeddedServer, control: redis.Redis, open_streams: Open
 ) -> None:

@@ -256,6 +256,15 @@ def test_compaction_keeps_the_straddling_row_and_what_no_snapshot_covers(disk: D
     assert log_of(stored).base_index == 5
 
 
+def test_compaction_drops_the_rows_that_the_same_write_brings(disk: Disk) -> None:
+    opened = disk.found()
+    block = block_of(1, [1] * 5, payload=lambda index: bytes(700_000))
+    check = log_of(Stored(1, None, None, [block], 1)).check_at(4)
+    opened.commit([Write(GROUP, 1, None, 1, block, **snapshot_of(4, 1, check, b"state"), compact=4)])
+    assert [number for _, number, _ in disk.all_rows("log")] == [5]
+    assert log_of(loaded(disk.open())).last_index == 5
+
+
 def test_compaction_up_to_the_end_leaves_no_row_and_the_log_goes_on(disk: Disk) -> None:
     opened = disk.found()
     opened.commit([Write(GROUP, 3, None, 1, block_of(1, [1, 3]))])
@@ -411,6 +420,7 @@ def test_the_lives_of_other_nodes_are_kept_until_others_take_their_place(disk: D
     assert opened.heard == ()
     first, second = Heard("n2", CLUSTER, 7, 8), Heard(3, b"another sixteen ", 1, 2**63 - 1)
     opened.commit([Write(GROUP, 1, None)], [first])
+    assert list(opened.heard) == [first]
     opened.commit([], [first, second])
     opened.commit([Write(GROUP, 2, None)])
     assert list(disk.open().heard) == [first, second]
@@ -656,6 +666,109 @@ def test_a_row_older_than_the_rest_is_found(disk: Disk, table: str) -> None:
         read_all(disk.open())
 
 
+def test_an_old_last_entry_in_the_place_of_the_newest_is_found(disk: Disk) -> None:
+    """Of the same index, and it follows on the one before: only its chain value is not the one that was committed."""
+    opened = disk.found()
+    blocks = block_of(1, [1, 1])
+    first = len(block_of(1, [1]))
+    opened.commit([Write(GROUP, 1, None, 1, blocks[:first])])
+    opened.commit([Write(GROUP, 1, None, 2, blocks[first:])])
+    older = disk.all_rows("log")[-1]
+    before = log_of(loaded(disk.open())).check_at(1)
+    assert disk.now is not None
+    disk.now.commit([Write(GROUP, 2, None, 2, block_of(2, [2], before))])
+    disk.tamper(Put("log", *older))
+    with pytest.raises(errors.Corrupt):
+        loaded(disk.open())
+
+
+def test_a_log_that_is_gone_as_a_whole_is_found(disk: Disk) -> None:
+    disk.found().commit([Write(GROUP, 1, None, 1, block_of(1, [1, 1]))])
+    ((name, number, _),) = disk.all_rows("log")
+    disk.tamper(Delete("log", name, number, number))
+    with pytest.raises(errors.Corrupt):
+        loaded(disk.open())
+
+
+def sealed(table: str, number: int, body: bytes) -> Put:
+    """A row that fits its place, whatever it says."""
+    place = crc32(f"{table}/{GROUP}/{number}".encode())
+    return Put(table, GROUP, number, struct.pack("<I", crc32(body, place)) + body)
+
+
+def changed_state(disk: Disk, **fields: Any) -> Put:
+    """The state row, with other fields."""
+    ((_, _, value),) = disk.all_rows("state")
+    state = dict(zip(("term", "vote", "last", "check", "base", "base_check"), msgpack.unpackb(value[4:]), strict=True))
+    return sealed("state", 0, msgpack.packb(list({**state, **fields}.values())))
+
+
+def compacted(disk: Disk) -> None:
+    """All of the log is covered by the snapshot, and gone."""
+    filled(disk)
+    opened = disk.open()
+    check = log_of(loaded(opened)).check_at(6)
+    opened.commit([Write(GROUP, 3, "n1", **snapshot_of(6, 3, check, b"the end", 1), compact=6)])
+
+
+def test_a_log_whose_last_term_is_above_the_current_one_is_found(disk: Disk) -> None:
+    filled(disk)
+    disk.tamper(changed_state(disk, term=2))
+    with pytest.raises(errors.Corrupt):
+        loaded(disk.open())
+
+
+def test_a_snapshot_whose_term_is_above_the_current_one_is_found(disk: Disk) -> None:
+    compacted(disk)
+    disk.tamper(changed_state(disk, term=2))
+    with pytest.raises(errors.Corrupt):
+        loaded(disk.open())
+
+
+def test_terms_that_fall_along_the_log_are_found(disk: Disk) -> None:
+    disk.found().commit([Write(GROUP, 2, None, 1, block_of(1, [2, 2]))])
+    falling = block_of(1, [2, 1])
+    (check,) = struct.unpack_from("<I", falling, len(block_of(1, [2])) + 21)
+    disk.tamper(Put("log", GROUP, 1, falling), changed_state(disk, check=check))
+    with pytest.raises(errors.Corrupt):
+        loaded(disk.open())
+
+
+def test_a_snapshot_that_ends_with_another_entry_than_the_log_has_there_is_found(disk: Disk) -> None:
+    filled(disk)
+    ((_, _, value),) = disk.all_rows("snapshot")
+    body = bytearray(value[4:])
+    struct.pack_into("<I", body, 16, 5)
+    disk.tamper(sealed("snapshot", 0, bytes(body)), changed_state(disk, base_check=5))
+    with pytest.raises(errors.Corrupt):
+        loaded(disk.open())
+
+
+def test_a_snapshot_of_the_same_index_that_is_not_the_committed_one_is_found(disk: Disk) -> None:
+    compacted(disk)
+    disk.tamper(changed_state(disk, base_check=5, check=5))
+    with pytest.raises(errors.Corrupt):
+        loaded(disk.open())
+
+
+def test_a_snapshot_that_lacks_its_last_piece_is_found_before_it_is_read(disk: Disk) -> None:
+    filled(disk)
+    name, number, _ = disk.all_rows("piece")[-1]
+    disk.tamper(Delete("piece", name, number, number))
+    with pytest.raises(errors.Corrupt):
+        loaded(disk.open())
+
+
+def test_what_is_loaded_is_what_is_stored_and_not_what_was_remembered() -> None:
+    rows = MemoryRows()
+    opened = RecordStorage(rows, "n1", cluster=CLUSTER, bootstrap=True)
+    opened.create(GROUP, b"configuration")
+    opened.commit([Write(GROUP, 1, None, 1, block_of(1, [1]))])
+    rows.apply([Put("state", GROUP, 0, b"damaged")])
+    with pytest.raises(errors.Corrupt):
+        loaded(opened)
+
+
 def damaged_files() -> dict[str, Callable[[Path], None]]:
     def other_program(path: Path) -> None:
         path.unlink()
@@ -722,7 +835,8 @@ def test_identity_is_durable_and_each_opening_is_another(disk: Disk) -> None:
     assert first.nonce != second.nonce
     assert len(first.storage) == 16
     assert 0 <= second.nonce < 1 << 63
-    assert disk.open(cluster=None).identity.cluster == CLUSTER
+    third = disk.open(cluster=None).identity
+    assert (third.cluster, third.past) == (CLUSTER, (first.nonce, second.nonce))
     assert isinstance(second, Identity)
 
 

@@ -159,7 +159,7 @@ MUTANTS = (
         "Directory.make",
         "sync(os.path.dirname(path))",
         "pass",
-        tests=(_TESTS + "every_directory_that_a_founding_makes_is_synced_in_the_one_above_it",),
+        tests=(_TESTS + "what_gets_a_name_is_on_the_disk_before_and_its_name_is_afterwards[founding]",),
     ),
     Mutant(
         "a copy without room stays",
