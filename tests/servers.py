@@ -17,6 +17,22 @@ import pytest
 import redis
 
 from raftplug.embedded import EmbeddedServer
+from raftplug.state_machine import StateMachine
+
+
+class Sum(StateMachine):
+    """Adds up whole numbers; a query, whatever it is, gives the sum."""
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def apply_transition(self, transition: Any) -> int:
+        self.value += transition
+        return self.value
+
+    def query(self, request: Any) -> int:
+        return self.value
+
 
 BINARIES = [
     pytest.param(None, id="valkey"),

@@ -140,14 +140,19 @@ def test_a_founder_that_was_down_at_the_founding_learns_the_id(core: Any) -> Non
     world.until(lambda: world.machines[late].value == 3)
 
 
-def test_a_founder_that_knows_no_id_makes_a_quorum_with_one_that_does(core: Any) -> None:
+def with_a_late_founder(core: Any) -> tuple[World, bytes, str, str]:
+    """A cluster of which only a node that knows the id and a founder that does not are there: their ids come last."""
     world = World(core)
-    late = IDS[-1]
+    first, second, late = IDS
     world.cut = {late}
     founded = world.founded()
-    first, second = (id for id in IDS if id != late)
     world.add(3)
     world.cut = {second}
+    return world, founded, first, late
+
+
+def test_a_founder_that_knows_no_id_makes_a_quorum_with_one_that_does(core: Any) -> None:
+    world, founded, first, late = with_a_late_founder(core)
     for node in (first, late):
         world.restart(node)
     assert world.id(late) is None and world.id(first) == founded
@@ -158,13 +163,7 @@ def test_a_founder_that_knows_no_id_makes_a_quorum_with_one_that_does(core: Any)
 
 def test_a_founder_that_knows_no_id_hears_a_node_that_knows_it_again_after_its_restart(core: Any) -> None:
     """`tests/mutation_gate.py`, seed 15 of three nodes: the two were there, and never elected."""
-    world = World(core)
-    late = IDS[-1]
-    world.cut = {late}
-    founded = world.founded()
-    first, second = (id for id in IDS if id != late)
-    world.add(3)
-    world.cut = {second}
+    world, founded, first, late = with_a_late_founder(core)
     world.restart(first)
     world.restart(late)
     world.until(lambda: world.nodes[late]._founding.id_for(first) == founded)

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import servers
 from processes import raftplug as run
 from processes import refused, succeeded
-from servers import wait_until
+from servers import Sum, wait_until
 
 valkey_server = servers.valkey_server
 OLD, NEW = "the-old-key-of-this-cluster", b"\x00the new key of this cluster "
@@ -39,18 +39,6 @@ GROUP, KIND = 7, 1
 @pytest.fixture(autouse=True)
 def no_key_around(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
-
-
-class Sum(raftplug.StateMachine):
-    def __init__(self) -> None:
-        self.value = 0
-
-    def apply_transition(self, transition: Any) -> int:
-        self.value += transition
-        return self.value
-
-    def query(self, request: Any) -> int:
-        return self.value
 
 
 Start = Callable[..., raftplug.Node]

@@ -39,21 +39,10 @@ start_server = servers.start_server
 http_server = servers.http_server
 start_redis_cluster = servers.start_redis_cluster
 wait_until = servers.wait_until
+Sum = servers.Sum
 
 KEY = "the-key-of-these-tests"
 PEERS = ("n1", "n2", "n3")
-
-
-class Sum(raftplug.StateMachine):
-    def __init__(self) -> None:
-        self.value = 0
-
-    def apply_transition(self, transition: Any) -> int:
-        self.value += transition
-        return self.value
-
-    def query(self, request: Any) -> int:
-        return self.value
 
 
 Start = Callable[..., raftplug.Node]
@@ -216,35 +205,25 @@ def test_a_node_that_is_started_again_is_taken_for_no_second_one(start: Start, v
 ADMIN = "admin-s3cret"
 
 
+# What makes a server refuse what nodes and clients do, and what undoes that.
+REFUSALS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "full": (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0")),
+    "read-only": (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE")),
+    "password": (("CONFIG", "SET", "requirepass", "s3cret"), ("CONFIG", "SET", "requirepass", "")),
+    "rights": (("ACL", "SETUSER", "default", "-xadd"), ("ACL", "SETUSER", "default", "+@all")),
+    "clients": (("CONFIG", "SET", "maxclients", "1"), ("CONFIG", "SET", "maxclients", "1000")),
+}
+
+
 def restrict(control: Any, what: str) -> None:
     """Have the server refuse what nodes and clients do; all that they open from now on meets it."""
-    match what:
-        case "full":
-            control.config_set("maxmemory", "1")
-        case "read-only":
-            control.execute_command("REPLICAOF", "127.0.0.1", "1")
-        case "password":
-            control.config_set("requirepass", "s3cret")
-        case "rights":
-            control.execute_command("ACL", "SETUSER", "default", "-xadd")
-        case "clients":
-            control.config_set("maxclients", "1")
+    control.execute_command(*REFUSALS[what][0])
     for kind in ("normal", "replica"):
         control.client_kill_filter(_type=kind, skipme=True)
 
 
 def allow(control: Any, what: str) -> None:
-    match what:
-        case "full":
-            control.config_set("maxmemory", "0")
-        case "read-only":
-            control.execute_command("REPLICAOF", "NO", "ONE")
-        case "password":
-            control.config_set("requirepass", "")
-        case "rights":
-            control.execute_command("ACL", "SETUSER", "default", "+@all")
-        case "clients":
-            control.config_set("maxclients", "1000")
+    control.execute_command(*REFUSALS[what][1])
 
 
 WHAT = {

@@ -68,7 +68,7 @@ class Applier:
         clock: monotonic time in µs.
         noop_transition: what the machine is given for a leader's no-op; None gives it nothing.
         core: the namespace of one of the two cores; None is the one that was chosen for this process.
-        pace: is told what the machine did, and measures it.
+        pace: measures what the machine does.
 
     Attributes:
         applied: index of the last entry that the state holds.
@@ -123,7 +123,7 @@ class Applier:
             entries: kind, term and payload of each.
             until: microseconds; what is left is not touched.
             tell: whether the machine, or an observer, wants to know of each.
-            wanted: whether somebody in this process waits for the result of any that belongs to no session.
+            wanted: whether a caller in this process waits for the result of an entry that belongs to no session.
 
         Raises:
             BaseException: the replica must stop, see `results`; MachineFailed where `apply_batch` failed.
@@ -474,7 +474,7 @@ def _noticing(pieces: Iterator[bytes], damage: list[RaftplugError]) -> Iterator[
 
 
 def _unwanted(value: Any) -> Outcome:
-    """Nobody waits for the result, nor will anybody ask for it."""
+    """No caller waits for the result, and none asks for it later."""
     return _DONE
 
 

@@ -359,7 +359,7 @@ class ClientLoop:
         self._lives[frame.source] = frame.nonce
         for item in frame.items:
             if item.kind == RENEW:
-                self._sender.boot = max(self._sender.boot, boot_to_use(item.body, self._sender) or 0)
+                self._sender.boot = boot_to_use(item.body, self._sender)
             if item.kind == PIECE and item.group == self._number:
                 for download in self._downloads:
                     download.take(frame.source, item.body, self._now)
@@ -690,7 +690,7 @@ class Client(forks.OfOneProcess):
             leader: Id
             leader, term, transfers = self._submit(self._loop.ask, _left(until), "leadership", []).result()
             if leader == to or (first is not None and first != leader and to is None):
-                return leader  # An earlier attempt of ours did that, or another's.
+                return leader  # An earlier attempt did that, or another client.
             try:
                 target: Id = self._submit(self._loop.ask, _left(until), "transfer", [to, term, transfers]).result()
                 return target

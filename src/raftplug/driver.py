@@ -558,15 +558,14 @@ class Driver:
         """When the next turn is due if nothing happens: microseconds."""
         if self._again or self._is_unverified() or (self._then is None and self._has_work()):
             return 0
-        pin_at = _NEVER
-        if self.raft.role == LEADER and self._is_founding() and self._pin_at() > self.raft.now:
-            pin_at = self._pin_at()
+        founding = self._is_founding()
+        pin_at = self._pin_at() if founding and self.raft.role == LEADER else _NEVER
         return min(
-            pin_at,
+            pin_at if pin_at > self.raft.now else _NEVER,
             int(self.raft.deadline()),
             self.requester.deadline(),
             self._next_expiry,
-            self._moving_until if self._waiting and not self._is_founding() else _NEVER,
+            self._moving_until if self._waiting and not founding else _NEVER,
             self._notices_at,
             self._digests.deadline(),
             self.snapshots.deadline(),
@@ -712,8 +711,8 @@ class Driver:
         now, founding = self.raft.configuration, self._founding
         if self._storage is None or self.raft.role != LEADER:
             return False
-        fixes = founding is not None and self.group == founding.group and not now.cluster
-        if not fixes and {self.id, *self._heard_storages} <= now.storages.keys():
+        fixes = not now.cluster and founding is not None and self.group == founding.group
+        if not fixes and self.id in now.storages and self._heard_storages.keys() <= now.storages.keys():
             return False
         members, cluster = now.members(), now.cluster
         known = {self.id: self._storage, **self._heard_storages, **now.storages}

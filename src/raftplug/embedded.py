@@ -73,7 +73,7 @@ class EmbeddedServer(OfOneProcess):
     def forked(self) -> None:
         """In a child: refuse from now on, and do not hold open the pipes by which our parent's end is noticed."""
         if self._watchdog is None:
-            return  # It was not started: whoever starts it owns it.
+            return  # It was not started: the process that starts it owns it.
         super().forked()
         for shell in (self._watchdog, self._process):
             if shell is not None and shell.stdin is not None:

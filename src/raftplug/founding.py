@@ -5,8 +5,8 @@ have equal names, on two Redis servers or one after the other.  So the first lea
 data directories fixes the *cluster id*, a digest of the names and of those directories.  A node that has seen this
 entry committed sends every frame with the id, and refuses every frame with another one.
 
-A node that does not know the id yet (a founder, or a node that joins) believes a process only if that process names the
-random nonce of ours, in a *greeting*.  A frame that was recorded before this process started names no such nonce.
+A node that does not know the id yet (a founder, or a node that joins) believes a process only if that process names
+this one's random nonce, in a *greeting*.  A frame that was recorded before this process started names no such nonce.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class _Callback:
-    """A registered callable.  It compares by identity, so that removing it runs nobody's `__eq__`.
+    """A registered callable.  It compares by identity, so that removing it runs no `__eq__` of a caller.
 
     Args:
         call: is given the future.

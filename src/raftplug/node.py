@@ -160,7 +160,6 @@ class NodeLoop:
         self._keys = keys
         key = keys[0] if keys else None
         self._founding = Founding(identity.cluster, identity.founded, min(storage.groups(), default=""), identity.nonce)
-        self._cluster_known = self._founding.id is not None
         self._sender = Sender(identity.node, identity.founded, identity.storage, identity.boot, identity.nonce, key)
         self.calls = self.core.Calls(clock, cluster.wake, self._run_calls)
         """What other threads want."""
@@ -308,7 +307,7 @@ class NodeLoop:
                 self._leaderless += (driver.leader is None) - (self._leaders[name] is None)
                 self._leaders[name] = driver.leader
                 self._news = True
-        if not self._cluster_known and self._founding.id is not None:
+        if self._founding.id is not None and self._sender.cluster == NO_CLUSTER:
             self._learn_cluster(self._founding.id)
         if not may_write:
             self._unwritten.update(busy)
@@ -497,7 +496,7 @@ class NodeLoop:
 
     def _learn_cluster(self, id: bytes) -> None:
         """From now on every frame carries the cluster's id, and any other is refused; the disk remembers it."""
-        self._cluster_known = self._news = self._senders.unkept = True
+        self._news = self._senders.unkept = True
         self._announced_at = -_ANNOUNCE_MANY_US  # At once: clients wait for it.
         self._sender.cluster = id
         self._storage.found(id)
@@ -678,7 +677,7 @@ class NodeLoop:
                 self._introduced.add(target)
                 items.insert(0, (NO_GROUP, LIVES, tell_lives(self._identity)))
             cluster: bytes | None = None
-            if not self._cluster_known:
+            if self._sender.cluster == NO_CLUSTER:
                 cluster = self._founding.id_for(target)
                 if target in self._lives and not is_client(target):
                     items.insert(0, (NO_GROUP, GREETING, greeting(self._lives[target])))

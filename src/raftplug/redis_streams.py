@@ -723,12 +723,12 @@ class RedisStreams(Cluster):
         self._mark(slot, _MADE)
 
     def _mark(self, slot: _Slot, kind: int) -> None:
-        """Add to the inbox that this process reads it, so that another one that does so, too, is told."""
+        """Add to the inbox that this process reads it, so that another process that reads it, too, finds the mark."""
         words = (b"XADD", self._inbox, b"MAXLEN", b"~", b"%d" % _LARGE, b"*", b"o", self._token)
         self._command(slot, kind, self._inbox, *words)
 
     def _may_make_again(self, key: bytes, text: str, now: float) -> bool:
-        """Whether a stream that holds an id of the far future may be made again now; it is told."""
+        """Whether a stream that holds an id of the far future may be made again now; a log line says so."""
         if now < self._again_at.get(key, 0.0):
             return False
         self._again_at[key] = now + _AGAIN_S

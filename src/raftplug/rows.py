@@ -381,7 +381,7 @@ class SQLiteRows(Transactional):
                 self._transact(writer, changes, *more)
         finally:
             if directory is not None:
-                directory.note()  # Nor does it count when it went into files that nobody will find.
+                directory.note()  # Nor does it count when it went into files that no later start finds.
 
     def _transact(self, writer: sqlite3.Connection, changes: Sequence[Put | Delete], *more: str) -> None:
         execute = writer.execute

@@ -158,12 +158,13 @@ def boot_wanted(identity: Identity, body: bytes) -> int | None:
     return int(_BOOT.unpack_from(body, len(own))[0]) if body.startswith(own) else None
 
 
-def boot_to_use(body: bytes, sender: Sender) -> int | None:
-    """The boot that a node asks a client to count from now on; None if it asks another client, or makes no sense.
+def boot_to_use(body: bytes, sender: Sender) -> int:
+    """The boot that a client counts from now on, after a node asked it to count further; never below the present one.
 
     The client's requests go out again by themselves.
     """
-    if len(body) != _RENEWAL.size:
-        return None
-    nonce, boot = _RENEWAL.unpack(body)
-    return boot if nonce == sender.nonce and boot <= sender.boot + _BOOTS_AHEAD else None
+    if len(body) == _RENEWAL.size:
+        nonce, boot = _RENEWAL.unpack(body)
+        if nonce == sender.nonce and sender.boot < boot <= sender.boot + _BOOTS_AHEAD:
+            return int(boot)
+    return sender.boot

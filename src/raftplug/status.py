@@ -133,7 +133,7 @@ def merge_status(
     Args:
         group: the group's name.
         rows: what each node said of itself, by its id.
-        silent: who was asked and said nothing; such a node is shown if it is a voter, or if nobody answered at all.
+        silent: who was asked and said nothing; such a node is shown if it is a voter, or if no node answered.
         ages_ms: how long ago each node announced itself, where that is known.
         problems: of the client's own transport: perhaps why nothing is heard of those that are silent.
     """
@@ -172,7 +172,7 @@ def merge_status(
         if notes := _texts(row, "notes"):
             shown["notes"] = notes
         nodes.append(shown)
-    # A node that another one hears is there, whoever else does not hear it.
+    # A node that one other hears is there, even if the rest do not hear it.
     reachable = sum(id in rows or bool(_witnesses(rows, id)[0]) for id in voters) if voters or not rows else None
     return {
         "group": group,

@@ -691,7 +691,7 @@ class RecordStorage(Storage):
         starts: list[int] = []
         for slot, low, high in write.discard:
             changes.append(Delete("piece", group, slot * _SLOT + low, slot * _SLOT + high - 1))
-            if not low and slot == self._incoming_slot(group):  # Nothing of it is left, and nobody fetches it.
+            if not low and slot == self._incoming_slot(group):  # Nothing of it is left, and no fetch goes on.
                 changes.append(Delete("snapshot", group, _INCOMING, _INCOMING))
         for slot, number, data in write.pieces:
             changes.append(self._sealed("piece", group, data, slot * _SLOT + number))

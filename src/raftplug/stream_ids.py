@@ -14,7 +14,7 @@ class Cursor:
     """Up to where a stream was read.
 
     A server that lost its data, or a successor whose clock is slower, gives new entries ids below the cursor, and an
-    XREAD then returns nothing, silently, for ever: so whoever reads compares now and then with the stream's last id.
+    XREAD then returns nothing, silently, for ever: so a reader compares now and then with the stream's last id.
     """
 
     def __init__(self, id: bytes | None = None) -> None:

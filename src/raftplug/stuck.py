@@ -1,7 +1,7 @@
-"""A leader that stands still lets another one lead: its disk hangs, or its state machine does not come back.
+"""A leader that makes no progress lets another one lead: its disk hangs, or its state machine does not come back.
 
 A slow disk or machine costs no election, so this waits for long.  What is stuck may be so on every replica (a
-transition without an end): then handing over helps nobody, so the wait doubles with each time.
+transition without an end): then handing over does not help, so the wait doubles with each time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from raftplug.frames import Id
 from raftplug.settings import Settings
 
 TIMEOUTS: Final = 8
-"""Election timeouts that a leader stands still before it gives up leadership for the first time."""
+"""Election timeouts without progress before a leader gives up leadership for the first time."""
 
 
 class Stuck:

@@ -103,7 +103,7 @@ class Answers(Part):
         process.wake()
 
     def check_state(self, who: Id, driver: Any, answer: Any) -> None:
-        """Whoever is known to have diverged shows nothing of that state to its own callers any more."""
+        """A replica that is known to have diverged shows nothing of that state to its own callers."""
         if is_wrong(answer) and driver.diverged is not None:
             self.world.raise_soon(Violation(f"divergence: {who} answers out of a state that it knows to be wrong"))
 

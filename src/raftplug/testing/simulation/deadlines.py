@@ -1,4 +1,4 @@
-"""Nobody waits for ever: each future ends by its deadline, at the latest in the first turn that follows it."""
+"""No caller waits for ever: each future ends by its deadline, at the latest in the first turn that follows it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from raftplug.testing.simulation.report import Violation
 
 
 class Deadlines:
-    """The futures for which somebody waits in one life of a process, or of a client.
+    """The futures for which a caller waits in one life of a process, or of a client.
 
     Args:
         id: whose.
@@ -22,7 +22,7 @@ class Deadlines:
         self._awaited: list[tuple[int, int, str, Future]] = []
 
     def add(self, what: str, future: Future, deadline: int) -> None:
-        """Somebody waits for `future`, in words `what`, until `deadline`, µs of the owner's clock."""
+        """A caller waits for `future`, in words `what`, until `deadline`, µs of the owner's clock."""
         self._number += 1
         heappush(self._awaited, (deadline, self._number, what, future))
 
@@ -41,5 +41,5 @@ class Deadlines:
                 raise Violation(f"no limbo: {what} on {self._id} has no answer, and that has stopped")
 
     def are_over(self) -> bool:
-        """Whether nobody waits any more."""
+        """Whether no caller waits any more."""
         return all(future.done() for _, _, _, future in self._awaited)

@@ -48,7 +48,7 @@ class Ledger(Part):
         self._names = 0
         self._histories: dict[int, int] = {0: 0}  # Of what was executed, by its number.
         self._outcomes: dict[int, Any] = {}  # Of each transition that was executed, by its id; in that order.
-        self._in_sessions: dict[int, bool] = {}  # Those in a session with a name: whether somebody heard of an outcome.
+        self._in_sessions: dict[int, bool] = {}  # Those in a session with a name: whether a caller got an outcome.
         self._again: set[int] = set()  # Those of them that were proposed by several calls.
         self._repeated: set[int] = set()  # Those of them that were executed again once their session had expired.
         self._calls: list[_Call] = []
@@ -65,7 +65,7 @@ class Ledger(Part):
         return plain.encode(named)
 
     def propose(self, who: Id, transition: dict[str, Any], future: Future, *, again: bool | None = None) -> None:
-        """Somebody proposes a transition that is named: see `_Call`.  In a session with a name, `again` is not None."""
+        """A caller proposes a transition that is named: see `_Call`.  In a session with a name, `again` is not None."""
         id, heard = transition["id"], self._in_sessions
         call = _Call(who, id, future)
         self._calls.append(call)

@@ -27,7 +27,7 @@ class Register(StateMachine):
     """The machine of the built-in workload: keys, and a checksum of everything that was ever applied.
 
     Args:
-        told: of each transition; None tells nobody.
+        told: of each transition; None tells none.
     """
 
     def __init__(self, told: Told | None = None) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class NamedClient(Client):
-    """Somebody outside the group who remembers, over restarts, what was asked for in the session.
+    """A client outside the group that remembers, over restarts, what was asked for in the session.
 
     A sequence is one transition, however often it is asked for; also what was answered is asked for again.  Once the
     session has expired, another name follows.

@@ -309,7 +309,7 @@ class Process(Part):
             self.world.after(restart_after, self.boot_if_down)
 
     def end(self, restart_after: int | None) -> None:
-        """Stop as a node does that is told to, or must: whoever waits for it is answered; then be gone."""
+        """Stop as a node does on request, or must: each caller that waits for it is answered; then be gone."""
         if self.node is not None:
             self.node.close()
             self.deadlines.check_closed()

@@ -1,4 +1,4 @@
-"""Nothing is left over: when nobody asks for anything any more, tables and queues are empty, disks hold what they name.
+"""Nothing is left over: when no caller asks any more, tables and queues are empty, disks hold what they name.
 
 This is looked at from outside, never by asking a node whether it is done; `deadlines` has seen to it that everybody was
 answered.
@@ -31,7 +31,7 @@ _NONE = ("making", "fetch", "fetched", "_previous", "_unwritten", "_writing")
 
 
 class Settled(Part):
-    """Waits until nobody waits, and looks at what is left."""
+    """Waits until no caller waits, and looks at what is left."""
 
     def reach(self, chosen: list[Process]) -> None:
         """The group has converged on these processes; who is no member may wait for ever to be one."""

@@ -32,12 +32,12 @@ class ProcessFaults(Kind):
             node.kill(self.down_for())
 
     def do_stop(self) -> None:
-        """As a node does that is told to stop: a leader hands over first, and has an election timeout for that."""
+        """As a node stops on request: a leader hands over first, and has an election timeout for that."""
         node = self.world.some_node()
         if node is None or node.node is None:
             return
         self.world.fault("stop", node.id)
-        if self.random.random() < 0.7:  # Somebody waits for it, or asks when it is about to go.
+        if self.random.random() < 0.7:  # A caller waits for it, or asks just before it stops.
             self.world.callers.burst(node)
             self.world.answers.probe(node)
         loop, driver, until = node.node, node.driver(), self.world.now + self.plan.settings.election_timeout_ms * MS

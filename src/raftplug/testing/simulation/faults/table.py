@@ -31,7 +31,7 @@ FAULTS: dict[str, str] = {
     "redis_rewind": "a successor of the Redis lacks an inbox's last entries, and its clock is behind",
     "old_inbox": "a process that starts reads again what its inbox still holds",
     "crash": "a process is killed; a write under way is lost",
-    "stop": "a process is stopped: a leader hands over, and whoever waits is answered",
+    "stop": "a process is stopped: a leader hands over, and each caller that waits is answered",
     "crash_after_sync": "a process is killed after a sync and before it heard of it",
     "crash_new_leader": "a leader is killed a moment after its election",
     "cut_off_new_leader": "a leader loses some of its links a moment after its election",
