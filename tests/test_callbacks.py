@@ -404,8 +404,27 @@ def test_a_start_that_is_cancelled_leaves_no_node_running(valkey_server: Embedde
 # -- signal handlers ---------------------------------------------------------------------------------------------------
 
 
+def test_a_signal_that_does_not_wake_the_main_thread_is_handled_while_that_waits(core: Any) -> None:
+    """Another thread receives it, as if it had come a moment before the main thread blocks."""
+    future, before = core.Future(), signal.signal(signal.SIGUSR1, lambda *_: future.set_result("handled"))
+
+    def receive() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+
+    thread = threading.Timer(0.05, receive)
+    try:
+        thread.start()
+        began = time.monotonic()
+        assert future.result(30) == "handled"
+        assert time.monotonic() - began < 20  # At the end of the wait it would be, too.
+    finally:
+        thread.join()
+        signal.signal(signal.SIGUSR1, before)
+
+
 def test_a_signal_handler_may_close_what_its_thread_iterates_over() -> None:
-    """The handler runs anywhere in the main thread, also where that holds a lock."""
+    """The handler runs anywhere in the main thread, also where that holds a lock, or is about to block."""
     current: list[Subscription] = []
     before = signal.signal(signal.SIGALRM, lambda *_: [each.close() for each in current])
     try:

@@ -32,6 +32,7 @@ from raftplug.forks import refusal
 _logger = logging.getLogger("raftplug")
 _registering = threading.RLock()  # Reentrant: a signal handler may wait while its thread registers.
 _LockType = type(threading.Lock())
+_SIGNAL_S: Final = 0.25  # For so long a signal handler may have to wait for the main thread.
 _FENCE: Final = not getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
@@ -264,10 +265,14 @@ class Future:
         lock = threading.Lock()
         lock.acquire()
         self._register(lock)
-        limit = -1.0 if timeout is None else min(timeout, threading.TIMEOUT_MAX)
+        limit = threading.TIMEOUT_MAX if timeout is None else min(timeout, threading.TIMEOUT_MAX)
         released = False
         try:
-            released = lock.acquire(timeout=limit)
+            # A signal just before the main thread blocks does not end the acquire: its handler runs once that returns.
+            while limit > _SIGNAL_S and threading.current_thread() is threading.main_thread() and not released:
+                limit -= _SIGNAL_S
+                released = lock.acquire(timeout=_SIGNAL_S)
+            released = released or lock.acquire(timeout=limit)
         finally:
             if not released:  # Else whoever did so has taken it out of the list.
                 self._forget(lock)

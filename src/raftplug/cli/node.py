@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("raftplug")
 _MOST_TOLD = 100  # A node of more groups would tell of nothing else.
+_SIGNAL_S: Final = 0.25
 _BACKOFF_S: Final = (0.2, 5.0)  # Between two looks for a Redis that is not there yet.
 _END: Final = {"is_end": True}  # Of the log record that says why the process ends, where that is no line of its own.
 
@@ -180,7 +181,12 @@ def _run_node(
     carried = f"group {node.group}" if len(machines) == 1 else f"{len(machines)} groups"
     _logger.info("node of %s, %s core, %s", carried, chosen.name, following)
     threads.start("raftplug-ended", _watch, node, wishes)
-    wishes.get()
+    # Not without a limit: the handler of a signal that comes just before this blocks runs only once it returns.
+    wished = False
+    while not wished:
+        with contextlib.suppress(queue.Empty):
+            wishes.get(timeout=_SIGNAL_S)
+            wished = True
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # A second Ctrl-C ends what hangs.
     node.stop()
     if isinstance(node.failure, Removed):
