@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from raftplug import constants
 from raftplug.settings import Settings
 from raftplug.testing.simulation import FAULTS
 
@@ -181,3 +182,43 @@ def test_the_table_of_features_names_what_exists() -> None:
         for name in re.findall(r"`Settings\.(\w+)`|`(max_\w+|keep_\w+)`", row[2]):
             field = "".join(name)
             assert field == "load" or field in Settings.__dataclass_fields__, field
+
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_contributing_names_every_module_and_nothing_that_is_not_there() -> None:
+    text = (ROOT / "docs" / "CONTRIBUTING.md").read_text().split("## Where things are")[1].split("\n## ")[0]
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("|")]
+    named = {path for row in rows for path in re.findall(r"`([^`]+)`", row)}
+    assert len(named) > 20
+    missing = [path for path in named if not (ROOT / path).exists() or (ROOT / path).is_dir() != path.endswith("/")]
+    assert not missing
+    folders = tuple(path for path in named if path.endswith("/"))
+    for module in [*SOURCE.rglob("*.py"), *SOURCE.rglob("*.py[ix]")]:
+        path = str(module.relative_to(ROOT))
+        assert path in named or path.startswith(folders), path
+
+
+def test_the_protocol_names_each_kind_and_code_by_its_number() -> None:
+    rows = (ROOT / "docs" / "protocol.md").read_text().splitlines()
+    found = [re.match(r"\| (\d+) (?:\| )?`([A-Z_]+)`", row) for row in rows]
+    named = {(match[2], int(match[1])) for match in found if match is not None}
+    assert named == {(name, vars(constants)[name]) for name, _ in named}
+    first, last = list(vars(constants)).index("NOOP"), list(vars(constants)).index("UNDELIVERABLE")
+    known = set(list(vars(constants))[first : last + 1]) - {"LAST_MESSAGE_KIND", "NO_GROUP"}
+    assert {name for name, _ in named} == known
+
+
+@pytest.mark.parametrize("page", ["concepts.md", "protocol.md"])
+def test_the_code_that_a_page_names_is_there(page: str) -> None:
+    names = set(re.findall(r"`([^`\s]+)`", (ROOT / "docs" / page).read_text()))
+    files = [path for path in SOURCE.rglob("*.py*") if path.suffix in (".py", ".pyx")]
+    texts = [path.read_text() for path in files]
+    for name in names:
+        if name.endswith((".py", ".pyx")):
+            assert any(str(path).endswith(f"/{name}") for path in files), name
+        elif match := re.fullmatch(r"([A-Z]\w+)\.(\w+)", name):
+            owner, member = re.compile(rf"^(cdef )?class {match[1]}\b", re.MULTILINE), match[2]
+            is_there = re.compile(rf"def {member}\b|\b{member}: |self\.{member} = ")
+            assert any(owner.search(text) and is_there.search(text) for text in texts), name
